@@ -1,0 +1,23 @@
+"""Where things are: the repository root, and relative paths resolved against it.
+
+Notebooks may run from any working directory (Jupyter starts a kernel in notebooks/, papermill in
+the caller's), so a relative path in a parameter always means "from the repository root".
+"""
+
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+SUITES = ROOT / "data" / "suites"
+NOTEBOOKS = ROOT / "notebooks"
+
+
+def resolve(path: str | Path) -> Path:
+    """Return `path` as an absolute path; relative ones start at the repository root."""
+    path = Path(path).expanduser()
+    return path if path.is_absolute() else ROOT / path
+
+
+def shown(path: str | Path) -> str:
+    """Return `path` for messages: relative to the repository root where it lies inside."""
+    path = Path(path)
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
