@@ -1,0 +1,104 @@
+"""What is scored, said once: a model, a training pool and a query set, and where the scores lie.
+
+Every notebook builds the same `Experiment` from its parameters. Its identity is declared (hashes,
+revisions, suite texts), so finished scores are found without the model and without the data.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import datasets
+
+from icprobe import data, store
+from icprobe import lm as language_model
+from icprobe.lm import LM
+from icprobe.store import ScoreStore
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A model, N training examples and M queries.
+
+    Attributes:
+        scores_dir: Folder of the score stores.
+        model: A model's name or folder, see `lm.load`.
+        train: Source of the training pool, see `data.load`.
+        queries: Source of the queries; the suite split "query" if it is a suite.
+        n_train: N, or None for the whole pool.
+        n_query: M, or None for all queries.
+        seed: Which examples are sampled.
+        dtype: The model's, see `lm.load`.
+        max_length: Most tokens of one example, see `lm.encode`.
+        train_columns: Column mapping of the pool, see `data.load`.
+        query_columns: The same for the queries.
+    """
+
+    scores_dir: str
+    model: str
+    train: str
+    queries: str
+    n_train: int | None = None
+    n_query: int | None = None
+    seed: int = 0
+    dtype: str = "float32"
+    max_length: int | None = None
+    train_columns: Mapping[str, str] | None = None
+    query_columns: Mapping[str, str] | None = None
+
+    @property
+    def _sources(self) -> dict[str, tuple]:
+        """The arguments of `data.load` for the pool and for the queries."""
+        return {
+            "train": (self.train, "train", self.n_train, self.seed, self.train_columns),
+            "queries": (self.queries, "query", self.n_query, self.seed, self.query_columns),
+        }
+
+    def load_data(self) -> tuple[datasets.Dataset, datasets.Dataset]:
+        """Load the training pool (N rows) and the queries (M rows).
+
+        Raises:
+            data.DataError: If the data are bad. A query that is also a training example is an error
+                in a suite and a warning in one's own data.
+        """
+        suites = data.is_suite(self.train) and data.is_suite(self.queries)
+        pool, queries = (data.load(*source) for source in self._sources.values())
+        data.check_disjoint(pool, queries, warn=not suites)
+        return pool, queries
+
+    def load_model(self) -> LM:
+        """Load the model."""
+        return language_model.load(self.model, self.dtype)
+
+    @cached_property
+    def identity(self) -> dict:
+        """Everything that determines the scores but the method's own options."""
+        return {
+            "model": language_model.identity(self.model, self.dtype),
+            "max_length": self.max_length,
+            **{name: data.identity(*source) for name, source in self._sources.items()},
+        }
+
+    def store(
+        self, method: str, train_ids: list[str], query_ids: list[str], options: dict, **settings
+    ) -> ScoreStore:
+        """Open the store of a method's scores; `options` are all that the method itself adds.
+
+        Args:
+            method: Such as "icp".
+            train_ids: Ids of the N rows.
+            query_ids: Ids of the M columns.
+            options: JSON-able options of the method that change its scores.
+            **settings: block_size, fresh, description; see `store.open`.
+        """
+        identity = {**self.identity, "options": options}
+        return store.open(self.scores_dir, method, identity, train_ids, query_ids, **settings)
+
+    def find(self, method: str, options: dict, made_by: str) -> ScoreStore:
+        """Find a method's finished scores; needs neither model nor data.
+
+        Raises:
+            store.ScoresNotFound: With what to run (`made_by`) and the nearest scores there are.
+        """
+        identity = {**self.identity, "options": options}
+        return store.find(self.scores_dir, method, identity, made_by)

@@ -1,0 +1,161 @@
+"""One style and every plot; each is saved as .png and .pdf with where it came from inside.
+
+Colours are Okabe and Ito's, which colour-blind readers can tell apart; differences around zero are
+shown on a scale from orange (hurts) to purple (helps), whose ends also differ in grey print.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from icprobe import __version__, paths
+
+BLUE, ORANGE, GREEN, PINK, GREY = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#555555"
+DIVERGING = "PuOr"
+
+STYLE = {
+    "figure.dpi": 100,
+    "savefig.dpi": 160,
+    "savefig.bbox": "tight",
+    "figure.constrained_layout.use": True,
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "legend.frameon": False,
+    "pdf.fonttype": 42,  # text in PDFs stays text
+}
+
+
+def save(figure: Figure, name: str, output_dir: str | Path, profile: str, seed: int) -> None:
+    """Save a figure as <output_dir>/<name>.png and .pdf, profile and seed in the metadata."""
+    folder = paths.resolve(output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    source = f"icprobe {__version__}, profile {profile}, seed {seed}"
+    figure.savefig(folder / f"{name}.png", metadata={"Title": name, "Description": source})
+    # without a date, the same numbers give the same file
+    pdf = {"Title": name, "Subject": source, "CreationDate": None}
+    figure.savefig(folder / f"{name}.pdf", metadata=pdf)
+
+
+def save_table(frame: pd.DataFrame, name: str, output_dir: str | Path) -> None:
+    """Save a table as <output_dir>/<name>.csv."""
+    folder = paths.resolve(output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    frame.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g")
+
+
+def gain_distribution(gain: np.ndarray, score: np.ndarray) -> Figure:
+    """Histograms of all gains [N, M] in nats and of the published score [N]."""
+    with mpl.rc_context(STYLE):
+        figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2))
+        # a few pairs gain tens of nats; the outer percent would flatten the rest
+        low, high = np.percentile(gain, [0.5, 99.5])
+        bins = np.histogram_bin_edges(gain[(gain >= low) & (gain <= high)], bins=60)
+        left.hist(np.clip(gain, low, high).ravel(), bins=bins, color=BLUE)
+        left.axvline(0, color="black", linewidth=1)
+        left.axvline(gain.mean(), color=ORANGE, linestyle="--", label=f"mean {gain.mean():+.2f}")
+        left.set(xlabel="gain (nats; outer 1 % in the end bins)", ylabel="pairs")
+        left.set_title("All pairs")
+        left.legend()
+        step = 1 / gain.shape[1]
+        right.hist(score, bins=np.arange(-step / 2, 1 + step, step), color=GREEN)
+        right.set(xlabel="published ICP score (share of queries helped)", ylabel="examples")
+        right.set_title(f"Training examples: {len(np.unique(score))} distinct scores")
+        right.set_xlim(max(0, score.min() - 0.05), 1)
+    return figure
+
+
+def task_heatmap(
+    scores: np.ndarray, train_tasks: Sequence[str], query_tasks: Sequence[str], label: str
+) -> Figure:
+    """Mean score [N, M] by training task (row) and query task (column); `label` has the unit."""
+    means = task_means(scores, train_tasks, query_tasks)
+    with mpl.rc_context(STYLE):
+        rows, columns = means.shape
+        figure, axes = plt.subplots(figsize=(2.6 + 0.62 * columns, 1.9 + 0.42 * rows))
+        # one task with huge gains would leave all others white
+        limit = max(np.percentile(np.abs(means), 95), 1e-9)
+        image = axes.imshow(means, cmap=DIVERGING, vmin=-limit, vmax=limit, aspect="auto")
+        for (i, j), value in np.ndenumerate(means.to_numpy()):
+            colour = "white" if abs(value) > 0.65 * limit else "black"
+            axes.text(j, i, f"{value:.1f}", ha="center", va="center", color=colour, fontsize=8)
+        axes.set_xticks(range(columns), means.columns, rotation=40, ha="right")
+        axes.set_yticks(range(rows), means.index)
+        axes.set(xlabel="task of the query", ylabel="task of the training example")
+        axes.spines[:].set_visible(False)
+        bar = figure.colorbar(image, extend="both", shrink=0.8)
+        bar.set_label(label)
+    return figure
+
+
+def task_means(
+    scores: np.ndarray, train_tasks: Sequence[str], query_tasks: Sequence[str]
+) -> pd.DataFrame:
+    """Mean of scores [N, M] by training task (rows) and query task (columns), as they come."""
+    frame = pd.DataFrame(scores, index=list(train_tasks), columns=list(query_tasks))
+    by_row = frame.groupby(level=0, sort=False).mean()
+    return by_row.T.groupby(level=0, sort=False).mean().T
+
+
+def neutral_control(gain: np.ndarray, neutral: np.ndarray, same_task: np.ndarray) -> Figure:
+    """Gain of each pair against its neutral control, all [N, M]: what is content, what is frame."""
+    with mpl.rc_context(STYLE):
+        figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6))
+        for chosen, colour, marker, name in (
+            (~same_task, GREY, ".", "other task"),
+            (same_task, ORANGE, "x", "same task"),
+        ):
+            left.scatter(
+                neutral[chosen],
+                gain[chosen],
+                s=9,
+                marker=marker,
+                alpha=0.4,
+                color=colour,
+                label=name,
+                linewidths=0.7,
+                rasterized=True,
+            )
+        ends = np.percentile(np.concatenate([neutral.ravel(), gain.ravel()]), [0.2, 99.8])
+        left.plot(ends, ends, color="black", linewidth=1)
+        left.set(xlim=ends, ylim=ends, xlabel="gain from a neutral text (nats)")
+        left.set_ylabel("gain from the demonstration (nats)")
+        left.set_title("Each pair; above the line the content helps")
+        left.legend(markerscale=2)
+        names = ["gain", "neutral", "difference"]
+        offset = {"same task": -0.15, "other task": 0.15}
+        for (name, shift), chosen, colour in zip(
+            offset.items(), (same_task, ~same_task), (ORANGE, GREY), strict=True
+        ):
+            if chosen.any():
+                values = [m[chosen].mean() for m in (gain, neutral, gain - neutral)]
+                right.bar(np.arange(3) + shift, values, 0.3, color=colour, label=name)
+        right.axhline(0, color="black", linewidth=1)
+        right.set_xticks(range(3), names)
+        right.set_ylabel("mean over pairs (nats)")
+        right.set_title("Content and frame")
+        right.legend()
+    return figure
+
+
+def length_against_score(tokens: np.ndarray, scores: dict[str, np.ndarray]) -> Figure:
+    """Tokens of each training example [N] against each of its scores [N], with Spearman's rho."""
+    from scipy.stats import spearmanr
+
+    with mpl.rc_context(STYLE):
+        figure, axes = plt.subplots(1, len(scores), figsize=(4.2 * len(scores), 3.2), squeeze=False)
+        for ax, (name, values), colour in zip(
+            axes[0], scores.items(), (GREEN, BLUE, PINK, ORANGE), strict=False
+        ):
+            rho = spearmanr(tokens, values).statistic
+            ax.scatter(tokens, values, s=14, alpha=0.6, color=colour)
+            ax.set(xlabel="tokens of the training example", ylabel=name)
+            ax.set_title(f"Spearman {rho:+.2f} (n = {len(tokens)})")
+    return figure

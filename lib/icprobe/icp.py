@@ -1,0 +1,282 @@
+"""In-context probing: put one training example into the prompt, see what the right answers gain.
+
+The context is the preamble (if any) and the separator, the demonstration's prompt and completion,
+and the separator; then come the query's prompt and completion. With l_ij the log-likelihood of
+completion j after demonstration i and l0_j the one without any context, the gain is
+
+    G_ij = l_ij - l0_j        [N, M], nats, positive = the training example helps
+
+and the published ICP score of example i is the share of queries that it helps, mean_j 1[G_ij > 0]
+(Jiao et al. 2025, after the "golden score" of Li et al. 2023).
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy.stats import spearmanr
+
+from icprobe import lm as language_model
+from icprobe import statistics
+from icprobe.experiment import Experiment
+from icprobe.lm import LM, Encoded
+
+PUBLISHED_PREAMBLE = "These examples may be helpful to answer the question"
+
+UNITS = "log-likelihood of the query's completion in nats, summed over its tokens"
+TEMPLATE_VERSION = 1  # raise it when the same text begins to give other token ids
+
+# an uninformative demonstration is cut from this text: fluent, but about nothing in particular
+NEUTRAL_TEXT = (
+    "This is a piece of text that was put here to fill some space. It goes on for a while and then "
+    "it ends, and nothing in it matters for what comes next. There is no need to remember any of "
+    "it. The words follow one another as words do, one line after the other, until there are "
+    "enough of them. "
+)
+
+
+def context(
+    lm: LM, demonstration: Encoded | None, preamble: str = "", separator: str = "\n\n"
+) -> tuple[int, ...]:
+    """Return the token ids that stand before a query's prompt.
+
+    Each part is followed by the separator; parts without tokens are left out, so an empty
+    demonstration without preamble is no context at all.
+    """
+    end = language_model.text_ids(lm, separator)
+    parts = [language_model.text_ids(lm, preamble), demonstration.ids if demonstration else ()]
+    return tuple(token for part in parts if part for token in (*part, *end))
+
+
+def log_likelihoods(
+    lm: LM,
+    queries: Iterable,
+    demonstrations: Iterable | None = None,
+    preamble: str = "",
+    separator: str = "\n\n",
+    max_length: int | None = None,
+) -> np.ndarray:
+    """Return log p(completion_j | demonstration_i, prompt_j): sums over completion tokens, nats.
+
+    Args:
+        lm: The model.
+        queries: M rows with id, prompt, completion (or encoded already).
+        demonstrations: N such rows; None for zero-shot, where no preamble stands either.
+        preamble: Text before the demonstration; the paper's is `PUBLISHED_PREAMBLE`.
+        separator: Text after the preamble and after the demonstration.
+        max_length: Most tokens of one example, see `lm.encode`.
+
+    Returns:
+        float32 [N, M], one row per demonstration in the order given; [M] when zero-shot.
+
+    Raises:
+        ValueError: If a completion would lose tokens, or a sequence is too long for the model.
+    """
+    encoded = language_model.encode(lm, queries, max_length)
+    if demonstrations is None:
+        return language_model.log_likelihoods(lm, encoded)[0]
+    shown = language_model.encode(lm, demonstrations, max_length)
+    contexts = [context(lm, demonstration, preamble, separator) for demonstration in shown]
+    return language_model.log_likelihoods(lm, encoded, contexts)
+
+
+def neutral_demonstrations(lm: LM, demonstrations: Sequence[Encoded]) -> list[Encoded]:
+    """Return an uninformative demonstration of the same number of tokens for each one given.
+
+    What a query gains from it comes from the frame (preamble, length, separators), not the content.
+    """
+    text = np.array(language_model.text_ids(lm, NEUTRAL_TEXT))
+    return [
+        Encoded(f"neutral-{len(d.ids)}", (), tuple(np.resize(text, len(d.ids)).tolist()))
+        for d in demonstrations
+    ]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What probing gives, in nats: sums over the completion tokens of each query.
+
+    Attributes:
+        zero_shot: [M] log-likelihoods without any context, l0.
+        demonstrated: [N, M] log-likelihoods after one demonstration, l.
+        neutral: [N, M] log-likelihoods after a neutral text of the demonstration's length.
+    """
+
+    zero_shot: np.ndarray
+    demonstrated: np.ndarray
+    neutral: np.ndarray
+
+    @property
+    def gain(self) -> np.ndarray:
+        """[N, M] gain of each demonstration."""
+        return gain(self.demonstrated, self.zero_shot)
+
+    @property
+    def neutral_gain(self) -> np.ndarray:
+        """[N, M] gain of the neutral text in its place."""
+        return gain(self.neutral, self.zero_shot)
+
+
+def probe(
+    experiment: Experiment,
+    lm: LM,
+    queries: Sequence[Encoded],
+    demonstrations: Sequence[Encoded],
+    preamble: str = "",
+    separator: str = "\n\n",
+    fresh: bool = False,
+) -> Probe:
+    """Score all pairs through the experiment's store: finished blocks are reused.
+
+    Args:
+        experiment: Says what is scored and where the scores lie.
+        lm: The experiment's model.
+        queries: M encoded queries.
+        demonstrations: N encoded training examples.
+        preamble: See `log_likelihoods`.
+        separator: See `log_likelihoods`.
+        fresh: Compute everything anew.
+    """
+    frame = {"preamble": preamble, "separator": separator}
+    neutral = neutral_demonstrations(lm, demonstrations)
+    rows: dict[str, np.ndarray] = {}  # neutral texts of equal length are equal
+
+    def neutral_block(block: range) -> np.ndarray:
+        for i in block:
+            if neutral[i].id not in rows:
+                rows[neutral[i].id] = log_likelihoods(lm, queries, [neutral[i]], **frame)[0]
+        return np.stack([rows[neutral[i].id] for i in block])
+
+    score_block = {
+        "zero_shot": lambda block: log_likelihoods(lm, queries)[None],
+        "icp": lambda block: log_likelihoods(
+            lm, queries, [demonstrations[i] for i in block], **frame
+        ),
+        "icp_neutral": neutral_block,
+    }
+    query_ids = [query.id for query in queries]
+    scores = {}
+    for method, options in _options(preamble, separator).items():
+        train_ids = ["zero-shot"] if method == "zero_shot" else [d.id for d in demonstrations]
+        kept = experiment.store(
+            method, train_ids, query_ids, options, fresh=fresh, description=UNITS
+        )
+        scores[method] = kept.fill(score_block[method])
+    return Probe(scores["zero_shot"][0], scores["icp"], scores["icp_neutral"])
+
+
+def find(
+    experiment: Experiment, made_by: str, preamble: str = "", separator: str = "\n\n"
+) -> Probe:
+    """Return finished scores; needs neither the model nor the data.
+
+    Args:
+        experiment: What was scored.
+        made_by: What to run if the scores are not there, for the error message.
+        preamble: See `log_likelihoods`.
+        separator: See `log_likelihoods`.
+
+    Raises:
+        store.ScoresNotFound: If they are not there.
+    """
+    scores = {
+        method: experiment.find(method, options, made_by).matrix()
+        for method, options in _options(preamble, separator).items()
+    }
+    return Probe(scores["zero_shot"][0], scores["icp"], scores["icp_neutral"])
+
+
+def _options(preamble: str, separator: str) -> dict[str, dict]:
+    """Return the options that determine each method's scores, beside the experiment."""
+    frame = {"template": TEMPLATE_VERSION, "preamble": preamble, "separator": separator}
+    return {
+        "zero_shot": {"template": TEMPLATE_VERSION},
+        "icp": frame,
+        "icp_neutral": {**frame, "text": NEUTRAL_TEXT},
+    }
+
+
+def gain(log_likelihoods: np.ndarray, zero_shot: np.ndarray) -> np.ndarray:
+    """Return G = l - l0: [N, M] nats from [N, M] and [M]; positive = the demonstration helps."""
+    return log_likelihoods - zero_shot
+
+
+def icp_score(gain: np.ndarray) -> np.ndarray:
+    """Return the published score, the share of queries helped: [N] in [0, 1] from gains [N, M].
+
+    A tie (a gain of exactly zero) does not count as help.
+    """
+    return (gain > 0).mean(axis=1)
+
+
+def gain_per_token(gain: np.ndarray, completion_tokens: np.ndarray) -> np.ndarray:
+    """Return gains in nats per completion token: [N, M] from [N, M] and token counts [M]."""
+    return gain / np.asarray(completion_tokens)
+
+
+def reference(
+    lm: LM, query: Encoded, demonstration: Encoded, preamble: str = "", separator: str = "\n\n"
+) -> float:
+    """Return one pair's log-likelihood in nats from one plain forward pass: slow, for checks."""
+    before = context(lm, demonstration, preamble, separator)
+    return float(language_model.token_log_likelihoods(lm, query, before).sum())
+
+
+def findings(
+    probe: Probe, same_task: np.ndarray, tokens: np.ndarray, rng: np.random.Generator
+) -> pd.DataFrame:
+    """Return the headline numbers with 95 % intervals over training examples and queries.
+
+    Args:
+        probe: The scores.
+        same_task: [N, M] bool, whether the pair shares its task.
+        tokens: [N] length of each training example.
+        rng: For the bootstrap.
+
+    Returns:
+        One row per quantity: quantity, unit, estimate, low, high, n.
+    """
+    gain, over_neutral = probe.gain, probe.gain - probe.neutral_gain
+
+    def mean_where(values, mask):
+        def measure(rows, columns):
+            chosen = mask[np.ix_(rows, columns)]
+            return values[np.ix_(rows, columns)][chosen].mean() if chosen.any() else np.nan
+
+        return measure, int(mask.sum())
+
+    def rank_correlation(first, second):
+        def measure(rows, columns):
+            sample = gain[np.ix_(rows, columns)]
+            return spearmanr(first(rows, sample), second(rows, sample)).statistic
+
+        return measure, len(gain)
+
+    def length(rows, _):
+        return tokens[rows]
+
+    def published(_, sample):
+        return icp_score(sample)
+
+    def mean(_, sample):
+        return sample.mean(axis=1)
+
+    everywhere = np.ones_like(same_task)
+    measures = {
+        ("pairs with a gain", "share"): mean_where(gain > 0, everywhere),
+        ("mean gain, same task", "nats"): mean_where(gain, same_task),
+        ("mean gain, other tasks", "nats"): mean_where(gain, ~same_task),
+        ("mean gain over neutral, same task", "nats"): mean_where(over_neutral, same_task),
+        ("mean gain over neutral, other tasks", "nats"): mean_where(over_neutral, ~same_task),
+        ("ICP score against mean gain", "Spearman"): rank_correlation(published, mean),
+        ("length against ICP score", "Spearman"): rank_correlation(length, published),
+        ("length against mean gain", "Spearman"): rank_correlation(length, mean),
+    }
+    rows, everything = [], [np.arange(size) for size in gain.shape]
+    for (quantity, unit), (measure, n) in measures.items():
+        if n:
+            low, high = statistics.crossed_interval(measure, gain.shape, rng)
+            estimate = float(measure(*everything))
+            rows.append((quantity, unit, estimate, low, high, n))
+    return pd.DataFrame(rows, columns=["quantity", "unit", "estimate", "low", "high", "n"])

@@ -1,0 +1,398 @@
+"""A causal language model, one tokenisation for everybody, and completion log-likelihoods.
+
+Context, prompt and completion are each tokenised on their own, without special tokens, and their
+ids are concatenated: no token spans a join, so a demonstration's prefix is the same for every query
+and a completion's ids are the same whatever stands before them. One BOS leads where the tokenizer's
+own default adds one. Probing, gradients and fine-tuning all take their ids from here.
+"""
+
+import copy
+import hashlib
+import warnings
+from collections.abc import Iterable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.modeling_utils import PreTrainedModel
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from icprobe import assets, packing, paths
+
+DTYPES = ("float32", "bfloat16", "float16", "float64", "auto")
+
+# enough tokens for matrix products to run at full speed; more would only cost memory
+TOKENS_PER_FORWARD = {"cpu": 2048, "cuda": 16384}
+
+
+@dataclass(frozen=True)
+class LM:
+    """A loaded model.
+
+    Attributes:
+        model: The transformers model, in evaluation mode.
+        tokenizer: Its tokenizer.
+        identity: What determines its numbers: name, hash of the weights or hub revision, dtype.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    identity: dict[str, str]
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the weights."""
+        return self.model.device
+
+    @cached_property
+    def bos(self) -> tuple[int, ...]:
+        """The BOS id as a tuple of one, or nothing where the tokenizer adds none by default."""
+        with_special = self.tokenizer("a").input_ids
+        bare = self.tokenizer("a", add_special_tokens=False).input_ids
+        starts = self.tokenizer.bos_token_id is not None and len(with_special) > len(bare)
+        return (with_special[0],) if starts and with_special[0] != bare[0] else ()
+
+    @property
+    def max_positions(self) -> int | None:
+        """The longest sequence that the model was made for, if it says so."""
+        return getattr(self.model.config, "max_position_embeddings", None)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids of one example; `truncated` counts the prompt tokens cut off at the left."""
+
+    id: str
+    prompt: tuple[int, ...]
+    completion: tuple[int, ...]
+    truncated: int = 0
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """Prompt and completion, without BOS."""
+        return self.prompt + self.completion
+
+
+# ---------------------------------------------------------------------------------------- loading
+
+
+def resolve_dtype(dtype: str, device: str | torch.device) -> str:
+    """Return the dtype that "auto" stands for; other names are checked and returned.
+
+    "auto" is bfloat16 where the device multiplies it natively (CPUs with AVX512-BF16 or AMX, GPUs
+    from Ampere on) and float32 everywhere else, where emulated bfloat16 would be slower.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
+    if dtype != "auto":
+        return dtype
+    if torch.device(device).type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        capabilities = torch.cpu.get_capabilities()
+        native = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
+    return "bfloat16" if native else "float32"
+
+
+def default_device() -> str:
+    """Return "cuda" where there is a GPU, else "cpu"."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def identity(name_or_path: str, dtype: str = "float32", device: str | None = None) -> dict:
+    """Return what determines a model's numbers, without loading or downloading it.
+
+    Args:
+        name_or_path: The default model's name, a local folder, or a hub name, optionally
+            `name@revision`.
+        dtype: As for `load`.
+        device: As for `load`; only "auto" depends on it.
+
+    Returns:
+        name and dtype, and sha256 (default model, local folder) or revision (hub).
+    """
+    dtype = resolve_dtype(dtype, device or default_device())
+    if name_or_path == assets.DEFAULT_MODEL:
+        return {"name": name_or_path, "sha256": assets.DEFAULT_MODEL_SHA256, "dtype": dtype}
+    folder = paths.resolve(name_or_path)
+    if folder.is_dir():
+        return {"name": folder.name, "sha256": _folder_hash(folder), "dtype": dtype}
+    name, revision = assets.hub_revision(name_or_path, "model")
+    return {"name": name, "revision": revision, "dtype": dtype}
+
+
+def _folder_hash(folder: Path) -> str:
+    """Hash the files of a saved model that determine its output, by name and content."""
+    digest = hashlib.sha256()
+    files = [f for f in sorted(folder.iterdir()) if f.suffix in {".safetensors", ".json", ".model"}]
+    for file in files:
+        with file.open("rb") as stream:
+            digest.update(file.name.encode() + hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+def load(name_or_path: str, dtype: str = "float32", device: str | None = None) -> LM:
+    """Load a causal language model and its tokenizer.
+
+    Args:
+        name_or_path: "smollm2-135m-instruct" (fetched and cached at first use), a local folder, or
+            a hub name, optionally `name@revision`.
+        dtype: One of `DTYPES`; see `resolve_dtype` for "auto".
+        device: "cpu", "cuda", ...; by default a GPU if there is one.
+
+    Raises:
+        ValueError: If the dtype is unknown.
+        assets.AssetError: If the default model is not cached and cannot be fetched.
+        OSError: If transformers cannot find the model.
+    """
+    device = device or default_device()
+    dtype = resolve_dtype(dtype, device)
+    who = identity(name_or_path, dtype, device)
+    source = assets.model_path(name_or_path)
+    if paths.resolve(source).is_dir():
+        source = str(paths.resolve(source))
+    options = {"pretrained_model_name_or_path": source.partition("@")[0]}
+    if "revision" in who:
+        options["revision"] = who["revision"]
+    tokenizer = AutoTokenizer.from_pretrained(**options)
+    model = AutoModelForCausalLM.from_pretrained(
+        **options, dtype=getattr(torch, dtype), use_safetensors=True
+    )
+    return LM(model.to(device).eval(), tokenizer, who)
+
+
+# --------------------------------------------------------------------------------------- encoding
+
+
+def encode(lm: LM, examples: Iterable, max_length: int | None = None) -> list[Encoded]:
+    """Tokenise examples: prompt and completion apart, without special tokens.
+
+    Args:
+        lm: The model, for its tokenizer.
+        examples: Rows with `id`, `prompt` and `completion`, or rows encoded already.
+        max_length: Most tokens of one example, BOS included. Longer prompts lose tokens at their
+            left, which is counted in `truncated` and warned about.
+
+    Returns:
+        One `Encoded` per example, in order.
+
+    Raises:
+        ValueError: If a completion has no tokens or would lose some; names the example.
+    """
+    examples = list(examples)
+    if not examples or isinstance(examples[0], Encoded):
+        return examples
+    prompts = _tokenise(lm, [row["prompt"] for row in examples])
+    completions = _tokenise(lm, [row["completion"] for row in examples])
+    room = float("inf") if max_length is None else max_length - len(lm.bos)
+    encoded = []
+    for row, prompt, completion in zip(examples, prompts, completions, strict=True):
+        if not completion:
+            raise ValueError(f"example {row['id']!r}: the completion has no tokens")
+        if len(completion) > room:
+            raise ValueError(
+                f"example {row['id']!r}: the completion has {len(completion)} tokens, which "
+                f"max_length={max_length} would cut; raise max_length or shorten the example"
+            )
+        cut = int(max(0, len(prompt) + len(completion) - room))
+        encoded.append(Encoded(row["id"], tuple(prompt[cut:]), tuple(completion), cut))
+    truncated = [e for e in encoded if e.truncated]
+    if truncated:
+        warnings.warn(
+            f"{len(truncated)} of {len(encoded)} prompts lost tokens at the left to fit "
+            f"max_length={max_length}, for instance {truncated[0].id!r} lost "
+            f"{truncated[0].truncated}",
+            stacklevel=2,
+        )
+    return encoded
+
+
+def _tokenise(lm: LM, texts: list[str]) -> list[list[int]]:
+    return lm.tokenizer(texts, add_special_tokens=False).input_ids if texts else []
+
+
+def text_ids(lm: LM, text: str) -> tuple[int, ...]:
+    """Return the ids of one text on its own, without special tokens."""
+    return tuple(lm.tokenizer(text, add_special_tokens=False).input_ids) if text else ()
+
+
+def sequence(lm: LM, example: Encoded, context: Sequence[int] = ()) -> tuple[list, list]:
+    """Return input_ids [T] and completion_mask [T] (1 on completion tokens) of one sequence."""
+    before = [*lm.bos, *context, *example.prompt]
+    return [*before, *example.completion], [0] * len(before) + [1] * len(example.completion)
+
+
+def training_rows(lm: LM, examples: Iterable, max_length: int | None = None) -> datasets.Dataset:
+    """Return `input_ids` and `completion_mask`, as TRL and the gradient code take them."""
+    encoded = encode(lm, examples, max_length)
+    rows = [sequence(lm, example) for example in encoded]
+    return datasets.Dataset.from_dict(
+        {
+            "id": [example.id for example in encoded],
+            "input_ids": [ids for ids, _ in rows],
+            "completion_mask": [mask for _, mask in rows],
+        }
+    )
+
+
+# -------------------------------------------------------------------------------- log-likelihoods
+
+
+@torch.inference_mode()
+def token_log_likelihoods(lm: LM, example: Encoded, context: Sequence[int] = ()) -> np.ndarray:
+    """Return the log-likelihood of each completion token, in nats: float64 [T].
+
+    One plain forward pass over one sequence: the slow, obvious reference.
+    """
+    ids, mask = sequence(lm, example, context)
+    logits = lm.model(torch.tensor([ids], device=lm.device)).logits[0, :-1]
+    nats = (
+        logits.double().log_softmax(-1).gather(1, torch.tensor(ids[1:], device=lm.device)[:, None])
+    )
+    return nats[torch.tensor(mask[1:], dtype=torch.bool), 0].cpu().numpy()
+
+
+@torch.inference_mode()
+def log_likelihoods(
+    lm: LM,
+    queries: Sequence[Encoded],
+    contexts: Sequence[Sequence[int]] = ((),),
+    tokens_per_forward: int | None = None,
+) -> np.ndarray:
+    """Return the log-likelihood of every query's completion after every context.
+
+    Each context is read once and its keys and values serve all queries; queries are packed so that
+    shared prefixes are read once too (see `packing`); the head sees only the positions that predict
+    completion tokens. Sums over completion tokens in float64.
+
+    Args:
+        lm: The model.
+        queries: M encoded queries.
+        contexts: C token sequences to stand before the query's prompt (BOS is added here).
+        tokens_per_forward: Tokens in one forward pass, which bounds memory.
+
+    Returns:
+        float32 [C, M], in nats.
+
+    Raises:
+        ValueError: If a query has no prompt, or a sequence is longer than the model allows.
+        FloatingPointError: If a log-likelihood is not finite; names context and query.
+    """
+    contexts = [(*lm.bos, *context) for context in contexts]
+    _check_lengths(lm, queries, contexts)
+    budget = tokens_per_forward or TOKENS_PER_FORWARD.get(lm.device.type, 2048)
+    packs = packing.pack(
+        [packing.Item(q.prompt, q.completion) for q in queries],
+        context=int(np.mean([len(context) for context in contexts])),
+        hidden=lm.model.config.hidden_size,
+    )
+    nats = np.zeros((len(contexts), len(queries)))
+    # contexts of like length are read together, so that little is padded
+    order = sorted(range(len(contexts)), key=lambda c: len(contexts[c]))
+    together = max(1, budget // packs.ids.numel())
+    for start in range(0, len(order), together):
+        group = order[start : start + together]
+        nats[group] = _score(lm, packs, [contexts[c] for c in group], len(queries), budget)
+    if not np.isfinite(nats).all():
+        c, q = np.argwhere(~np.isfinite(nats))[0]
+        raise FloatingPointError(
+            f"log-likelihood of {queries[q].id!r} after context {c} is not finite"
+        )
+    return nats.astype(np.float32)
+
+
+def _check_lengths(lm, queries, contexts) -> None:
+    for query in queries:
+        if not query.prompt:
+            raise ValueError(f"query {query.id!r}: the prompt has no tokens")
+    longest = max(queries, key=lambda q: len(q.ids))
+    length = max(len(context) for context in contexts) + len(longest.ids)
+    limits = [lm.max_positions, getattr(lm.model.config, "sliding_window", None)]
+    limit = min((value for value in limits if value), default=length)
+    if length > limit:
+        raise ValueError(
+            f"query {longest.id!r} with its longest context has {length} tokens, the model's "
+            f"attention reaches {limit}: lower max_length"
+        )
+
+
+def _score(lm, packs, contexts, n_queries, budget) -> np.ndarray:
+    """Log-likelihoods [D, M] of all packed queries after D contexts."""
+    cache, visible = _read(lm, contexts)
+    nats = np.zeros((len(contexts), n_queries))
+    rows = max(1, budget // (len(contexts) * packs.ids.shape[1]))
+    for start in range(0, len(packs.ids), rows):
+        part = packs.rows(start, min(start + rows, len(packs.ids)))
+        scores = _forward(lm, part, copy.deepcopy(cache), visible)
+        np.add.at(nats.T, part.item.numpy(), scores.T)
+    return nats
+
+
+def _read(lm, contexts):
+    """Read D contexts, padded to K tokens: (keys and values, which are real [D, K])."""
+    lengths = torch.tensor([len(context) for context in contexts])
+    visible = torch.arange(int(lengths.max())) < lengths[:, None]
+    if not visible.numel():
+        return None, visible
+    ids = torch.zeros(visible.shape, dtype=torch.long)
+    ids[visible] = torch.tensor([token for context in contexts for token in context])
+    # padding stands at the right, where no real token can see it
+    output = lm.model(
+        ids.to(lm.device),
+        attention_mask=torch.ones_like(ids).to(lm.device),
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    return output.past_key_values, visible
+
+
+def _forward(lm, packs, cache, visible) -> np.ndarray:
+    """Log-likelihoods [D, S] of the packs' completion tokens after D contexts."""
+    n_contexts, n_rows, length = len(visible), *packs.ids.shape
+    if cache is not None:
+        cache.batch_repeat_interleave(n_rows)
+    shape = (n_contexts, n_rows, length)
+    attends = torch.cat(
+        [visible[:, None, None].expand(*shape, -1), packs.attends.expand(*shape, -1)], dim=-1
+    )
+    depth = packs.depth + visible.sum(1)[:, None, None]
+    rows = (packs.row + n_rows * torch.arange(n_contexts)[:, None]).flatten()
+    with _head_at(lm, rows, packs.column.repeat(n_contexts)):
+        logits = lm.model(
+            packs.ids.repeat(n_contexts, 1).to(lm.device),
+            attention_mask=_additive(attends.flatten(0, 1)[:, None], lm),
+            position_ids=depth.flatten(0, 1).to(lm.device),
+            past_key_values=cache,
+            use_cache=cache is not None,
+        ).logits[0]
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    target = packs.target.repeat(n_contexts).to(lm.device)
+    nats = -torch.nn.functional.cross_entropy(logits, target, reduction="none")
+    return nats.double().view(n_contexts, -1).cpu().numpy()
+
+
+def _additive(attends, lm) -> torch.Tensor:
+    """Turn a boolean mask into the additive one that every attention implementation takes."""
+    mask = torch.zeros(attends.shape, dtype=lm.model.dtype)
+    mask.masked_fill_(~attends, torch.finfo(lm.model.dtype).min)
+    return mask.to(lm.device)
+
+
+@contextmanager
+def _head_at(lm, rows, columns):
+    """Show the output head the hidden states at (rows, columns) only, so logits are [1, S, V].
+
+    The model's own forward stays in charge, with whatever it does to logits afterwards.
+    """
+    hook = lm.model.get_output_embeddings().register_forward_pre_hook(
+        lambda _, inputs: (inputs[0][rows, columns][None],)
+    )
+    try:
+        yield
+    finally:
+        hook.remove()

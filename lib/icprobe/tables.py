@@ -1,0 +1,121 @@
+"""Tables and text for people to read: shown in notebooks, never written to the repository."""
+
+import html
+from collections.abc import Sequence
+
+import datasets
+import numpy as np
+import pandas as pd
+from IPython.display import HTML
+
+from icprobe import lm as language_model
+from icprobe.lm import LM, Encoded
+
+
+def composition(examples: datasets.Dataset, encoded: Sequence[Encoded]) -> pd.DataFrame:
+    """Return one row per task: type, content, examples, mean tokens, prompts truncated."""
+    frame = examples.select_columns(["task", "type", "content"]).to_pandas()
+    frame["prompt_tokens"] = [len(e.prompt) for e in encoded]
+    frame["completion_tokens"] = [len(e.completion) for e in encoded]
+    frame["truncated"] = [e.truncated > 0 for e in encoded]
+    return (
+        frame.groupby(["task", "type", "content"], sort=False)
+        .agg(
+            examples=("task", "size"),
+            prompt_tokens=("prompt_tokens", "mean"),
+            completion_tokens=("completion_tokens", "mean"),
+            truncated=("truncated", "sum"),
+        )
+        .round(1)
+        .reset_index()
+    )
+
+
+def token_values(
+    lm: LM, example: Encoded, context: Sequence[int], values: np.ndarray, title: str
+) -> HTML:
+    """Show what the model reads, its completion tokens marked with their values below.
+
+    Args:
+        lm: The model, for its tokenizer.
+        example: The query.
+        context: Token ids before its prompt.
+        values: [T] one number per completion token, in nats.
+        title: Stands above.
+    """
+    ids, mask = language_model.sequence(lm, example, context)
+    before = lm.tokenizer.decode(ids[: mask.index(1)])
+    cells = "".join(
+        "<span style='display:inline-block;text-align:center;margin:2px;padding:1px 4px;"
+        "border:1px solid #0072B2;border-radius:3px'>"
+        f"{html.escape(lm.tokenizer.decode([token]))}<br><small>{value:+.2f}</small></span>"
+        for token, value in zip(example.completion, values, strict=True)
+    )
+    return HTML(
+        f"<b>{html.escape(title)}</b>: {values.sum():+.2f} nats"
+        f"<pre style='white-space:pre-wrap;margin:4px 0'>{html.escape(before)}</pre>{cells}"
+    )
+
+
+def extremes(
+    scores: np.ndarray,
+    train: datasets.Dataset,
+    queries: datasets.Dataset,
+    columns: Sequence[int],
+    top: int = 2,
+    width: int = 160,
+) -> pd.DataFrame:
+    """Return the training examples with the highest and the lowest score for a few queries.
+
+    Args:
+        scores: [N, M], positive = helps.
+        train: N rows.
+        queries: M rows.
+        columns: Which queries.
+        top: How many at each end.
+        width: Characters of text shown.
+    """
+    rows = []
+    for j in columns:
+        order = np.argsort(-scores[:, j], kind="stable")
+        for place, i in [*enumerate(order[:top], 1), *enumerate(order[::-1][:top], 1)]:
+            end = "highest" if scores[i, j] >= scores[order[top - 1], j] else "lowest"
+            rows.append(
+                {
+                    "query": _text(queries[int(j)], width),
+                    "end": f"{end} {place}",
+                    "score": scores[i, j],
+                    "same task": train[int(i)]["task"] == queries[int(j)]["task"],
+                    "training example": _text(train[int(i)], width),
+                }
+            )
+    return pd.DataFrame(rows).set_index(["query", "end"])
+
+
+def by_group(matrices: dict[str, np.ndarray], groups: dict[str, np.ndarray]) -> pd.DataFrame:
+    """Return the mean of each matrix [N, M] over each group of pairs ([N, M] bool), and its size.
+
+    Groups without pairs are left out.
+    """
+    return pd.DataFrame(
+        {"pairs": mask.sum(), **{name: values[mask].mean() for name, values in matrices.items()}}
+        for mask in groups.values()
+        if mask.any()
+    ).set_index(pd.Index([name for name, mask in groups.items() if mask.any()], name="pairs of"))
+
+
+def _text(row: dict, width: int) -> str:
+    """One line of an example: the end of the prompt matters more than its beginning."""
+    prompt = " ".join(row["prompt"].split())
+    room = max(0, width - len(row["completion"]))
+    return (
+        f"{'…' if len(prompt) > room else ''}{prompt[-room:] if room else ''} ▸{row['completion']}"
+    )
+
+
+def wrapped(frame: pd.DataFrame) -> HTML:
+    """Show a table with its text wrapped and numbers at two decimals."""
+    style = frame.style.format(precision=2).set_properties(
+        **{"white-space": "pre-wrap", "text-align": "left", "vertical-align": "top"}
+    )
+    return HTML(style.to_html())

@@ -1,0 +1,68 @@
+"""Shared by all tests: tiny randomly initialised models, saved to disk, without any download."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+
+from icprobe import lm as language_model
+
+# one tolerance pair for the suite: log-likelihoods of float32 models, in nats
+RTOL, ATOL = 1e-5, 1e-4
+
+SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
+FAMILIES = {
+    "llama": (transformers.LlamaConfig, {**SIZES, "num_key_value_heads": 2}),
+    "qwen": (transformers.Qwen2Config, {**SIZES, "num_key_value_heads": 1}),
+    "gpt_neox": (transformers.GPTNeoXConfig, SIZES),
+    "gpt2": (transformers.GPT2Config, {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_inner": 64}),
+}
+
+
+def byte_tokenizer(bos: bool) -> transformers.PreTrainedTokenizerFast:
+    """One token per byte; ids 256 and 257 are BOS and EOS, BOS leads by default if asked for."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {symbol: i for i, symbol in enumerate([*alphabet, "<s>", "</s>"])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<s>", "</s>"])
+    if bos:
+        start = ("<s>", vocabulary["<s>"])
+        tokenizer.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[start])
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>"
+    )
+
+
+def save_tiny(folder: Path, family: str, bos: bool = False, positions: int = 512) -> Path:
+    """Save a tiny model of a family with random weights, large enough to tell tokens apart."""
+    make, sizes = FAMILIES[family]
+    config = make(vocab_size=258, max_position_embeddings=positions, **sizes)
+    if "n_inner" not in sizes:
+        config.intermediate_size = 64
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    for weight in model.parameters():
+        if weight.ndim == 2:
+            torch.nn.init.normal_(weight, std=0.3)
+    model.save_pretrained(folder)
+    byte_tokenizer(bos).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """Return a function that loads the tiny model of a family, made once per session."""
+    made = {}
+
+    def load(family="llama", bos=False, dtype="float32"):
+        key = (family, bos)
+        if key not in made:
+            folder = tmp_path_factory.mktemp("models") / f"{family}-{'bos' if bos else 'plain'}"
+            made[key] = save_tiny(folder, family, bos)
+        return language_model.load(str(made[key]), dtype, device="cpu")
+
+    return load

@@ -1,0 +1,145 @@
+"""Laws of in-context probing, and scores that survive interruption."""
+
+import numpy as np
+import pytest
+from conftest import ATOL, RTOL
+from test_lm import examples
+
+from icprobe import icp
+from icprobe import lm as language_model
+from icprobe.experiment import Experiment
+from icprobe.store import ScoresNotFound
+
+NOTHING = language_model.Encoded("nothing", (), ())
+
+
+def test_an_empty_context_gains_nothing(tiny):
+    for bos in (False, True):
+        lm = tiny(bos=bos)
+        queries = language_model.encode(lm, examples(5))
+        after = icp.log_likelihoods(lm, queries, [NOTHING])
+        zero_shot = icp.log_likelihoods(lm, queries)
+        assert zero_shot.shape == (5,) and after.shape == (1, 5)
+        assert (icp.gain(after, zero_shot) == 0).all()
+
+
+def test_the_context_is_preamble_demonstration_separators(tiny):
+    lm = tiny(bos=True)
+    row = {"id": "d", "prompt": "2+2=", "completion": " 4"}
+    demonstration = language_model.encode(lm, [row])[0]
+
+    def text(*args):
+        return lm.tokenizer.decode(icp.context(lm, *args))
+
+    assert text(demonstration) == "2+2= 4\n\n"
+    assert text(demonstration, "Help:") == "Help:\n\n2+2= 4\n\n"
+    assert text(demonstration, "Help:", "|") == "Help:|2+2= 4|"
+    assert text(NOTHING) == "" and text(None, "Help:") == "Help:\n\n"
+
+
+@pytest.mark.parametrize("preamble", ["", icp.PUBLISHED_PREAMBLE])
+def test_pairs_equal_the_reference(tiny, preamble):
+    lm = tiny("gpt_neox", bos=True)
+    queries = language_model.encode(lm, examples(4))
+    demonstrations = language_model.encode(lm, examples(3, seed=1))
+    actual = icp.log_likelihoods(lm, queries, demonstrations, preamble)
+    expected = [[icp.reference(lm, q, d, preamble) for q in queries] for d in demonstrations]
+    np.testing.assert_allclose(actual, expected, rtol=RTOL, atol=ATOL)
+
+
+def test_permuting_the_training_set_permutes_rows(tiny):
+    lm = tiny()
+    queries = language_model.encode(lm, examples(4))
+    demonstrations = language_model.encode(lm, examples(6, seed=1, words=20))
+    order = [3, 0, 5, 1, 4, 2]
+    scores = icp.log_likelihoods(lm, queries, demonstrations)
+    permuted = icp.log_likelihoods(lm, queries, [demonstrations[i] for i in order])
+    np.testing.assert_allclose(permuted, scores[order], rtol=RTOL, atol=ATOL)
+
+
+def test_scores_from_gains():
+    gain = np.array([[1.0, 2.0, -3.0, 0.0], [-1.0, -1.0, -1.0, 4.0]])
+    assert icp.icp_score(gain).tolist() == [0.5, 0.25], "a tie is no help"
+    zero_shot = np.array([-1.0, -2.0])
+    assert icp.gain(np.array([[0.0, -3.0]]), zero_shot).tolist() == [[1.0, -1.0]]
+    assert icp.gain_per_token(gain, [1, 2, 3, 4])[0].tolist() == [1, 1, -1, 0]
+
+
+def test_neutral_texts_have_the_length_of_the_demonstrations(tiny):
+    lm = tiny()
+    demonstrations = language_model.encode(lm, examples(6, seed=1, words=30))
+    neutral = icp.neutral_demonstrations(lm, demonstrations)
+    assert [len(n.ids) for n in neutral] == [len(d.ids) for d in demonstrations]
+    text = icp.NEUTRAL_TEXT * 9
+    assert all(text.startswith(lm.tokenizer.decode(n.ids)) for n in neutral)
+
+
+def experiment(folder, model, **changes):
+    sources = {"train": "data/demo.jsonl", "queries": "data/demo.jsonl"}
+    parameters = {"n_train": 10, "n_query": 3, "max_length": 200, **sources, **changes}
+    return Experiment(str(folder), str(model), **parameters)
+
+
+@pytest.fixture
+def model(tmp_path):
+    from conftest import save_tiny
+
+    return save_tiny(tmp_path / "model", "llama")
+
+
+def test_probing_through_the_store(tmp_path, model, monkeypatch, capsys):
+    what = experiment(tmp_path / "scores", model)
+    with pytest.warns(UserWarning, match="queries are also training examples"):
+        pool, questions = what.load_data()
+    lm = what.load_model()
+    queries = language_model.encode(lm, questions)
+    demonstrations = language_model.encode(lm, pool)
+    probe = icp.probe(what, lm, queries, demonstrations)
+    assert probe.gain.shape == probe.neutral_gain.shape == (10, 3)
+    direct = icp.log_likelihoods(lm, queries, demonstrations)
+    np.testing.assert_allclose(probe.demonstrated, direct, rtol=RTOL, atol=ATOL)
+    neutral = icp.neutral_demonstrations(lm, demonstrations)
+    direct = icp.log_likelihoods(lm, queries, neutral)
+    np.testing.assert_allclose(probe.neutral, direct, rtol=RTOL, atol=ATOL)
+
+    # finished scores are found without model and data, and are not computed again
+    monkeypatch.setattr(icp, "log_likelihoods", None)
+    found = icp.find(experiment(tmp_path / "scores", model), made_by="run notebook 01")
+    assert (found.gain == probe.gain).all() and (found.neutral == probe.neutral).all()
+    capsys.readouterr()
+    again = icp.probe(what, lm, queries, demonstrations)
+    assert (again.demonstrated == probe.demonstrated).all()
+    assert "reused 10 of 10 rows" in capsys.readouterr().out
+
+
+def test_missing_scores_say_what_to_run(tmp_path, model):
+    what = experiment(tmp_path / "scores", model)
+    with pytest.warns(UserWarning, match="queries are also"):
+        pool, questions = what.load_data()
+    lm = what.load_model()
+    icp.probe(what, lm, language_model.encode(lm, questions), language_model.encode(lm, pool))
+    for change, field in (
+        ({"dtype": "float64"}, r"identity\.model\.dtype"),
+        ({"n_train": 9}, r"identity\.train\.limit"),
+        ({"seed": 1}, r"identity\.(train|queries)\.seed"),
+        ({"max_length": 199}, r"identity\.max_length"),
+    ):
+        with pytest.raises(ScoresNotFound, match=field) as error:
+            icp.find(experiment(tmp_path / "scores", model, **change), made_by="run notebook 01")
+        assert "run notebook 01" in str(error.value)
+    with pytest.raises(ScoresNotFound, match=r"identity\.options\.preamble"):
+        icp.find(what, "run notebook 01", preamble="Other")
+
+
+def test_findings_have_intervals_around_them(tiny):
+    rng = np.random.default_rng(0)
+    same_task = rng.random((30, 20)) < 0.3
+    gain = rng.normal(size=(30, 20)) + 2 * same_task
+    probe = icp.Probe(np.zeros(20), gain, np.full((30, 20), 0.5))
+    table = icp.findings(probe, same_task, rng.integers(9, 99, 30), rng).set_index("quantity")
+    assert (table["low"] <= table["estimate"]).all() and (table["estimate"] <= table["high"]).all()
+    row = table.loc["mean gain, same task"]
+    assert row["estimate"] == pytest.approx(gain[same_task].mean()) and row["n"] == same_task.sum()
+    assert row["low"] < 2 < row["high"]
+    over = table.loc["mean gain over neutral, same task", "estimate"]
+    assert over == pytest.approx(row["estimate"] - 0.5)
