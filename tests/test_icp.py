@@ -68,8 +68,10 @@ def test_scores_from_gains():
 def test_neutral_texts_have_the_length_of_the_demonstrations(tiny):
     lm = tiny()
     demonstrations = language_model.encode(lm, examples(6, seed=1, words=30))
-    neutral = icp.neutral_demonstrations(lm, demonstrations)
+    neutral = icp.neutral_demonstrations(lm, demonstrations, step=1)
     assert [len(n.ids) for n in neutral] == [len(d.ids) for d in demonstrations]
+    for n, d in zip(icp.neutral_demonstrations(lm, demonstrations), demonstrations, strict=True):
+        assert len(n.ids) >= 8 and (len(n.ids) == 8 or abs(len(n.ids) - len(d.ids)) <= 4)
     text = icp.NEUTRAL_TEXT * 9
     assert all(text.startswith(lm.tokenizer.decode(n.ids)) for n in neutral)
 

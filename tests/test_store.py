@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from icprobe import paths, store
 
 IDENTITY = {
@@ -606,7 +607,7 @@ def test_scores_that_are_not_finite_are_refused_with_their_ids(tmp_path, value):
 @pytest.mark.parametrize("shape", [(2, 5), (3, 4), (5, 3), (15,), (3, 5, 1), ()])
 def test_wrong_shape_is_refused(tmp_path, shape):
     scores = opened(tmp_path)
-    with pytest.raises(store.StoreError, match=r"block 0 has shape \[3, 5\], not"):
+    with pytest.raises(store.StoreError, match=r"block 0 must have shape \[3, 5\], not"):
         scores.write(0, np.zeros(shape))
     assert scores.missing() == [0, 1, 2]
 

