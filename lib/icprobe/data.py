@@ -178,12 +178,14 @@ class Task:
     input_chars: list[int]
     completion_chars: list[int]
     passage: str
+    drop: str
     balance: bool
     splits: dict[str, int]
 
     def example(self, raw: dict) -> dict[str, str]:
         """Return prompt, completion and passage of one entry of a task.json."""
-        text = "\n".join(line.rstrip() for line in raw["input"].strip().splitlines())
+        lines = (line.rstrip() for line in raw["input"].strip().splitlines())
+        text = "\n".join(line for line in lines if not (self.drop and re.match(self.drop, line)))
         found = re.search(self.passage, text)
         return {
             "prompt": f"{self.instruction}\n{text}\n{self.label}",
@@ -224,7 +226,7 @@ def read_suite(name: str) -> Suite:
         raise DataError(f"{where}: not readable as YAML: {error}") from error
     frame = {"instruction": str, "label": str}
     lengths = {"input_chars": list, "completion_chars": list}
-    choices = {"passage": str, "balance": bool}
+    choices = {"passage": str, "drop": str, "balance": bool}
     top = {"description": str, "seed": int, "splits": dict, "types": dict, "tasks": dict}
     _check_keys(where, suite, {**top, **lengths}, choices)
     for key, settings in suite["types"].items():
@@ -240,7 +242,7 @@ def read_suite(name: str) -> Suite:
                 f"{at}.type: no type {own['type']!r}{_close(own['type'], suite['types'])}"
             )
         shared = {key: suite[key] for key in [*lengths, *choices, "splits"] if key in suite}
-        merged = {"passage": r"(?s).+", "balance": False, **shared}
+        merged = {"passage": r"(?s).+", "drop": "", "balance": False, **shared}
         tasks[key] = Task(**{**merged, **suite["types"][own["type"]], **own})
         _check_values(at, tasks[key])
     return Suite(name, suite["description"], suite["seed"], suite["splits"], tasks)
@@ -270,10 +272,11 @@ def _check_values(where: str, task: Task) -> None:
     _check_splits(where, task.splits)
     if not task.label.strip() or task.label != task.label.rstrip():
         raise DataError(f"{where}: label {task.label!r} is empty or ends in white space")
-    try:
-        re.compile(task.passage)
-    except re.error as error:
-        raise DataError(f"{where}: passage is no regular expression: {error}") from error
+    for key in ("passage", "drop"):
+        try:
+            re.compile(getattr(task, key))
+        except re.error as error:
+            raise DataError(f"{where}: {key} is no regular expression: {error}") from error
 
 
 def _check_splits(where: str, splits: dict) -> None:

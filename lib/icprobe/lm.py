@@ -8,6 +8,8 @@ own default adds one. Probing, gradients and fine-tuning all take their ids from
 
 import copy
 import hashlib
+import itertools
+import math
 import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
@@ -26,8 +28,8 @@ from icprobe import assets, packing, paths
 
 DTYPES = ("float32", "bfloat16", "float16", "float64", "auto")
 
-# enough tokens for matrix products to run at full speed; more would only cost memory
-TOKENS_PER_FORWARD = {"cpu": 2048, "cuda": 16384}
+# enough tokens for matrix products to run at full speed; more would only cost memory and cache
+TOKENS_PER_FORWARD = {"cpu": 1024, "cuda": 16384}
 
 
 @dataclass(frozen=True)
@@ -285,7 +287,7 @@ def log_likelihoods(
     """
     contexts = [(*lm.bos, *context) for context in contexts]
     _check_lengths(lm, queries, contexts)
-    budget = tokens_per_forward or TOKENS_PER_FORWARD.get(lm.device.type, 2048)
+    budget = tokens_per_forward or TOKENS_PER_FORWARD.get(lm.device.type, 1024)
     packs = packing.pack(
         [packing.Item(q.prompt, q.completion) for q in queries],
         context=int(np.mean([len(context) for context in contexts])),
@@ -325,9 +327,11 @@ def _score(lm, packs, contexts, n_queries, budget) -> np.ndarray:
     """Log-likelihoods [D, M] of all packed queries after D contexts."""
     cache, visible = _read(lm, contexts)
     nats = np.zeros((len(contexts), n_queries))
-    rows = max(1, budget // (len(contexts) * packs.ids.shape[1]))
-    for start in range(0, len(packs.ids), rows):
-        part = packs.rows(start, min(start + rows, len(packs.ids)))
+    # as many equal forward passes as the budget asks for
+    passes = min(len(packs.ids), math.ceil(len(contexts) * packs.ids.numel() / budget))
+    edges = np.linspace(0, len(packs.ids), passes + 1).astype(int).tolist()
+    for start, stop in itertools.pairwise(edges):
+        part = packs.rows(start, stop)
         scores = _forward(lm, part, copy.deepcopy(cache), visible)
         np.add.at(nats.T, part.item.numpy(), scores.T)
     return nats

@@ -113,12 +113,12 @@ def _cost(context, hidden):
     """Relative time of a set of rows, padding included.
 
     Per token a block's linear layers do about 24 hidden^2 operations and attention 4 hidden for
-    each key; attention runs at about a third of the rate of matrix products (measured on CPU).
+    each key; attention runs at about half the rate of matrix products (measured on CPU).
     """
 
     def cost(rows):
         length = max(tokens for tokens, _ in rows)
-        return len(rows) * length * (24 * hidden + 3 * 4 * (length + context))
+        return len(rows) * length * (24 * hidden + 2 * 4 * (length + context))
 
     return cost
 
