@@ -147,6 +147,14 @@ esac
 
 root=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 cd -- "$root" # relative paths in parameters mean "from here", whatever the caller's directory
+case $command in
+test | lab | python | "" | -*) ;;
+*)
+    # before minutes are spent on an environment
+    [ -f "notebooks/profiles/$command.yaml" ] ||
+        fail "unknown profile '$command'. There are: $(cd notebooks/profiles && echo *.yaml)"
+    ;;
+esac
 if use_active; then
     :
 elif [ ! -d .venv ] && find_conda >/dev/null; then

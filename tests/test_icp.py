@@ -21,6 +21,8 @@ def test_an_empty_context_gains_nothing(tiny):
         zero_shot = icp.log_likelihoods(lm, queries)
         assert zero_shot.shape == (5,) and after.shape == (1, 5)
         assert (icp.gain(after, zero_shot) == 0).all()
+        slow = [language_model.token_log_likelihoods(lm, query).sum() for query in queries]
+        np.testing.assert_allclose(after[0], slow, rtol=RTOL, atol=ATOL)
 
 
 def test_the_context_is_preamble_demonstration_separators(tiny):
@@ -65,21 +67,29 @@ def test_scores_from_gains():
     assert icp.gain_per_token(gain, [1, 2, 3, 4])[0].tolist() == [1, 1, -1, 0]
 
 
-def test_neutral_texts_have_the_length_of_the_demonstrations(tiny):
+def test_neutral_demonstrations_keep_form_and_length(tiny):
     lm = tiny()
-    demonstrations = language_model.encode(lm, examples(6, seed=1, words=30))
-    neutral = icp.neutral_demonstrations(lm, demonstrations, step=1)
-    assert [len(n.ids) for n in neutral] == [len(d.ids) for d in demonstrations]
-    for n, d in zip(icp.neutral_demonstrations(lm, demonstrations), demonstrations, strict=True):
-        assert len(n.ids) >= 8 and (len(n.ids) == 8 or abs(len(n.ids) - len(d.ids)) <= 4)
-    text = icp.NEUTRAL_TEXT * 9
-    assert all(text.startswith(lm.tokenizer.decode(n.ids)) for n in neutral)
+    rows = [
+        {"prompt": f"Do it.\n{'fact ' * k}\nsecond line\nAnswer:", "completion": " yes" * k}
+        for k in (2, 3, 9, 9)
+    ]
+    rows.append({"prompt": "No frame here", "completion": " x"})
+    neutral = icp.neutral_demonstrations(lm, rows)
+    for row, encoded in zip(rows[:4], neutral[:4], strict=True):
+        prompt = lm.tokenizer.decode(encoded.prompt)
+        first, middle, last = prompt.split("\n")
+        assert (first, last) == ("Do it.", "Answer:")
+        assert middle in icp.NEUTRAL_TEXT * 9 and "fact" not in middle
+        assert abs(len(prompt) - len(row["prompt"])) <= 10
+        assert lm.tokenizer.decode(encoded.completion).strip() in icp.NEUTRAL_TEXT
+    assert neutral[2] == neutral[3] and neutral[0].id != neutral[2].id
+    assert lm.tokenizer.decode(neutral[4].prompt) in icp.NEUTRAL_TEXT
 
 
 def experiment(folder, model, **changes):
     sources = {"train": "data/demo.jsonl", "queries": "data/demo.jsonl"}
     parameters = {"n_train": 10, "n_query": 3, "max_length": 200, **sources, **changes}
-    return Experiment(str(folder), str(model), **parameters)
+    return Experiment(scores_dir=str(folder), model=str(model), **parameters)
 
 
 @pytest.fixture
@@ -94,14 +104,11 @@ def test_probing_through_the_store(tmp_path, model, monkeypatch, capsys):
     with pytest.warns(UserWarning, match="queries are also training examples"):
         pool, questions = what.load_data()
     lm = what.load_model()
-    queries = language_model.encode(lm, questions)
-    demonstrations = language_model.encode(lm, pool)
-    probe = icp.probe(what, lm, queries, demonstrations)
+    probe = icp.probe(what, lm, questions, pool)
     assert probe.gain.shape == probe.neutral_gain.shape == (10, 3)
-    direct = icp.log_likelihoods(lm, queries, demonstrations)
+    direct = icp.log_likelihoods(lm, questions, pool)
     np.testing.assert_allclose(probe.demonstrated, direct, rtol=RTOL, atol=ATOL)
-    neutral = icp.neutral_demonstrations(lm, demonstrations)
-    direct = icp.log_likelihoods(lm, queries, neutral)
+    direct = icp.log_likelihoods(lm, questions, icp.neutral_demonstrations(lm, pool))
     np.testing.assert_allclose(probe.neutral, direct, rtol=RTOL, atol=ATOL)
 
     # finished scores are found without model and data, and are not computed again
@@ -109,9 +116,35 @@ def test_probing_through_the_store(tmp_path, model, monkeypatch, capsys):
     found = icp.find(experiment(tmp_path / "scores", model), made_by="run notebook 01")
     assert (found.gain == probe.gain).all() and (found.neutral == probe.neutral).all()
     capsys.readouterr()
-    again = icp.probe(what, lm, queries, demonstrations)
+    again = icp.probe(what, lm, questions, pool)
     assert (again.demonstrated == probe.demonstrated).all()
     assert "reused 10 of 10 rows" in capsys.readouterr().out
+
+
+def test_scores_never_go_under_another_key(tmp_path, model, tiny):
+    what = experiment(tmp_path / "scores", model)
+    with pytest.raises(ValueError, match="is not"):
+        icp.probe(what, tiny("gpt2"), examples(2), examples(2, seed=1))
+    lm = what.load_model()
+    long = [{"id": "long", "prompt": "x" * 190, "completion": " yes"}]
+    with pytest.raises(ValueError, match="'long' with its longest context has 5"):
+        icp.probe(
+            what, lm, long, [{"id": "d", "prompt": "y" * 150, "completion": "z" * 40}], "w" * 200
+        )
+    assert not (tmp_path / "scores").exists(), "nothing may be begun that cannot be finished"
+
+
+def test_attention_that_cannot_be_packed_is_refused(tiny, monkeypatch):
+    lm = tiny()
+    language_model.check_packing(lm)
+    forward = lm.model.forward
+
+    def deaf(*args, position_ids=None, **kwargs):
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(lm.model, "forward", deaf)
+    with pytest.raises(ValueError, match="takes no packed rows"):
+        language_model.check_packing(lm)
 
 
 def test_missing_scores_say_what_to_run(tmp_path, model):
@@ -119,7 +152,7 @@ def test_missing_scores_say_what_to_run(tmp_path, model):
     with pytest.warns(UserWarning, match="queries are also"):
         pool, questions = what.load_data()
     lm = what.load_model()
-    icp.probe(what, lm, language_model.encode(lm, questions), language_model.encode(lm, pool))
+    icp.probe(what, lm, questions, pool)
     for change, field in (
         ({"dtype": "float64"}, r"identity\.model\.dtype"),
         ({"n_train": 9}, r"identity\.train\.limit"),

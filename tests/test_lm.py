@@ -117,6 +117,7 @@ def test_packing_shares_prefixes_and_wastes_little():
     packs = packing.pack(items, context=50, hidden=576)
     alone = sum(len(item.inputs) for item in items)
     assert packs.ids.numel() < alone, "padding costs less than sharing saves"
+    assert packs.length.sum() / packs.ids.numel() > 0.9
 
 
 def test_the_same_ids_reach_every_consumer(tiny, tmp_path):

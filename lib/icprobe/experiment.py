@@ -16,7 +16,7 @@ from icprobe.lm import LM
 from icprobe.store import ScoreStore
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Experiment:
     """A model, N training examples and M queries.
 
@@ -79,6 +79,11 @@ class Experiment:
             **{name: data.identity(*source) for name, source in self._sources.items()},
         }
 
+    def identity_of(self, method: str, options: dict) -> dict:
+        """Return everything that determines a method's scores (zero-shot: not the pool)."""
+        parts = {k: v for k, v in self.identity.items() if (method, k) != ("zero_shot", "train")}
+        return {**parts, "options": options}
+
     def store(
         self, method: str, train_ids: list[str], query_ids: list[str], options: dict, **settings
     ) -> ScoreStore:
@@ -91,7 +96,7 @@ class Experiment:
             options: JSON-able options of the method that change its scores.
             **settings: block_size, fresh, description; see `store.open`.
         """
-        identity = {**self.identity, "options": options}
+        identity = self.identity_of(method, options)
         return store.open(self.scores_dir, method, identity, train_ids, query_ids, **settings)
 
     def find(self, method: str, options: dict, made_by: str) -> ScoreStore:
@@ -100,5 +105,5 @@ class Experiment:
         Raises:
             store.ScoresNotFound: With what to run (`made_by`) and the nearest scores there are.
         """
-        identity = {**self.identity, "options": options}
+        identity = self.identity_of(method, options)
         return store.find(self.scores_dir, method, identity, made_by)

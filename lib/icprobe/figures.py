@@ -104,45 +104,45 @@ def task_means(
     return by_row.T.groupby(level=0, sort=False).mean().T
 
 
-def neutral_control(gain: np.ndarray, neutral: np.ndarray, same_task: np.ndarray) -> Figure:
-    """Gain of each pair against its neutral control, all [N, M]: what is content, what is frame."""
+def neutral_control(
+    gain: np.ndarray, neutral: np.ndarray, same_task: np.ndarray, means: pd.DataFrame
+) -> Figure:
+    """Gain of each pair against its neutral control, all [N, M]: what is content, what is frame.
+
+    `means` are rows of findings (quantity, estimate, low, high in nats) shown beside the pairs.
+    """
     with mpl.rc_context(STYLE):
-        figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6))
-        for chosen, colour, marker, name in (
-            (~same_task, GREY, ".", "other task"),
-            (same_task, ORANGE, "x", "same task"),
+        figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.8))
+        for chosen, colour, marker, name, alpha in (
+            (~same_task, GREY, ".", "other task", 0.35),
+            (same_task, ORANGE, "x", "same task", 0.9),
         ):
+            x, y = neutral[chosen], gain[chosen]
+            thin = slice(None, None, 1 + len(x) // 20_000)  # more points would only be a blot
             left.scatter(
-                neutral[chosen],
-                gain[chosen],
-                s=9,
-                marker=marker,
-                alpha=0.4,
-                color=colour,
-                label=name,
-                linewidths=0.7,
-                rasterized=True,
-            )
+                x[thin], y[thin], s=12, marker=marker, alpha=alpha, color=colour,
+                label=name, linewidths=0.9, rasterized=True,
+            )  # fmt: skip
         ends = np.percentile(np.concatenate([neutral.ravel(), gain.ravel()]), [0.2, 99.8])
         left.plot(ends, ends, color="black", linewidth=1)
-        left.set(xlim=ends, ylim=ends, xlabel="gain from a neutral text (nats)")
+        left.set(xlim=ends, ylim=ends, xlabel="gain from its neutral twin (nats)")
         left.set_ylabel("gain from the demonstration (nats)")
-        left.set_title("Each pair; above the line the content helps")
-        left.legend(markerscale=2)
-        names = ["gain", "neutral", "difference"]
-        offset = {"same task": -0.15, "other task": 0.15}
-        for (name, shift), chosen, colour in zip(
-            offset.items(), (same_task, ~same_task), (ORANGE, GREY), strict=True
-        ):
-            if chosen.any():
-                values = [m[chosen].mean() for m in (gain, neutral, gain - neutral)]
-                right.bar(np.arange(3) + shift, values, 0.3, color=colour, label=name)
-        right.axhline(0, color="black", linewidth=1)
-        right.set_xticks(range(3), names)
-        right.set_ylabel("mean over pairs (nats)")
-        right.set_title("Content and frame")
-        right.legend()
+        left.set_title("Pairs: above the line, content helps")
+        left.legend(markerscale=1.5, loc="upper left")
+        dot_intervals(right, means)
+        right.set_xlabel("mean over pairs (nats), 95 % interval")
+        right.set_title("Content and form")
     return figure
+
+
+def dot_intervals(axes: plt.Axes, rows: pd.DataFrame) -> None:
+    """Draw a dot with its interval for each row (quantity, estimate, low, high), top to bottom."""
+    places = np.arange(len(rows))[::-1]
+    errors = [rows["estimate"] - rows["low"], rows["high"] - rows["estimate"]]
+    axes.errorbar(rows["estimate"], places, xerr=errors, fmt="o", color=BLUE, capsize=3)
+    axes.axvline(0, color="black", linewidth=1)
+    axes.set_yticks(places, rows["quantity"])
+    axes.set_ylim(-0.6, len(rows) - 0.4)
 
 
 def length_against_score(tokens: np.ndarray, scores: dict[str, np.ndarray]) -> Figure:

@@ -10,7 +10,8 @@ and the published ICP score of example i is the share of queries that it helps, 
 (Jiao et al. 2025, after the "golden score" of Li et al. 2023).
 """
 
-from collections.abc import Iterable, Sequence
+import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,9 +28,9 @@ PUBLISHED_PREAMBLE = "These examples may be helpful to answer the question"
 UNITS = "log-likelihood of the query's completion in nats, summed over its tokens"
 TEMPLATE_VERSION = 1  # raise it when the same text begins to give other token ids
 
-NEUTRAL_STEP = 8  # tokens: a neutral text is at most half of that off its demonstration's length
+NEUTRAL_STEPS = (16, 4)  # tokens: lengths of replaced inputs and answers are rounded to these
 
-# an uninformative demonstration is cut from this text: fluent, but about nothing in particular
+# uninformative inputs and answers are cut from this text: fluent, but about nothing in particular
 NEUTRAL_TEXT = (
     "This is a piece of text that was put here to fill some space. It goes on for a while and then "
     "it ends, and nothing in it matters for what comes next. There is no need to remember any of "
@@ -84,19 +85,40 @@ def log_likelihoods(
 
 
 def neutral_demonstrations(
-    lm: LM, demonstrations: Sequence[Encoded], step: int = NEUTRAL_STEP
+    lm: LM, demonstrations: Iterable[dict], max_length: int | None = None
 ) -> list[Encoded]:
-    """Return an uninformative demonstration of about the same length for each one given.
+    """Return an uninformative demonstration of the same form and about the same length.
 
-    What a query gains from it comes from the frame (preamble, length, separators), not the content.
-    Lengths are rounded to a multiple of `step` tokens, so that few different texts serve all.
+    The frame stays: the prompt's first and last line (instruction and answer label), where it has
+    more than two lines. What is between them, and the answer, becomes text about nothing. What a
+    query gains from it comes from form and length; what it gains beyond, from the content.
+
+    Args:
+        lm: The model, for its tokenizer.
+        demonstrations: N rows with prompt and completion.
+        max_length: Most tokens of one example, see `lm.encode`.
+
+    Returns:
+        N encoded texts. Replaced parts have the tokens of the original to the nearest multiple of
+        `NEUTRAL_STEPS`, so that few different texts serve all; equal texts have equal ids.
     """
-    text = np.array(language_model.text_ids(lm, NEUTRAL_TEXT))
-    lengths = [step * max(1, round(len(d.ids) / step)) for d in demonstrations]
-    return [
-        Encoded(f"neutral-{length}", (), tuple(np.resize(text, length).tolist()))
-        for length in lengths
-    ]
+    filler = np.array(language_model.text_ids(lm, NEUTRAL_TEXT))
+
+    def filled(text: str, step: int) -> str:
+        length = step * max(1, round(len(language_model.text_ids(lm, text)) / step))
+        return " " + lm.tokenizer.decode(np.resize(filler, length)).strip()
+
+    rows = []
+    for row in demonstrations:
+        lines = row["prompt"].split("\n")
+        framed = len(lines) > 2
+        replaced = "\n".join(lines[1:-1]) if framed else row["prompt"]
+        neutral = filled(replaced, NEUTRAL_STEPS[0]).strip() if replaced else ""
+        prompt = "\n".join([lines[0], neutral, lines[-1]]) if framed else neutral
+        completion = filled(row["completion"], NEUTRAL_STEPS[1])
+        name = hashlib.sha256(f"{prompt}\0{completion}".encode()).hexdigest()[:12]
+        rows.append({"id": f"neutral-{name}", "prompt": prompt, "completion": completion})
+    return language_model.encode(lm, rows, max_length)
 
 
 @dataclass(frozen=True)
@@ -106,7 +128,7 @@ class Probe:
     Attributes:
         zero_shot: [M] log-likelihoods without any context, l0.
         demonstrated: [N, M] log-likelihoods after one demonstration, l.
-        neutral: [N, M] log-likelihoods after a neutral text of the demonstration's length.
+        neutral: [N, M] log-likelihoods after a neutral demonstration of the same form.
     """
 
     zero_shot: np.ndarray
@@ -120,15 +142,15 @@ class Probe:
 
     @property
     def neutral_gain(self) -> np.ndarray:
-        """[N, M] gain of the neutral text in its place."""
+        """[N, M] gain of the neutral demonstration in its place."""
         return gain(self.neutral, self.zero_shot)
 
 
 def probe(
     experiment: Experiment,
     lm: LM,
-    queries: Sequence[Encoded],
-    demonstrations: Sequence[Encoded],
+    queries: Iterable,
+    demonstrations: Iterable,
     preamble: str = "",
     separator: str = "\n\n",
     fresh: bool = False,
@@ -138,15 +160,26 @@ def probe(
     Args:
         experiment: Says what is scored and where the scores lie.
         lm: The experiment's model.
-        queries: M encoded queries.
-        demonstrations: N encoded training examples.
+        queries: M rows, the experiment's queries.
+        demonstrations: N rows, the experiment's training pool.
         preamble: See `log_likelihoods`.
         separator: See `log_likelihoods`.
         fresh: Compute everything anew.
+
+    Raises:
+        ValueError: If the model is not the experiment's, or something is too long for it; before
+            anything is computed.
     """
+    if lm.identity != experiment.identity["model"]:
+        raise ValueError(f"model {lm.identity} is not {experiment.identity['model']}")
+    language_model.check_packing(lm)
+    neutral = neutral_demonstrations(lm, demonstrations, experiment.max_length)
+    queries = language_model.encode(lm, queries, experiment.max_length)
+    shown = language_model.encode(lm, demonstrations, experiment.max_length)
     frame = {"preamble": preamble, "separator": separator}
-    neutral = neutral_demonstrations(lm, demonstrations)
-    rows: dict[str, np.ndarray] = {}  # demonstrations of like length share a neutral text
+    contexts = [context(lm, demonstration, **frame) for demonstration in (*shown, *neutral)]
+    language_model.check_lengths(lm, queries, contexts)
+    rows: dict[str, np.ndarray] = {}  # demonstrations of like form and length share a neutral text
 
     def neutral_block(block: range) -> np.ndarray:
         for i in block:
@@ -156,15 +189,13 @@ def probe(
 
     score_block = {
         "zero_shot": lambda block: log_likelihoods(lm, queries)[None],
-        "icp": lambda block: log_likelihoods(
-            lm, queries, [demonstrations[i] for i in block], **frame
-        ),
+        "icp": lambda block: log_likelihoods(lm, queries, shown[block.start : block.stop], **frame),
         "icp_neutral": neutral_block,
     }
     query_ids = [query.id for query in queries]
     scores = {}
     for method, options in _options(preamble, separator).items():
-        train_ids = ["zero-shot"] if method == "zero_shot" else [d.id for d in demonstrations]
+        train_ids = ["zero-shot"] if method == "zero_shot" else [d.id for d in shown]
         kept = experiment.store(
             method, train_ids, query_ids, options, fresh=fresh, description=UNITS
         )
@@ -199,7 +230,7 @@ def _options(preamble: str, separator: str) -> dict[str, dict]:
     return {
         "zero_shot": {"template": TEMPLATE_VERSION},
         "icp": frame,
-        "icp_neutral": {**frame, "text": NEUTRAL_TEXT, "step": NEUTRAL_STEP},
+        "icp_neutral": {**frame, "text": NEUTRAL_TEXT, "steps": NEUTRAL_STEPS},
     }
 
 
@@ -244,35 +275,44 @@ def findings(
         One row per quantity: quantity, unit, estimate, low, high, n.
     """
     gain, over_neutral = probe.gain, probe.gain - probe.neutral_gain
+    helped = (gain > 0).astype(float)
+
+    def counts(sample, size):
+        return np.bincount(sample, minlength=size).astype(float)
 
     def mean_where(values, mask):
+        values, mask = values * mask, mask.astype(float)
+
         def measure(rows, columns):
-            chosen = mask[np.ix_(rows, columns)]
-            return values[np.ix_(rows, columns)][chosen].mean() if chosen.any() else np.nan
+            row_weights, weights = counts(rows, len(gain)), counts(columns, gain.shape[1])
+            pairs = row_weights @ (mask @ weights)
+            return row_weights @ (values @ weights) / pairs if pairs else np.nan
 
         return measure, int(mask.sum())
 
     def rank_correlation(first, second):
         def measure(rows, columns):
-            sample = gain[np.ix_(rows, columns)]
-            return spearmanr(first(rows, sample), second(rows, sample)).statistic
+            weights = counts(columns, gain.shape[1])
+            return spearmanr(first(weights)[rows], second(weights)[rows]).statistic
 
         return measure, len(gain)
 
-    def length(rows, _):
-        return tokens[rows]
+    def length(_):
+        return tokens
 
-    def published(_, sample):
-        return icp_score(sample)
+    def published(weights):
+        return helped @ weights
 
-    def mean(_, sample):
-        return sample.mean(axis=1)
+    def mean(weights):
+        return gain @ weights
 
     everywhere = np.ones_like(same_task)
     measures = {
-        ("pairs with a gain", "share"): mean_where(gain > 0, everywhere),
+        ("pairs with a gain", "share"): mean_where(helped, everywhere),
         ("mean gain, same task", "nats"): mean_where(gain, same_task),
         ("mean gain, other tasks", "nats"): mean_where(gain, ~same_task),
+        ("mean neutral gain, same task", "nats"): mean_where(probe.neutral_gain, same_task),
+        ("mean neutral gain, other tasks", "nats"): mean_where(probe.neutral_gain, ~same_task),
         ("mean gain over neutral, same task", "nats"): mean_where(over_neutral, same_task),
         ("mean gain over neutral, other tasks", "nats"): mean_where(over_neutral, ~same_task),
         ("ICP score against mean gain", "Spearman"): rank_correlation(published, mean),

@@ -7,7 +7,6 @@ README says something else than the committed results.
 import re
 
 import pandas as pd
-import yaml
 
 from icprobe import paths
 
@@ -50,11 +49,6 @@ def minutes() -> str:
     machine = runs["laptop"].iloc[0]
     lines.append(f"\nEverything computed anew, on {machine.cores} cores ({machine.processor}).")
     return "\n".join(lines)
-
-
-def profile(name: str) -> dict:
-    """Return a profile's parameters."""
-    return yaml.safe_load((paths.NOTEBOOKS / "profiles" / f"{name}.yaml").read_text())
 
 
 if __name__ == "__main__":

@@ -328,6 +328,7 @@ class Progress:
         self._unfinished = ""  # text since the last line break, such as a progress bar
         self._started = time.monotonic()
         self._redrawn = stream.isatty()
+        self._clear = "\r\x1b[K" if self._redrawn else ""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._keep_showing, daemon=True)
 
@@ -339,9 +340,8 @@ class Progress:
         self._stop.set()
         self._thread.join()
         self._log_line(self._unfinished)
-        if self._redrawn:
-            self.stream.write("\r\x1b[K")
-            self.stream.flush()
+        self.stream.write(self._clear)
+        self.stream.flush()
 
     @property
     def minutes(self) -> float:
@@ -362,6 +362,8 @@ class Progress:
         *lines, self._unfinished = (self._unfinished + text).split("\n")
         for line in lines:
             self._log_line(line)
+            if ": reused " in line:  # what a run did not compute is worth a line of its own
+                self.stream.write(f"{self._clear}      {_visible(line)}\n")
         for line in [*lines, self._unfinished]:
             self.printed = _visible(line) or self.printed
 
@@ -381,7 +383,7 @@ class Progress:
         line = f"{self.name}  cell {self.cell}/{self.cells}  {seconds // 60}:{seconds % 60:02d}"
         line += f"  {self.printed or self.source.split(chr(10))[0]}"
         if self._redrawn:
-            line = "\r\x1b[K" + line[: shutil.get_terminal_size().columns - 1]
+            line = self._clear + line[: shutil.get_terminal_size().columns - 1]
         else:
             line += "\n"
         self.stream.write(line)
@@ -625,7 +627,8 @@ def main(argv: list[str] | None = None, root: Path = paths.ROOT) -> int:
     statuses = {row.status for row in rows}
     if statuses == {"done"}:
         # only a complete run of the profile as it stands may say how long the profile takes
-        if args.fresh and args.only is None and not overrides:
+        anew = all(parameters.get("fresh") for parameters in planned)
+        if anew and args.only is None and not overrides:
             write_csv(folder / "timing.csv", timing_records(rows))
         return 0
     return 130 if "interrupted" in statuses else 1

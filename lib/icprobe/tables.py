@@ -78,9 +78,9 @@ def extremes(
     rows = []
     for j in columns:
         order = np.argsort(-scores[:, j], kind="stable")
-        for place, i in [*enumerate(order[:top], 1), *enumerate(order[::-1][:top], 1)]:
-            end = "highest" if scores[i, j] >= scores[order[top - 1], j] else "lowest"
-            rows.append(
+        ends = {"highest": order[:top], "lowest": order[::-1][:top]}
+        for end, found in ends.items():
+            rows += [
                 {
                     "query": _text(queries[int(j)], width),
                     "end": f"{end} {place}",
@@ -88,7 +88,8 @@ def extremes(
                     "same task": train[int(i)]["task"] == queries[int(j)]["task"],
                     "training example": _text(train[int(i)], width),
                 }
-            )
+                for place, i in enumerate(found, 1)
+            ]
     return pd.DataFrame(rows).set_index(["query", "end"])
 
 

@@ -1,0 +1,148 @@
+"""Notebook 01 from end to end: the real model in the smoke profile, local stand-ins elsewhere."""
+
+import json
+import shutil
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import papermill
+import pyarrow
+import pyarrow.parquet
+import pytest
+import yaml
+from conftest import save_tiny
+
+from icprobe import icp, paths, runner
+from icprobe.experiment import Experiment
+
+NOTEBOOK = paths.NOTEBOOKS / "01_icp_scoring.ipynb"
+RESULTS = [
+    "01_findings.csv",
+    "01_gain_by_task.pdf",
+    "01_gain_by_task.png",
+    "01_gain_distribution.pdf",
+    "01_gain_distribution.png",
+    "01_length_against_score.pdf",
+    "01_length_against_score.png",
+    "01_neutral_control.pdf",
+    "01_neutral_control.png",
+    "01_queries.csv",
+    "01_training_examples.csv",
+]
+
+
+def run(folder, *arguments):
+    """Run notebook 01 as run_all.sh does, with results in `folder`."""
+    where = ["-p", "output_dir", f"{folder}/figures", "-p", "scores_dir", f"{folder}/scores"]
+    return runner.main([*arguments, "--only", "01", *where])
+
+
+def results(folder):
+    files = (folder / "figures").iterdir()
+    return sorted(file.name for file in files if file.name.startswith("01_"))
+
+
+def printed(folder):
+    notebook = nbformat.read(folder / "figures" / "notebooks" / NOTEBOOK.name, as_version=4)
+    outputs = (output for cell in notebook.cells for output in cell.get("outputs", []))
+    return "".join(output.get("text", "") for output in outputs)
+
+
+@pytest.mark.real
+def test_the_smoke_profile_runs_and_always_computes(tmp_path):
+    assert run(tmp_path, "smoke") == 0
+    assert results(tmp_path) == RESULTS
+    table = pd.read_csv(tmp_path / "figures" / "01_training_examples.csv")
+    assert len(table) == 12 and table["icp_score"].between(0, 1).all()
+    assert "reused 0 of 12 rows" in printed(tmp_path)
+
+
+@pytest.fixture
+def own(tmp_path):
+    """Return papermill parameters for a tiny model and data of one's own, in files."""
+    examples = [json.loads(line) for line in (paths.ROOT / "data/demo.jsonl").open()]
+    for name, rows in (("pool", examples[:14]), ("wanted", examples[14:19])):
+        lines = (json.dumps({k: row[k] for k in ("prompt", "completion", "task")}) for row in rows)
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    return {
+        "output_dir": str(tmp_path / "figures"),
+        "scores_dir": str(tmp_path / "scores"),
+        "model": str(save_tiny(tmp_path / "model", "llama")),
+        "train": str(tmp_path / "pool.jsonl"),
+        "queries": str(tmp_path / "wanted.jsonl"),
+        "n_train": None,
+        "n_query": None,
+    }
+
+
+def test_jupyter_papermill_and_run_all_give_the_same_files(tmp_path, own):
+    made = {}
+    for name, cwd in (("jupyter", paths.NOTEBOOKS), ("elsewhere", tmp_path)):
+        papermill.execute_notebook(
+            NOTEBOOK, tmp_path / f"{name}.ipynb", own, cwd=cwd, progress_bar=False,
+            kernel_name="python3", kernel_manager_class=runner.EnvironmentKernelManager,
+        )  # fmt: skip
+        made[name] = take_files(tmp_path)
+    arguments = [text for name, value in own.items() for text in ("-p", name, str(value))]
+    assert runner.main(["laptop", "--only", "01", *arguments]) == 0
+    made["run_all"] = take_files(tmp_path)
+    assert set(RESULTS) < {Path(name).name for name in made["jupyter"]}
+    assert made["elsewhere"] == made["jupyter"]
+    assert made["run_all"] == made["jupyter"]
+
+
+def take_files(folder):
+    """Return the bytes of all results and scores, and remove them."""
+    kept = {
+        str(file.relative_to(folder)): file.read_bytes()
+        for part in ("figures", "scores")
+        for file in (folder / part).rglob("*")
+        if file.is_file() and not {"notebooks", "logs"} & set(file.parts) and file.name != "run.csv"
+    }
+    shutil.rmtree(folder / "figures")
+    shutil.rmtree(folder / "scores")
+    return kept
+
+
+def test_a_second_run_reuses_and_fresh_does_not(tmp_path, own):
+    arguments = [text for name, value in own.items() for text in ("-p", name, str(value))]
+    assert runner.main(["laptop", "--only", "01", *arguments]) == 0
+    assert "reused 0 of 14 rows" in printed(tmp_path)
+    assert runner.main(["laptop", "--only", "01", *arguments]) == 0
+    assert "reused 14 of 14 rows" in printed(tmp_path)
+    assert runner.main(["laptop", "--only", "01", "--fresh", *arguments]) == 0
+    assert "reused 0 of 14 rows" in printed(tmp_path)
+
+
+def test_the_paper_profile_with_local_stand_ins(tmp_path):
+    """Everything of paper.yaml but the sources: columns, preamble, dtype and lengths."""
+    profile = yaml.safe_load((paths.NOTEBOOKS / "profiles" / "paper.yaml").read_text())
+    examples = [json.loads(line) for line in (paths.ROOT / "data/demo.jsonl").open()]
+    alpaca = [
+        {"instruction": row["prompt"], "input": "", "output": row["completion"].strip()}
+        for row in examples[:9]
+    ]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(alpaca), tmp_path / "alpaca.parquet")
+    kmeans = [{"text": row["prompt"], "target": row["completion"]} for row in examples[9:13]]
+    (tmp_path / "kmeans.jsonl").write_text("\n".join(json.dumps(row) for row in kmeans))
+    model = save_tiny(tmp_path / "model", "gpt_neox", positions=2048)
+    sources = {
+        "model": str(model),
+        "train": str(tmp_path / "alpaca.parquet"),
+        "queries": str(tmp_path / "kmeans.jsonl"),
+    }
+    arguments = [text for name, value in sources.items() for text in ("-p", name, value)]
+    assert run(tmp_path, "paper", *arguments) == 0
+    assert results(tmp_path) == RESULTS
+
+    names = ["n_train", "n_query", "seed", "dtype", "max_length", "train_columns", "query_columns"]
+    kept = {name: profile[name] for name in names}
+    experiment = Experiment(scores_dir=str(tmp_path / "scores"), **sources, **kept)
+    found = icp.find(experiment, "notebook 01", preamble=profile["preamble"])
+    assert found.gain.shape == (9, 4)
+    pool, _ = experiment.load_data()
+    first = alpaca[0]
+    assert pool[0]["prompt"] == f"Instruction: {first['instruction']} \nResponse:"
+    assert pool[0]["completion"] == f" {first['output']}"
+    assert profile["preamble"] == icp.PUBLISHED_PREAMBLE

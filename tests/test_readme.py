@@ -1,0 +1,38 @@
+"""Every number in the README's generated parts is the committed result's."""
+
+import re
+
+import pytest
+
+from icprobe import paths, readme
+
+
+def test_the_readme_says_what_the_results_say():
+    text = readme.README.read_text()
+    names = [match["name"] for match in readme.BLOCK.finditer(text)]
+    assert sorted(names) == ["findings", "minutes"]
+    assert text == readme.render(text), "run: ./run_all.sh python -m icprobe.readme"
+
+
+def test_a_changed_number_is_noticed():
+    text = readme.README.read_text()
+    changed = re.sub(r"\| (-?\d+\.\d+) \|", "| 99.99 |", text, count=1)
+    assert changed != text and readme.render(changed) == text
+
+
+def test_unknown_blocks_are_an_error():
+    with pytest.raises(KeyError, match="nonsense"):
+        readme.render("<!-- nonsense: what -->\n<!-- end -->")
+
+
+def test_every_notebook_and_module_is_listed():
+    text = readme.README.read_text()
+    for notebook in paths.NOTEBOOKS.glob("[0-9]*.ipynb"):
+        assert f"notebooks/{notebook.name}" in text
+    for module in (paths.ROOT / "lib" / "icprobe").glob("[!_]*.py"):
+        assert f"    {module.name} " in text
+
+
+def test_links_lead_somewhere():
+    for target in re.findall(r"\]\(([^)#]+)\)", readme.README.read_text()):
+        assert (paths.ROOT / target).exists(), target
