@@ -151,8 +151,11 @@ case $command in
 test | lab | python | "" | -*) ;;
 *)
     # before minutes are spent on an environment
-    [ -f "notebooks/profiles/$command.yaml" ] ||
-        fail "unknown profile '$command'. There are: $(cd notebooks/profiles && echo *.yaml)"
+    if [ ! -f "notebooks/profiles/$command.yaml" ]; then
+        profiles=$(cd notebooks/profiles && echo *.yaml)
+        echo "error: unknown profile '$command'. There are: ${profiles//.yaml/}" >&2
+        exit 2
+    fi
     ;;
 esac
 if use_active; then

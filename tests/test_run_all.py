@@ -50,6 +50,7 @@ def checkout(tmp_path) -> Path:
     copy.mkdir()
     for name in FILES:
         shutil.copy(paths.ROOT / name, copy)
+    shutil.copytree(paths.NOTEBOOKS / "profiles", copy / "notebooks" / "profiles")
     return copy
 
 
@@ -69,11 +70,18 @@ def test_help_needs_no_environment(flag, checkout):
 
 
 def test_the_active_environment_is_used_and_usage_errors_come_through(active):
-    result = run("lapdog", **active)
+    result = run("smoke", "-p", "n_trian", "3", **active)
     assert result.returncode == 2
     assert f"environment: {active['VIRTUAL_ENV']} (active)\n" in result.stderr
-    assert "unknown profile 'lapdog'. Did you mean laptop?" in result.stderr
+    assert "-p n_trian: no notebook declares this parameter. Did you mean n_train" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_an_unknown_profile_is_an_error_before_anything_is_installed(checkout):
+    result = run("lapdog", script=checkout / "run_all.sh")
+    assert result.returncode == 2
+    assert result.stderr == "error: unknown profile 'lapdog'. There are: laptop paper smoke\n"
+    assert not (checkout / ".venv").exists()
 
 
 def test_arguments_reach_python_unchanged_in_the_root(active):

@@ -163,13 +163,20 @@ def hub_revision(name: str, kind: str) -> tuple[str, str]:
     if ref.is_file():
         return name, ref.read_text().strip()
     try:
-        return name, HfApi().repo_info(name, repo_type=kind, revision=revision).sha
+        commit = HfApi().repo_info(name, repo_type=kind, revision=revision).sha
     except (httpx.HTTPError, HFValidationError, OSError) as error:
         raise AssetError(
             f"cannot tell which version of the {kind} {name!r} to use: revision {revision!r} is "
             f"not in the local hub cache and the hub did not answer ({error}). Without network, "
             f"give a cached commit: {name}@<40 hexadecimal digits>."
         ) from error
+    # loading by commit leaves no such note: without it, a later run would need the hub again and
+    # might get a newer commit in the middle of its scores
+    ref.parent.mkdir(parents=True, exist_ok=True)
+    temporary = ref.with_name(f"{ref.name}.{os.getpid()}.tmp")
+    temporary.write_text(commit)
+    temporary.replace(ref)
+    return name, commit
 
 
 # ---------------------------------------------------------------------------- fetch and verify

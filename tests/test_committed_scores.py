@@ -1,0 +1,26 @@
+"""The committed scores are those of the committed laptop profile, and the figures are theirs."""
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from icprobe import icp, paths
+from icprobe.experiment import Experiment
+
+
+def test_a_fresh_clone_finds_its_scores_without_model_and_data(monkeypatch, tmp_path):
+    monkeypatch.setenv("ICPROBE_CACHE", str(tmp_path / "empty"))
+    profile = yaml.safe_load((paths.NOTEBOOKS / "profiles" / "laptop.yaml").read_text())
+    names = Experiment.__dataclass_fields__.keys()
+    experiment = Experiment(**{name: profile[name] for name in names})
+    probe = icp.find(experiment, "run ./run_all.sh --fresh", preamble=profile["preamble"])
+    assert probe.gain.shape == (profile["n_train"], profile["n_query"])
+    assert not (tmp_path / "empty").exists()
+
+    table = pd.read_csv(paths.resolve(profile["output_dir"]) / "01_training_examples.csv")
+    # the table keeps six digits
+    np.testing.assert_allclose(table["mean_gain"], probe.gain.mean(1), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(table["icp_score"], icp.icp_score(probe.gain), rtol=1e-5)
+    stores = [folder.name for folder in paths.resolve(profile["scores_dir"]).iterdir()]
+    methods = sorted(name.rpartition("-")[0] for name in stores)
+    assert methods == ["icp", "icp_neutral", "zero_shot"], "no scores of other parameters"
