@@ -128,7 +128,7 @@ def neutral_control(
         left.set(xlim=ends, ylim=ends, xlabel="gain from its neutral twin (nats)")
         left.set_ylabel("gain from the demonstration (nats)")
         left.set_title("Pairs: above the line, content helps")
-        left.legend(markerscale=1.5, loc="upper left")
+        left.legend(markerscale=1.5, loc="lower right")
         dot_intervals(right, means)
         right.set_xlabel("mean over pairs (nats), 95 % interval")
         right.set_title("Content and form")
