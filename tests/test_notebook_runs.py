@@ -81,7 +81,7 @@ def test_jupyter_papermill_and_run_all_give_the_same_files(tmp_path, own):
     for name, cwd in (("jupyter", paths.NOTEBOOKS), ("elsewhere", tmp_path)):
         papermill.execute_notebook(
             NOTEBOOK, tmp_path / f"{name}.ipynb", own, cwd=cwd, progress_bar=False,
-            kernel_name="python3", kernel_manager_class=runner.EnvironmentKernelManager,
+            kernel_name="python3",
         )  # fmt: skip
         made[name] = take_files(tmp_path)
     arguments = [text for name, value in own.items() for text in ("-p", name, str(value))]

@@ -627,7 +627,10 @@ def main(argv: list[str] | None = None, root: Path = paths.ROOT) -> int:
     statuses = {row.status for row in rows}
     if statuses == {"done"}:
         # only a complete run of the profile as it stands may say how long the profile takes
-        anew = all(parameters.get("fresh") for parameters in planned)
+        anew = all(
+            (notebook.defaults | parameters).get("fresh", True)
+            for notebook, parameters in zip(chosen, planned, strict=True)
+        )
         if anew and args.only is None and not overrides:
             write_csv(folder / "timing.csv", timing_records(rows))
         return 0
