@@ -16,7 +16,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.stats import spearmanr
 
 from icprobe import lm as language_model
 from icprobe import statistics
@@ -274,50 +273,26 @@ def findings(
     Returns:
         One row per quantity: quantity, unit, estimate, low, high, n.
     """
-    gain, over_neutral = probe.gain, probe.gain - probe.neutral_gain
-    helped = (gain > 0).astype(float)
-
-    def counts(sample, size):
-        return np.bincount(sample, minlength=size).astype(float)
-
-    def mean_where(values, mask):
-        values, mask = values * mask, mask.astype(float)
-
-        def measure(rows, columns):
-            row_weights, weights = counts(rows, len(gain)), counts(columns, gain.shape[1])
-            pairs = row_weights @ (mask @ weights)
-            return row_weights @ (values @ weights) / pairs if pairs else np.nan
-
-        return measure, int(mask.sum())
-
-    def rank_correlation(first, second):
-        def measure(rows, columns):
-            weights = counts(columns, gain.shape[1])
-            return spearmanr(first(weights)[rows], second(weights)[rows]).statistic
-
-        return measure, len(gain)
-
-    def length(_):
-        return tokens
-
-    def published(weights):
-        return helped @ weights
-
-    def mean(weights):
-        return gain @ weights
-
-    everywhere = np.ones_like(same_task)
+    gain, neutral = probe.gain, probe.neutral_gain
+    helped, every_pair = (gain > 0).astype(float), np.ones_like(same_task)
+    length = np.broadcast_to(tokens[:, None], gain.shape).astype(float)
+    means = {
+        ("pairs with a gain", "share"): (helped, every_pair),
+        ("mean gain, same task", "nats"): (gain, same_task),
+        ("mean gain, other tasks", "nats"): (gain, ~same_task),
+        ("mean neutral gain, same task", "nats"): (neutral, same_task),
+        ("mean neutral gain, other tasks", "nats"): (neutral, ~same_task),
+        ("mean gain over neutral, same task", "nats"): (gain - neutral, same_task),
+        ("mean gain over neutral, other tasks", "nats"): (gain - neutral, ~same_task),
+    }
+    agreements = {
+        ("ICP score against mean gain", "Spearman"): (helped, gain),
+        ("length against ICP score", "Spearman"): (length, helped),
+        ("length against mean gain", "Spearman"): (length, gain),
+    }
     measures = {
-        ("pairs with a gain", "share"): mean_where(helped, everywhere),
-        ("mean gain, same task", "nats"): mean_where(gain, same_task),
-        ("mean gain, other tasks", "nats"): mean_where(gain, ~same_task),
-        ("mean neutral gain, same task", "nats"): mean_where(probe.neutral_gain, same_task),
-        ("mean neutral gain, other tasks", "nats"): mean_where(probe.neutral_gain, ~same_task),
-        ("mean gain over neutral, same task", "nats"): mean_where(over_neutral, same_task),
-        ("mean gain over neutral, other tasks", "nats"): mean_where(over_neutral, ~same_task),
-        ("ICP score against mean gain", "Spearman"): rank_correlation(published, mean),
-        ("length against ICP score", "Spearman"): rank_correlation(length, published),
-        ("length against mean gain", "Spearman"): rank_correlation(length, mean),
+        **{k: (statistics.pair_mean(*pair), int(pair[1].sum())) for k, pair in means.items()},
+        **{k: (statistics.rank_agreement(*pair), len(gain)) for k, pair in agreements.items()},
     }
     rows, everything = [], [np.arange(size) for size in gain.shape]
     for (quantity, unit), (measure, n) in measures.items():

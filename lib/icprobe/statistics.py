@@ -3,10 +3,14 @@
 from collections.abc import Callable
 
 import numpy as np
+from scipy.stats import spearmanr
+
+# takes row numbers [N] and column numbers [M], returns the statistic of that sample
+Measure = Callable[[np.ndarray, np.ndarray], float]
 
 
 def crossed_interval(
-    measure: Callable[[np.ndarray, np.ndarray], float],
+    measure: Measure,
     shape: tuple[int, int],
     rng: np.random.Generator,
     replicates: int = 1000,
@@ -30,3 +34,29 @@ def crossed_interval(
     tail = 50 * (1 - level)
     low, high = np.nanpercentile(values, [tail, 100 - tail])
     return float(low), float(high)
+
+
+def pair_mean(values: np.ndarray, mask: np.ndarray) -> Measure:
+    """Return the measure "mean of values [N, M] over the pairs of mask [N, M]"."""
+    values, mask = values * mask, mask.astype(float)
+
+    def measure(rows: np.ndarray, columns: np.ndarray) -> float:
+        # how often each was drawn does for a mean, and is much faster than gathering the pairs
+        row_weights, weights = (
+            np.bincount(drawn, minlength=size).astype(float)
+            for drawn, size in zip((rows, columns), values.shape, strict=True)
+        )
+        pairs = row_weights @ (mask @ weights)
+        return row_weights @ (values @ weights) / pairs if pairs else np.nan
+
+    return measure
+
+
+def rank_agreement(first: np.ndarray, second: np.ndarray) -> Measure:
+    """Return the measure "Spearman's rho between the row means of two matrices [N, M]"."""
+
+    def measure(rows: np.ndarray, columns: np.ndarray) -> float:
+        weights = np.bincount(columns, minlength=first.shape[1]).astype(float)
+        return spearmanr((first @ weights)[rows], (second @ weights)[rows]).statistic
+
+    return measure
