@@ -24,7 +24,9 @@ class Experiment:
         scores_dir: Folder of the score stores.
         model: A model's name or folder, see `lm.load`.
         train: Source of the training pool, see `data.load`.
-        queries: Source of the queries; the suite split "query" if it is a suite.
+        queries: Source of the queries.
+        train_split: Split of the pool, for suites and hub data sets; see `data.load`.
+        query_split: The same for the queries.
         n_train: N, or None for the whole pool.
         n_query: M, or None for all queries.
         seed: Which examples are sampled.
@@ -38,6 +40,8 @@ class Experiment:
     model: str
     train: str
     queries: str
+    train_split: str = "train"
+    query_split: str = "query"
     n_train: int | None = None
     n_query: int | None = None
     seed: int = 0
@@ -49,9 +53,11 @@ class Experiment:
     @property
     def _sources(self) -> dict[str, tuple]:
         """The arguments of `data.load` for the pool and for the queries."""
+        pool = self.train, self.train_split, self.n_train
+        queries = self.queries, self.query_split, self.n_query
         return {
-            "train": (self.train, "train", self.n_train, self.seed, self.train_columns),
-            "queries": (self.queries, "query", self.n_query, self.seed, self.query_columns),
+            "train": (*pool, self.seed, self.train_columns),
+            "queries": (*queries, self.seed, self.query_columns),
         }
 
     def load_data(self) -> tuple[datasets.Dataset, datasets.Dataset]:

@@ -11,7 +11,7 @@ and the published ICP score of example i is the share of queries that it helps, 
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +28,8 @@ UNITS = "log-likelihood of the query's completion in nats, summed over its token
 TEMPLATE_VERSION = 1  # raise it when the same text begins to give other token ids
 
 NEUTRAL_STEPS = (16, 4)  # tokens: lengths of replaced inputs and answers are rounded to these
+
+TEXTS_TOGETHER = 4  # neutral texts scored in one call, so that several CPU threads have work
 
 # uninformative inputs and answers are cut from this text: fluent, but about nothing in particular
 NEUTRAL_TEXT = (
@@ -178,18 +180,12 @@ def probe(
     frame = {"preamble": preamble, "separator": separator}
     contexts = [context(lm, demonstration, **frame) for demonstration in (*shown, *neutral)]
     language_model.check_lengths(lm, queries, contexts)
-    rows: dict[str, np.ndarray] = {}  # demonstrations of like form and length share a neutral text
-
-    def neutral_block(block: range) -> np.ndarray:
-        for i in block:
-            if neutral[i].id not in rows:
-                rows[neutral[i].id] = log_likelihoods(lm, queries, [neutral[i]], **frame)[0]
-        return np.stack([rows[neutral[i].id] for i in block])
+    neutral_rows = _shared_rows(neutral, lambda texts: log_likelihoods(lm, queries, texts, **frame))
 
     score_block = {
         "zero_shot": lambda block: log_likelihoods(lm, queries)[None],
         "icp": lambda block: log_likelihoods(lm, queries, shown[block.start : block.stop], **frame),
-        "icp_neutral": neutral_block,
+        "icp_neutral": neutral_rows,
     }
     query_ids = [query.id for query in queries]
     scores = {}
@@ -200,6 +196,31 @@ def probe(
         )
         scores[method] = kept.fill(score_block[method])
     return Probe(scores["zero_shot"][0], scores["icp"], scores["icp_neutral"])
+
+
+def _shared_rows(
+    texts: list[Encoded], score: Callable[[list[Encoded]], np.ndarray]
+) -> Callable[[range], np.ndarray]:
+    """Return a function from a block to its rows that scores each distinct text once.
+
+    Always the same texts are scored together, so a resumed run gives the same bytes.
+    """
+    distinct = list({text.id: text for text in texts}.values())
+    together = {
+        text.id: distinct[start : start + TEXTS_TOGETHER]
+        for start in range(0, len(distinct), TEXTS_TOGETHER)
+        for text in distinct[start : start + TEXTS_TOGETHER]
+    }
+    rows: dict[str, np.ndarray] = {}
+
+    def block_rows(block: range) -> np.ndarray:
+        for text in texts[block.start : block.stop]:
+            if text.id not in rows:
+                group = together[text.id]
+                rows.update(zip((t.id for t in group), score(group), strict=True))
+        return np.stack([rows[text.id] for text in texts[block.start : block.stop]])
+
+    return block_rows
 
 
 def find(

@@ -58,8 +58,8 @@ class LM:
         """The BOS id as a tuple of one, or nothing where the tokenizer adds none by default."""
         with_special = self.tokenizer("a").input_ids
         bare = self.tokenizer("a", add_special_tokens=False).input_ids
-        starts = self.tokenizer.bos_token_id is not None and len(with_special) > len(bare)
-        return (with_special[0],) if starts and with_special[0] != bare[0] else ()
+        leads = len(with_special) > len(bare) and with_special[0] == self.tokenizer.bos_token_id
+        return (with_special[0],) if leads else ()
 
     @property
     def max_positions(self) -> int | None:
@@ -389,7 +389,9 @@ def _score(lm, packs, contexts, n_queries, budget) -> np.ndarray:
     edges = np.linspace(0, len(packs.ids), passes + 1).astype(int).tolist()
     for start, stop in itertools.pairwise(edges):
         part = packs.rows(start, stop)
-        scores = _forward(lm, part, copy.deepcopy(cache), visible)
+        # a forward pass writes to its cache, so only the last one may have the original
+        own = cache if stop == edges[-1] else copy.deepcopy(cache)
+        scores = _forward(lm, part, own, visible)
         np.add.at(nats.T, part.item.numpy(), scores.T)
     return nats
 
@@ -441,9 +443,8 @@ def _forward(lm, packs, cache, visible) -> np.ndarray:
 
 def _additive(attends, lm) -> torch.Tensor:
     """Turn a boolean mask into the additive one that every attention implementation takes."""
-    mask = torch.zeros(attends.shape, dtype=lm.model.dtype)
-    mask.masked_fill_(~attends, torch.finfo(lm.model.dtype).min)
-    return mask.to(lm.device)
+    mask = torch.zeros(attends.shape, dtype=lm.model.dtype, device=lm.device)
+    return mask.masked_fill_(~attends.to(lm.device), torch.finfo(lm.model.dtype).min)
 
 
 # the (rows, columns) of the hidden states that this thread's forward pass is to show to the head
