@@ -43,9 +43,12 @@ def results(folder):
     return sorted(file.name for file in files if file.name.startswith("01_"))
 
 
+def executed(folder):
+    return nbformat.read(folder / "figures" / "notebooks" / NOTEBOOK.name, as_version=4)
+
+
 def printed(folder):
-    notebook = nbformat.read(folder / "figures" / "notebooks" / NOTEBOOK.name, as_version=4)
-    outputs = (output for cell in notebook.cells for output in cell.get("outputs", []))
+    outputs = (output for cell in executed(folder).cells for output in cell.get("outputs", []))
     return "".join(output.get("text", "") for output in outputs)
 
 
@@ -56,6 +59,10 @@ def test_the_smoke_profile_runs_and_always_computes(tmp_path):
     table = pd.read_csv(tmp_path / "figures" / "01_training_examples.csv")
     assert len(table) == 12 and table["icp_score"].between(0, 1).all()
     assert "reused 0 of 12 rows" in printed(tmp_path)
+    shown = [cell for cell in executed(tmp_path).cells if "figures.save(" in cell.source]
+    assert len(shown) == 4
+    for cell in shown:
+        assert sum("image/png" in output.get("data", {}) for output in cell.outputs) == 1
 
 
 @pytest.fixture

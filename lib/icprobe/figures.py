@@ -33,8 +33,11 @@ STYLE = {
 }
 
 
-def save(figure: Figure, name: str, output_dir: str | Path, profile: str, seed: int) -> None:
-    """Save a figure as <output_dir>/<name>.png and .pdf, profile and seed in the metadata."""
+def save(figure: Figure, name: str, output_dir: str | Path, profile: str, seed: int) -> Figure:
+    """Save a figure as <output_dir>/<name>.png and .pdf, profile and seed in the metadata.
+
+    Returns the figure, closed: as the last line of a cell it is shown once, whatever pyplot's mode.
+    """
     folder = paths.resolve(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     source = f"icprobe {__version__}, profile {profile}, seed {seed}"
@@ -42,6 +45,8 @@ def save(figure: Figure, name: str, output_dir: str | Path, profile: str, seed: 
     # without a date, the same numbers give the same file
     pdf = {"Title": name, "Subject": source, "CreationDate": None}
     figure.savefig(folder / f"{name}.pdf", metadata=pdf)
+    plt.close(figure)
+    return figure
 
 
 def save_table(frame: pd.DataFrame, name: str, output_dir: str | Path) -> None:
