@@ -1,5 +1,8 @@
 """The committed scores are those of the committed laptop profile, and the figures are theirs."""
 
+import subprocess
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import yaml
@@ -21,6 +24,16 @@ def test_a_fresh_clone_finds_its_scores_without_model_and_data(monkeypatch, tmp_
     # the table keeps six digits
     np.testing.assert_allclose(table["mean_gain"], probe.gain.mean(1), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(table["icp_score"], icp.icp_score(probe.gain), rtol=1e-5)
-    stores = [folder.name for folder in paths.resolve(profile["scores_dir"]).iterdir()]
-    methods = sorted(name.rpartition("-")[0] for name in stores)
+    np.testing.assert_allclose(table["mean_neutral_gain"], probe.neutral_gain.mean(1), atol=1e-5)
+    asked = pd.read_csv(paths.resolve(profile["output_dir"]) / "01_queries.csv")
+    np.testing.assert_allclose(asked["zero_shot"], probe.zero_shot, rtol=1e-5)
+    same_task = np.equal.outer(table["task"].to_numpy(), asked["task"].to_numpy())
+    rng = np.random.default_rng(profile["seed"])
+    findings = icp.findings(probe, same_task, table["tokens"].to_numpy(), rng)
+    kept = pd.read_csv(paths.resolve(profile["output_dir"]) / "01_findings.csv")
+    pd.testing.assert_frame_equal(findings, kept, rtol=1e-5)
+
+    listed = ["git", "ls-files", "*/manifest.json"]
+    files = subprocess.check_output(listed, cwd=paths.resolve(profile["scores_dir"]), text=True)
+    methods = sorted(Path(file).parent.name.rpartition("-")[0] for file in files.split())
     assert methods == ["icp", "icp_neutral", "zero_shot"], "no scores of other parameters"

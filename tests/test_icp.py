@@ -1,5 +1,7 @@
 """Laws of in-context probing, and scores that survive interruption."""
 
+import json
+
 import numpy as np
 import pytest
 from conftest import ATOL, RTOL
@@ -17,12 +19,13 @@ def test_an_empty_context_gains_nothing(tiny):
     for bos in (False, True):
         lm = tiny(bos=bos)
         queries = language_model.encode(lm, examples(5))
-        after = icp.log_likelihoods(lm, queries, [NOTHING])
+        others = language_model.encode(lm, examples(2, seed=1))
+        after = icp.log_likelihoods(lm, queries, [others[0], NOTHING, others[1]])
         zero_shot = icp.log_likelihoods(lm, queries)
-        assert zero_shot.shape == (5,) and after.shape == (1, 5)
-        assert (icp.gain(after, zero_shot) == 0).all()
+        assert zero_shot.shape == (5,) and after.shape == (3, 5)
+        np.testing.assert_allclose(icp.gain(after, zero_shot)[1], 0, atol=ATOL)
         slow = [language_model.token_log_likelihoods(lm, query).sum() for query in queries]
-        np.testing.assert_allclose(after[0], slow, rtol=RTOL, atol=ATOL)
+        np.testing.assert_allclose(zero_shot, slow, rtol=RTOL, atol=ATOL)
 
 
 def test_the_context_is_preamble_demonstration_separators(tiny):
@@ -82,8 +85,22 @@ def test_neutral_demonstrations_keep_form_and_length(tiny):
         assert middle in icp.NEUTRAL_TEXT * 9 and "fact" not in middle
         assert abs(len(prompt) - len(row["prompt"])) <= 10
         assert lm.tokenizer.decode(encoded.completion).strip() in icp.NEUTRAL_TEXT
+    assert "frame" not in lm.tokenizer.decode(neutral[4].prompt)
     assert neutral[2] == neutral[3] and neutral[0].id != neutral[2].id
     assert lm.tokenizer.decode(neutral[4].prompt) in icp.NEUTRAL_TEXT
+
+
+def test_neutral_demonstrations_of_one_line_instructions_keep_their_labels(tiny):
+    lm = tiny()
+    rows = [
+        {"prompt": "Instruction: Name a city\nin France.\nResponse:", "completion": " Paris"},
+        {"prompt": "Instruction: Add two\nResponse:", "completion": " 4"},
+    ]
+    for row, encoded in zip(rows, icp.neutral_demonstrations(lm, rows), strict=True):
+        first, last = lm.tokenizer.decode(encoded.prompt).split("\n")
+        assert last == "Response:" and first.startswith("Instruction: ")
+        assert first.removeprefix("Instruction: ") in icp.NEUTRAL_TEXT
+        assert abs(len(first) + len(last) - len(row["prompt"])) <= 10
 
 
 def experiment(folder, model, **changes):
@@ -104,7 +121,7 @@ def test_probing_through_the_store(tmp_path, model, monkeypatch, capsys):
     with pytest.warns(UserWarning, match="queries are also training examples"):
         pool, questions = what.load_data()
     lm = what.load_model()
-    probe = icp.probe(what, lm, questions, pool)
+    probe = icp.probe(what, lm)
     assert probe.gain.shape == probe.neutral_gain.shape == (10, 3)
     direct = icp.log_likelihoods(lm, questions, pool)
     np.testing.assert_allclose(probe.demonstrated, direct, rtol=RTOL, atol=ATOL)
@@ -116,7 +133,7 @@ def test_probing_through_the_store(tmp_path, model, monkeypatch, capsys):
     found = icp.find(experiment(tmp_path / "scores", model), made_by="run notebook 01")
     assert (found.gain == probe.gain).all() and (found.neutral == probe.neutral).all()
     capsys.readouterr()
-    again = icp.probe(what, lm, questions, pool)
+    again = icp.probe(what, lm)
     assert (again.demonstrated == probe.demonstrated).all()
     assert "reused 10 of 10 rows" in capsys.readouterr().out
 
@@ -124,13 +141,12 @@ def test_probing_through_the_store(tmp_path, model, monkeypatch, capsys):
 def test_scores_never_go_under_another_key(tmp_path, model, tiny):
     what = experiment(tmp_path / "scores", model)
     with pytest.raises(ValueError, match="is not"):
-        icp.probe(what, tiny("gpt2"), examples(2), examples(2, seed=1))
-    lm = what.load_model()
-    long = [{"id": "long", "prompt": "x" * 190, "completion": " yes"}]
-    with pytest.raises(ValueError, match="'long' with its longest context has 5"):
-        icp.probe(
-            what, lm, long, [{"id": "d", "prompt": "y" * 150, "completion": "z" * 40}], "w" * 200
-        )
+        icp.probe(what, tiny("gpt2"))
+    row = {"id": "long", "prompt": "x" * 190, "completion": " yes"}
+    (tmp_path / "long.jsonl").write_text(json.dumps(row))
+    what = experiment(tmp_path / "scores", model, queries=str(tmp_path / "long.jsonl"), n_query=1)
+    with pytest.raises(ValueError, match="'long' with its longest context has"):
+        icp.probe(what, what.load_model(), "w" * 400)
     assert not (tmp_path / "scores").exists(), "nothing may be begun that cannot be finished"
 
 
@@ -150,9 +166,7 @@ def test_attention_that_cannot_be_packed_is_refused(tiny, monkeypatch):
 def test_missing_scores_say_what_to_run(tmp_path, model):
     what = experiment(tmp_path / "scores", model)
     with pytest.warns(UserWarning, match="queries are also"):
-        pool, questions = what.load_data()
-    lm = what.load_model()
-    icp.probe(what, lm, questions, pool)
+        icp.probe(what, what.load_model())
     for change, field in (
         ({"dtype": "float64"}, r"identity\.model\.dtype"),
         ({"n_train": 9}, r"identity\.train\.limit"),

@@ -106,7 +106,7 @@ def test_runs_in_order_with_the_profile_in_this_environment(root, monkeypatch, t
     assert [row["notebook"] for row in rows] == ["01_first", "02_second"]
     assert {row["status"] for row in rows} == {"done"}
     assert all(0 < float(row["minutes"]) < 2 for row in rows)
-    assert not (folder / "timing.csv").exists()
+    assert not (folder / "logs" / "timing.csv").exists()
     (log,) = (folder / "logs").iterdir()
     assert "'profile': 'smoke'" in log.read_text()
     out, err = capsys.readouterr()
@@ -146,15 +146,17 @@ def test_fresh_is_passed_where_declared_and_timed_when_complete(root):
     first, second = told(root)
     assert first["fresh"] is True
     assert "fresh" not in second
-    rows = records(root / "figures" / "laptop" / "timing.csv")
+    rows = records(root / "figures" / "laptop" / "logs" / "timing.csv")
     assert list(rows[0]) == ["notebook", "minutes", "cores", "processor", "icprobe"]
     assert [row["notebook"] for row in rows] == ["01_first", "02_second"]
     assert all(float(row["minutes"]) > 0 and int(row["cores"]) > 0 for row in rows)
     assert {row["icprobe"] for row in rows} == {__version__}
 
-    (root / "figures" / "laptop" / "timing.csv").unlink()
+    (root / "figures" / "laptop" / "logs" / "timing.csv").unlink()
     assert runner.main(["--fresh", "--only", "02"], root) == 0
-    assert not (root / "figures" / "laptop" / "timing.csv").exists()  # not the whole profile
+    assert not (
+        root / "figures" / "laptop" / "logs" / "timing.csv"
+    ).exists()  # not the whole profile
 
 
 @pytest.mark.parametrize(

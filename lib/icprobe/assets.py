@@ -148,7 +148,8 @@ def hub_revision(name: str, kind: str) -> tuple[str, str]:
         (name, commit): the commit given, else the one in the local hub cache, else the hub's.
 
     Raises:
-        AssetError: If the commit is neither given nor cached and the hub does not answer.
+        AssetError: If it is no hub name, or if the commit is neither given nor cached and the hub
+            does not answer.
     """
     import httpx
     from huggingface_hub import HfApi, constants, file_download
@@ -156,6 +157,8 @@ def hub_revision(name: str, kind: str) -> tuple[str, str]:
 
     name, _, revision = name.partition("@")
     revision = revision or "main"
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+        raise AssetError(f"{kind} {name!r}: there is no such folder, and it is no hub name")
     if re.fullmatch("[0-9a-f]{40}", revision):
         return name, revision
     cached = file_download.repo_folder_name(repo_id=name, repo_type=kind)

@@ -435,7 +435,10 @@ def _load_hub(
 ) -> datasets.Dataset:
     """Load a hub data set at the revision that `identity` names, and check it."""
     name, revision = assets.hub_revision(str(source), "dataset")
-    parts = datasets.load_dataset(name, revision=revision)
+    try:
+        parts = datasets.load_dataset(name, revision=revision)
+    except ValueError as error:  # such as several configurations to choose from
+        raise DataError(f"{name}: {error}\nExport what you need to a .jsonl file.") from error
     if len(parts) > 1 and split not in parts:
         raise DataError(f"{name}: split should be one of {sorted(parts)}, got {split!r}")
     table = parts[split] if split in parts else next(iter(parts.values()))
@@ -467,6 +470,10 @@ def _examples(
         raise DataError(f"{where}: no examples")
     if problems:
         listed = _listed([f"{where}:{number}: {problem}" for number, problem in sorted(problems)])
+        known = {key for _, row in rows for key in row}
+        if absent := [key for key in ("prompt", "completion") if rows and key not in known]:
+            missing = " and ".join(absent)
+            listed += f"\nNo row has {missing}: say which of the columns {sorted(known)} make it"
         raise DataError(f"{len(problems)} problems in {where}:\n{listed}")
     return _dataset(examples, where)
 
@@ -542,7 +549,7 @@ def _checked_limit(limit: int | None, size: int, source: str | Path) -> int:
     if limit is None:
         return size
     if not 0 < limit <= size:
-        raise DataError(f"{source}: {limit} examples asked for, {size} are there")
+        raise DataError(f"{source}: {limit} examples asked for, {size} are there (None takes all)")
     return limit
 
 

@@ -61,12 +61,16 @@ class Experiment:
         }
 
     def load_data(self) -> tuple[datasets.Dataset, datasets.Dataset]:
-        """Load the training pool (N rows) and the queries (M rows).
+        """Return the training pool (N rows) and the queries (M rows); loaded once.
 
         Raises:
             data.DataError: If the data are bad. A query that is also a training example is an error
                 in a suite and a warning in one's own data.
         """
+        return self._data
+
+    @cached_property
+    def _data(self) -> tuple[datasets.Dataset, datasets.Dataset]:
         suites = data.is_suite(self.train) and data.is_suite(self.queries)
         pool, queries = (data.load(*source) for source in self._sources.values())
         data.check_disjoint(pool, queries, warn=not suites)

@@ -62,7 +62,7 @@ def gain_distribution(gain: np.ndarray, score: np.ndarray) -> Figure:
         figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2))
         # a few pairs gain tens of nats; the outer percent would flatten the rest
         low, high = np.percentile(gain, [0.5, 99.5])
-        bins = np.histogram_bin_edges(gain[(gain >= low) & (gain <= high)], bins=60)
+        bins = np.linspace(low, high, 61)
         left.hist(np.clip(gain, low, high).ravel(), bins=bins, color=BLUE)
         left.axvline(0, color="black", linewidth=1)
         left.axvline(gain.mean(), color=ORANGE, linestyle="--", label=f"mean {gain.mean():+.2f}")

@@ -11,6 +11,8 @@ and the published ICP score of example i is the share of queries that it helps, 
 """
 
 import hashlib
+import re
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -29,6 +31,7 @@ TEMPLATE_VERSION = 1  # raise it when the same text begins to give other token i
 
 NEUTRAL_STEPS = (16, 4)  # tokens: lengths of replaced inputs and answers are rounded to these
 
+NEUTRAL_FRAME = 2  # raise it when another part of a prompt counts as its frame
 TEXTS_TOGETHER = 4  # neutral texts scored in one call, so that several CPU threads have work
 
 # uninformative inputs and answers are cut from this text: fluent, but about nothing in particular
@@ -90,9 +93,10 @@ def neutral_demonstrations(
 ) -> list[Encoded]:
     """Return an uninformative demonstration of the same form and about the same length.
 
-    The frame stays: the prompt's first and last line (instruction and answer label), where it has
-    more than two lines. What is between them, and the answer, becomes text about nothing. What a
-    query gains from it comes from form and length; what it gains beyond, from the content.
+    The frame stays: first and last lines of prompts that several demonstrations share (instruction
+    and answer label), or else the label of such a line ("Question:"). All other text, and the
+    answer, becomes text about nothing. What a query gains from it comes from form and length; what
+    it gains beyond, from the content.
 
     Args:
         lm: The model, for its tokenizer.
@@ -109,17 +113,29 @@ def neutral_demonstrations(
         length = step * max(1, round(len(language_model.text_ids(lm, text)) / step))
         return " " + lm.tokenizer.decode(np.resize(filler, length)).strip()
 
+    demonstrations = list(demonstrations)
+    lines = [row["prompt"].split("\n") for row in demonstrations]
+    firsts, lasts = (Counter(prompt[end] for prompt in lines) for end in (0, -1))
     rows = []
-    for row in demonstrations:
-        lines = row["prompt"].split("\n")
-        framed = len(lines) > 2
-        replaced = "\n".join(lines[1:-1]) if framed else row["prompt"]
-        neutral = filled(replaced, NEUTRAL_STEPS[0]).strip() if replaced else ""
-        prompt = "\n".join([lines[0], neutral, lines[-1]]) if framed else neutral
+    for row, (first, *middle) in zip(demonstrations, lines, strict=True):
+        last = middle.pop() if middle else ""
+        head, tail = _frame_of(first, firsts), _frame_of(last, lasts)
+        body = "\n".join([first[len(head) :], *middle, last[len(tail) :]]).strip()
+        neutral = filled(body, NEUTRAL_STEPS[0]).strip() if body else ""
+        opening = " ".join([head, neutral]).strip() if head != first else f"{head}\n{neutral}"
+        prompt = "\n".join([opening, tail]) if tail else opening
         completion = filled(row["completion"], NEUTRAL_STEPS[1])
         name = hashlib.sha256(f"{prompt}\0{completion}".encode()).hexdigest()[:12]
         rows.append({"id": f"neutral-{name}", "prompt": prompt, "completion": completion})
     return language_model.encode(lm, rows, max_length)
+
+
+def _frame_of(line: str, occurrences: Counter) -> str:
+    """Return what of a prompt's first or last line is form: all of it, its label, or nothing."""
+    if occurrences[line] > 1:
+        return line
+    label = re.match(r"[\w ]{1,30}:", line)
+    return label[0] if label else ""
 
 
 @dataclass(frozen=True)
@@ -150,19 +166,15 @@ class Probe:
 def probe(
     experiment: Experiment,
     lm: LM,
-    queries: Iterable,
-    demonstrations: Iterable,
     preamble: str = "",
     separator: str = "\n\n",
     fresh: bool = False,
 ) -> Probe:
-    """Score all pairs through the experiment's store: finished blocks are reused.
+    """Score all pairs of the experiment through its store: finished blocks are reused.
 
     Args:
-        experiment: Says what is scored and where the scores lie.
+        experiment: What is scored (its pool of N, its M queries) and where the scores lie.
         lm: The experiment's model.
-        queries: M rows, the experiment's queries.
-        demonstrations: N rows, the experiment's training pool.
         preamble: See `log_likelihoods`.
         separator: See `log_likelihoods`.
         fresh: Compute everything anew.
@@ -174,6 +186,7 @@ def probe(
     if lm.identity != experiment.identity["model"]:
         raise ValueError(f"model {lm.identity} is not {experiment.identity['model']}")
     language_model.check_packing(lm)
+    demonstrations, queries = experiment.load_data()
     neutral = neutral_demonstrations(lm, demonstrations, experiment.max_length)
     queries = language_model.encode(lm, queries, experiment.max_length)
     shown = language_model.encode(lm, demonstrations, experiment.max_length)
@@ -250,7 +263,12 @@ def _options(preamble: str, separator: str) -> dict[str, dict]:
     return {
         "zero_shot": {"template": TEMPLATE_VERSION},
         "icp": frame,
-        "icp_neutral": {**frame, "text": NEUTRAL_TEXT, "steps": NEUTRAL_STEPS},
+        "icp_neutral": {
+            **frame,
+            "text": NEUTRAL_TEXT,
+            "steps": NEUTRAL_STEPS,
+            "frame": NEUTRAL_FRAME,
+        },
     }
 
 

@@ -303,7 +303,9 @@ def log_likelihoods(
     )
     # contexts of like length are read together, so that little is padded
     order = sorted(range(len(contexts)), key=lambda c: len(contexts[c]))
-    together = max(1, budget // packs.ids.numel())
+    # each row of a pack needs its own copy of the context's keys and values
+    tokens = packs.ids.numel() + len(packs.ids) * max(len(context) for context in contexts)
+    together = max(1, budget // tokens)
     groups = [order[start : start + together] for start in range(0, len(order), together)]
     nats = np.zeros((len(contexts), len(queries)))
 

@@ -353,7 +353,8 @@ class Progress:
         self._log_line(self._unfinished)
         self._unfinished = self.printed = ""
         self.cell += 1
-        self.source = cell.source
+        defaults = "parameters" in cell.metadata.get("tags", [])
+        self.source = "default parameters" if defaults else cell.source
         log.info("%s, cell %d of %d\n%s", self.name, self.cell, self.cells, _indent(cell.source))
         self._show()
 
@@ -514,7 +515,7 @@ def run_records(rows: list[Row]) -> list[dict[str, object]]:
 
 
 def timing_records(rows: list[Row]) -> list[dict[str, object]]:
-    """Return the records of timing.csv: minutes, and the machine that took them."""
+    """Return the records of logs/timing.csv: minutes, and the machine that took them."""
     machine = {"cores": usable_cores(), "processor": processor(), "icprobe": __version__}
     return [{"notebook": row.notebook, "minutes": f"{row.minutes:.2f}"} | machine for row in rows]
 
@@ -632,7 +633,7 @@ def main(argv: list[str] | None = None, root: Path = paths.ROOT) -> int:
             for notebook, parameters in zip(chosen, planned, strict=True)
         )
         if anew and args.only is None and not overrides:
-            write_csv(folder / "timing.csv", timing_records(rows))
+            write_csv(folder / "logs" / "timing.csv", timing_records(rows))
         return 0
     return 130 if "interrupted" in statuses else 1
 
