@@ -12,7 +12,7 @@ import itertools
 import math
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -312,7 +312,7 @@ def log_likelihoods(
     def score(group: list[int]) -> None:
         nats[group] = _score(lm, packs, [contexts[c] for c in group], len(queries), budget)
 
-    with _selective_head(lm):
+    with selective_head(lm):
         _run_side_by_side(score, groups, lm.device)
     if not np.isfinite(nats).all():
         c, q = np.argwhere(~np.isfinite(nats))[0]
@@ -432,12 +432,8 @@ def _forward(lm, packs, cache, visible) -> np.ndarray:
         "attention_mask": _additive(attends.flatten(0, 1)[:, None], lm),
         "position_ids": depth.flatten(0, 1).to(lm.device),
     }
-    _shown.at = rows, packs.column.repeat(n_contexts)
-    try:
-        logits = lm.model(**inputs, past_key_values=cache, use_cache=cache is not None).logits[0]
-    finally:
-        _shown.at = None
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    inputs |= {"past_key_values": cache, "use_cache": cache is not None}
+    logits = logits_at(lm, rows, packs.column.repeat(n_contexts), **inputs)
     target = packs.target.repeat(n_contexts).to(lm.device)
     nats = -torch.nn.functional.cross_entropy(logits, target, reduction="none")
     return nats.double().view(n_contexts, -1).cpu().numpy()
@@ -453,8 +449,21 @@ def _additive(attends, lm) -> torch.Tensor:
 _shown = threading.local()
 
 
+def logits_at(lm: LM, rows: torch.Tensor, columns: torch.Tensor, **inputs) -> torch.Tensor:
+    """Return the logits [S, V] of S positions of a batch, in float32 or better.
+
+    To be called within `selective_head`, so that the head works on these positions only.
+    """
+    _shown.at = rows, columns
+    try:
+        logits = lm.model(**inputs).logits[0]
+    finally:
+        _shown.at = None
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
 @contextmanager
-def _selective_head(lm):
+def selective_head(lm: LM) -> Iterator[None]:
     """Show the output head the hidden states at `_shown.at` only, so logits are [1, S, V].
 
     The model's own forward stays in charge, with whatever it does to logits afterwards.

@@ -1,0 +1,171 @@
+"""Influence against brute-force autograd with whole per-example gradients, and its laws."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import FAMILIES
+from test_lm import examples
+
+from icprobe import gradients, influence
+from icprobe import lm as language_model
+
+# relative to the largest entry
+PRECISION = {"float64": 1e-6, "float32": 2e-4}  # scores are returned in float32
+
+
+def brute_force(lm, example, layers="", loss_on="completion", reduction="sum"):
+    """Return the whole gradient [P] of one example's loss, by autograd, in float64."""
+    weights = [module.weight for module in gradients.linear_layers(lm, layers).values()]
+    ids, mask = language_model.sequence(lm, example)
+    logits = lm.model(torch.tensor([ids])).logits[0, :-1].double()
+    nats = torch.nn.functional.cross_entropy(logits, torch.tensor(ids[1:]), reduction="none")
+    learnt = torch.tensor([bool(m) or loss_on == "text" for m in mask[1:]])
+    loss = getattr(nats[learnt], reduction)()
+    parts = torch.autograd.grad(loss, weights)
+    return torch.cat([part.flatten() for part in parts]).double().numpy()
+
+
+def brute_force_dot(lm, train, queries, cosine=False, **options):
+    one = np.stack([brute_force(lm, z, **options) for z in train])
+    other = np.stack([brute_force(lm, q, options.get("layers", "")) for q in queries])
+    if cosine:
+        one, other = (g / np.linalg.norm(g, axis=1, keepdims=True) for g in (one, other))
+    return one @ other.T
+
+
+def encoded(lm, n, seed, words=8):
+    return language_model.encode(lm, examples(n, seed, words))
+
+
+def close(actual, expected, dtype="float32"):
+    np.testing.assert_allclose(
+        actual, expected, rtol=0, atol=PRECISION[dtype] * abs(expected).max()
+    )
+
+
+@pytest.mark.parametrize("dtype", PRECISION)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradient_dot_equals_autograd(tiny, family, dtype):
+    lm = tiny(family, bos=family == "gpt2", dtype=dtype)
+    train, queries = encoded(lm, 5, seed=1), encoded(lm, 4, seed=2)
+    actual = influence.gradient_dot(lm, train, queries)
+    assert actual.dtype == np.float32 and actual.shape == (5, 4)
+    close(actual, brute_force_dot(lm, train, queries), dtype)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_factors_in_float64_equal_autograd(tiny, family):
+    lm = tiny(family, dtype="float64")
+    train, queries = encoded(lm, 3, seed=1), encoded(lm, 3, seed=2)
+    one, other = gradients.factors(lm, train), gradients.factors(lm, queries)
+    expected = brute_force_dot(lm, train, queries)
+    error = abs(gradients.products(one, other).numpy() - expected).max()
+    assert error < 1e-10 * abs(expected).max()
+    norms = np.diag(brute_force_dot(lm, train, train))
+    np.testing.assert_allclose(gradients.squared_norms(one).numpy(), norms, rtol=1e-10)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"loss_on": "text"},
+        {"reduction": "mean"},
+        {"cosine": True},
+        {"layers": "mlp"},
+        {"layers": "layers.1", "loss_on": "text", "reduction": "mean", "cosine": True},
+    ],
+)
+def test_options_equal_autograd(tiny, options):
+    lm = tiny(bos=True)
+    train, queries = encoded(lm, 4, seed=1), encoded(lm, 3, seed=2)
+    actual = influence.gradient_dot(lm, train, queries, **options)
+    close(actual, brute_force_dot(lm, train, queries, **options))
+
+
+def test_batches_padding_and_order_do_not_matter(tiny, monkeypatch):
+    lm = tiny()
+    train, queries = encoded(lm, 9, seed=1, words=20), encoded(lm, 6, seed=2, words=20)
+    whole = influence.gradient_dot(lm, train, queries)
+    monkeypatch.setitem(influence.TOKENS_PER_PASS, "cpu", 1)
+    close(influence.gradient_dot(lm, train, queries), whole)
+    monkeypatch.setitem(influence.TOKENS_PER_PASS, "cpu", 10_000)
+    close(influence.gradient_dot(lm, train[::-1], queries[::-1])[::-1, ::-1], whole)
+    held = influence.GradientDot(lm, queries)
+    blocks = [held.products(train[:4]), held.products(train[4:])]
+    close(np.concatenate(blocks), whole)
+
+
+def test_each_example_is_read_once(tiny, monkeypatch):
+    lm = tiny()
+    seen = []
+    factors = gradients.factors
+
+    def counted(lm, batch, *rest):
+        seen.extend(example.id for example in batch)
+        return factors(lm, batch, *rest)
+
+    monkeypatch.setattr(gradients, "factors", counted)
+    train, queries = encoded(lm, 6, seed=1), encoded(lm, 30, seed=2)
+    influence.gradient_dot(lm, train, queries)
+    assert sorted(seen) == sorted(e.id for e in [*train, *queries])
+
+
+def test_positive_helps_a_step_lowers_the_loss(tiny):
+    """One step of gradient descent changes the queries' log-likelihoods by rate x product."""
+    lm = tiny("gpt2", dtype="float64")  # Llama's norms compute in float32 whatever the dtype
+    (train,), queries = encoded(lm, 1, seed=1), encoded(lm, 4, seed=2)
+    expected = influence.gradient_dot(lm, [train], queries)[0]
+    weights = [module.weight for module in gradients.linear_layers(lm).values()]
+    step = torch.from_numpy(brute_force(lm, train))
+    rate, nats = 1e-5, []
+    for change in (rate, -2 * rate):  # a step downhill, and from there to one uphill
+        with torch.no_grad():
+            for weight, part in zip(weights, step.split([w.numel() for w in weights]), strict=True):
+                weight -= change * part.view_as(weight)
+        nats.append([language_model.token_log_likelihoods(lm, q).sum() for q in queries])
+    measured = (np.array(nats[0]) - np.array(nats[1])) / (2 * rate)
+    np.testing.assert_allclose(measured, expected, rtol=1e-4, atol=1e-4 * abs(expected).max())
+
+
+def test_cosine_is_bounded_and_one_with_itself(tiny):
+    lm = tiny()
+    train = encoded(lm, 5, seed=1)
+    cosine = influence.gradient_dot(lm, train, train, cosine=True)
+    assert abs(cosine).max() <= 1 + 1e-5
+    np.testing.assert_allclose(np.diag(cosine), 1, atol=1e-5)
+
+
+def test_the_model_is_left_as_it_was(tiny):
+    lm = tiny()
+    influence.gradient_dot(lm, encoded(lm, 2, seed=1), encoded(lm, 2, seed=2))
+    assert all(p.requires_grad and p.grad is None for p in lm.model.parameters())
+    assert not lm.model.get_input_embeddings()._forward_hooks
+    assert not any(m._forward_hooks for m in gradients.linear_layers(lm).values())
+
+
+def test_errors_say_what_is_wrong(tiny):
+    lm = tiny()
+    train = encoded(lm, 2, seed=1)
+    with pytest.raises(
+        ValueError, match=r"no linear layer matches 'nonsense'; module types: .*Linear"
+    ):
+        influence.gradient_dot(lm, train, train, layers="nonsense")
+    with pytest.raises(ValueError, match="loss_on is 'prompt'"):
+        influence.gradient_dot(lm, train, train, loss_on="prompt")
+    with pytest.raises(ValueError, match="reduction is 'max'"):
+        influence.gradient_dot(lm, train, train, reduction="max")
+    cut = language_model.Encoded("cut", train[0].prompt, ())
+    with pytest.raises(ValueError, match="'cut': no completion token is left"):
+        influence.gradient_dot(lm, train, [cut])
+
+
+def test_gradients_that_are_not_finite_are_named(tiny, tmp_path):
+    from conftest import save_tiny
+
+    lm = language_model.load(str(save_tiny(tmp_path, "llama")), device="cpu")
+    train = encoded(lm, 3, seed=1)
+    bad = language_model.Encoded("bad", (*train[0].prompt, 200), train[0].completion)
+    with torch.no_grad():
+        lm.model.get_input_embeddings().weight[200] = float("nan")
+    with pytest.raises(FloatingPointError, match=r"not finite: examples 'bad'$"):
+        influence.gradient_dot(lm, [*train, bad], train)
