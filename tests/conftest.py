@@ -37,13 +37,15 @@ def byte_tokenizer(bos: bool) -> transformers.PreTrainedTokenizerFast:
     )
 
 
-def save_tiny(folder: Path, family: str, bos: bool = False, positions: int = 512) -> Path:
+def save_tiny(
+    folder: Path, family: str, bos: bool = False, positions: int = 512, seed: int = 0
+) -> Path:
     """Save a tiny model of a family with random weights, large enough to tell tokens apart."""
     make, sizes = FAMILIES[family]
     config = make(vocab_size=258, max_position_embeddings=positions, **sizes)
     if "n_inner" not in sizes:
         config.intermediate_size = 64
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     model = transformers.AutoModelForCausalLM.from_config(config)
     for weight in model.parameters():
         if weight.ndim == 2:

@@ -59,7 +59,7 @@ def test_factors_in_float64_equal_autograd(tiny, family):
     train, queries = encoded(lm, 3, seed=1), encoded(lm, 3, seed=2)
     one, other = gradients.factors(lm, train), gradients.factors(lm, queries)
     expected = brute_force_dot(lm, train, queries)
-    error = abs(gradients.products(one, other).numpy() - expected).max()
+    error = abs(sum(gradients.products([one], [other]).values()).numpy() - expected).max()
     assert error < 1e-10 * abs(expected).max()
     norms = np.diag(brute_force_dot(lm, train, train))
     np.testing.assert_allclose(gradients.squared_norms(one).numpy(), norms, rtol=1e-10)
@@ -91,12 +91,16 @@ def test_batches_padding_and_order_do_not_matter(tiny, monkeypatch):
     monkeypatch.setitem(influence.TOKENS_PER_PASS, "cpu", 10_000)
     close(influence.gradient_dot(lm, train[::-1], queries[::-1])[::-1, ::-1], whole)
     held = influence.GradientDot(lm, queries)
-    blocks = [held.products(train[:4]), held.products(train[4:])]
+    blocks = [held.products(train[:4])[0], held.products(train[4:])[0]]
     close(np.concatenate(blocks), whole)
 
 
-def test_each_example_is_read_once(tiny, monkeypatch):
+@pytest.mark.parametrize("memory", [influence.MEMORY, 1e-9])
+def test_each_training_example_is_read_once_whatever_the_memory(tiny, monkeypatch, memory):
     lm = tiny()
+    train, queries = encoded(lm, 12, seed=1, words=20), encoded(lm, 30, seed=2, words=20)
+    whole = influence.gradient_dot(lm, train, queries)
+    monkeypatch.setitem(influence.TOKENS_PER_PASS, "cpu", 60)
     seen = []
     factors = gradients.factors
 
@@ -105,9 +109,42 @@ def test_each_example_is_read_once(tiny, monkeypatch):
         return factors(lm, batch, *rest)
 
     monkeypatch.setattr(gradients, "factors", counted)
-    train, queries = encoded(lm, 6, seed=1), encoded(lm, 30, seed=2)
-    influence.gradient_dot(lm, train, queries)
-    assert sorted(seen) == sorted(e.id for e in [*train, *queries])
+    held = influence.GradientDot(lm, queries, memory=memory)
+    assert held.held == (memory == influence.MEMORY)
+    dot, cosine = held.products(train)
+    close(dot, whole)
+    assert [seen.count(z.id) for z in train] == [1] * 12
+    # one look at the shortest tells the memory that a token takes
+    assert (sum(seen.count(q.id) for q in queries) <= 31) == held.held
+    close(cosine, brute_force_dot(lm, train, queries, cosine=True))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_both_routes_to_a_product_agree(tiny, family, monkeypatch):
+    """Over pairs of tokens and over weights, whole or some output rows at a time."""
+    lm = tiny(family, dtype="float64")
+    one = [gradients.factors(lm, encoded(lm, n, seed=n)) for n in (1, 3)]
+    other = [gradients.factors(lm, encoded(lm, n, seed=n)) for n in (2, 4, 1)]
+    for group in range(len(one[0].inputs)):
+        expected = gradients._over_tokens(one, other, group)
+        for entries in (2**26, 1000, 1):
+            monkeypatch.setattr(gradients, "WEIGHT_ENTRIES", entries)
+            actual = gradients._over_weights(one, other, group)
+            assert list(actual) == list(expected)
+            for name, product in expected.items():
+                assert product.shape == (4, 7)
+                error = abs(actual[name] - product).max()
+                assert error < 1e-10 * abs(product).max(), name
+
+
+def test_layers_add_up_and_each_equals_autograd(tiny):
+    lm = tiny(bos=True)
+    train, queries = encoded(lm, 4, seed=1), encoded(lm, 3, seed=2)
+    parts = influence.GradientDot(lm, queries).by_layer(train)
+    assert list(parts) == list(gradients.linear_layers(lm))
+    close(sum(parts.values()), influence.gradient_dot(lm, train, queries))
+    name = "model.layers.1.mlp.down_proj"
+    close(parts[name], brute_force_dot(lm, train, queries, layers=name))
 
 
 def test_positive_helps_a_step_lowers_the_loss(tiny):
@@ -169,3 +206,27 @@ def test_gradients_that_are_not_finite_are_named(tiny, tmp_path):
         lm.model.get_input_embeddings().weight[200] = float("nan")
     with pytest.raises(FloatingPointError, match=r"not finite: examples 'bad'$"):
         influence.gradient_dot(lm, [*train, bad], train)
+
+
+def test_tracin_sums_over_checkpoints(tmp_path):
+    from conftest import save_tiny
+
+    folders = [
+        save_tiny(tmp_path / name, "llama", seed=seed) for name, seed in (("a", 1), ("b", 2))
+    ]
+    models = [language_model.load(str(folder), device="cpu") for folder in folders]
+    train, queries = examples(4, seed=1), examples(3, seed=2)
+    expected = sum(
+        rate * influence.gradient_dot(lm, train, queries, layers="mlp")
+        for lm, rate in zip(models, (0.1, 0.02), strict=True)
+    )
+    checkpoints = list(zip(map(str, folders), (0.1, 0.02), strict=True))
+    actual = influence.tracin(checkpoints, train, queries, device="cpu", layers="mlp")
+    assert actual.dtype == np.float32
+    close(actual, expected)
+    with pytest.raises(ValueError, match="at least one checkpoint"):
+        influence.tracin([], train, queries)
+    with pytest.raises(ValueError, match=r"'x': learning rate is None, expected positive"):
+        influence.tracin([("x", None)], train, queries)
+    with pytest.raises(ValueError, match=r"expected \(model, learning rate\)"):
+        influence.tracin(["x"], train, queries)

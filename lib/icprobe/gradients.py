@@ -2,12 +2,13 @@
 
 For one example with T tokens, a linear layer with inputs X [T, d_in] and gradients of the loss by
 its outputs G [T, d_out] has the weight gradient W' = G^T X. The inner product of two examples'
-gradients needs no W', only the factors (a, b number the tokens of one example and of the other):
+gradients can be taken over the weights or, without ever making W', over pairs of tokens (a of the
+one example, b of the other):
 
     <G1^T X1, G2^T X2> = sum_ab (G1 G2^T)_ab (X1 X2^T)_ab
 
-which costs (d_in + d_out) operations for each pair of tokens, far less than the d_in d_out for each
-token that a gradient takes, as long as examples are shorter than a few hundred tokens.
+The first costs d_in d_out operations a pair of examples, beside d_in d_out a token to make the W';
+the second d_in + d_out a pair of tokens. Short examples take the second, long ones the first.
 """
 
 import re
@@ -24,27 +25,37 @@ from icprobe.lm import LM, Encoded
 
 LINEAR = (nn.Linear, Conv1D)
 
+# entries of weight gradients that are held at once while products are taken
+WEIGHT_ENTRIES = 2**26
+
 
 @dataclass(frozen=True)
 class Factors:
-    """Inputs and output gradients of all chosen layers, for the tokens of n examples together.
+    """Inputs and output gradients of the chosen layers, for n examples padded to T tokens.
+
+    Output gradients of padding are zero, so it adds nothing to any product.
 
     Attributes:
-        inputs: One [T, d_in] for each group of layers that read the same input.
-        outputs: One [T, d_out] for each group: gradients by outputs, side by side.
-        example: [T] index of the example that each token belongs to, 0 to n - 1.
-        size: n.
+        inputs: One [n, T, d_in] for each group of layers that read the same input.
+        outputs: For each group, gradients by outputs [n, T, d_out] by layer name.
     """
 
     inputs: tuple[torch.Tensor, ...]
-    outputs: tuple[torch.Tensor, ...]
-    example: torch.Tensor
-    size: int
+    outputs: tuple[dict[str, torch.Tensor], ...]
+
+    def __len__(self) -> int:
+        return len(self.inputs[0])
+
+    @property
+    def tokens(self) -> int:
+        """Tokens, padding included."""
+        return self.inputs[0].shape[:2].numel()
 
     @property
     def nbytes(self) -> int:
         """Memory of the factors in bytes."""
-        return sum(part.nbytes for part in (*self.inputs, *self.outputs))
+        outputs = [part for group in self.outputs for part in group.values()]
+        return sum(part.nbytes for part in (*self.inputs, *outputs))
 
 
 def linear_layers(lm: LM, layers: str = "") -> dict[str, nn.Module]:
@@ -95,71 +106,92 @@ def factors(
         FloatingPointError: If a loss or gradient is not finite; names the examples.
     """
     ids, rows, columns, targets, weights = _batch(lm, examples, loss_on, reduction)
-    real = torch.zeros(ids.shape, dtype=torch.bool)
-    for row, example in enumerate(examples):
-        real[row, : len(lm.bos) + len(example.ids) - 1] = True
-    flat = real.flatten().nonzero()[:, 0].to(lm.device)
-    captured: list[tuple[torch.Tensor, list[torch.Tensor]]] = []
+    captured: list[tuple[torch.Tensor, dict[str, torch.Tensor]]] = []
     with _frozen(lm), language_model.selective_head(lm), _capturing(lm, layers, captured):
         logits = language_model.logits_at(lm, rows, columns, input_ids=ids.to(lm.device))
         nats = nn.functional.cross_entropy(logits, targets, reduction="none")
-        outputs = [output for _, group in captured for output in group]
+        outputs = [output for _, group in captured for output in group.values()]
         found = iter(torch.autograd.grad((nats * weights).sum(), outputs))
-
-    def tokens(part: torch.Tensor) -> torch.Tensor:
-        return part.detach().flatten(0, 1)[flat]
-
     result = Factors(
-        inputs=tuple(tokens(given) for given, _ in captured),
-        outputs=tuple(torch.cat([tokens(next(found)) for _ in group], 1) for _, group in captured),
-        example=real.nonzero()[:, 0].to(lm.device),
-        size=len(examples),
+        inputs=tuple(given.detach() for given, _ in captured),
+        outputs=tuple({name: next(found) for name in group} for _, group in captured),
     )
     wrong = {int(rows[k]) for k in (~nats.isfinite()).nonzero()[:, 0].tolist()}
-    for part in (*result.inputs, *result.outputs):
-        wrong |= set(result.example[~part.isfinite().all(1)].tolist())
+    for part in (*result.inputs, *(g for group in result.outputs for g in group.values())):
+        # a sum is finite only if all its entries are, and needs no memory
+        finite = part.sum((1, 2), dtype=torch.float64).isfinite()
+        wrong |= set((~finite).nonzero()[:, 0].tolist())
     if wrong:
         names = ", ".join(repr(examples[row].id) for row in sorted(wrong))
         raise FloatingPointError(f"loss or gradient is not finite: examples {names}")
     return result
 
 
-def products(one: Factors, other: Factors) -> torch.Tensor:
-    """Return the inner products of all pairs of gradients: float64 [n, m]."""
-    total = torch.zeros(
-        len(one.example), len(other.example), dtype=one.inputs[0].dtype, device=one.example.device
-    )
-    for x1, g1, x2, g2 in zip(one.inputs, one.outputs, other.inputs, other.outputs, strict=True):
-        total.addcmul_(x1 @ x2.T, g1 @ g2.T)
-    return _summed(_summed(total.double(), one).T, other).T
+def products(one: Sequence[Factors], other: Sequence[Factors]) -> dict[str, torch.Tensor]:
+    """Return the inner products of all pairs of gradients, by layer: float64 [n, m] each.
+
+    Args:
+        one: Factors of n examples, in any number of batches.
+        other: Factors of m examples for the same layers.
+    """
+    n, m = (sum(len(part) for part in side) for side in (one, other))
+    tokens, other_tokens = (sum(part.tokens for part in side) for side in (one, other))
+    result = {}
+    for group, outputs in enumerate(one[0].outputs):
+        d_in, d_out = one[0].inputs[group].shape[-1], sum(g.shape[-1] for g in outputs.values())
+        over_tokens = tokens * other_tokens * (d_in + d_out)
+        over_weights = (tokens + other_tokens + n * m) * d_in * d_out
+        product = _over_tokens if over_tokens < over_weights else _over_weights
+        result |= product(one, other, group)
+    return result
+
+
+def _over_tokens(one, other, group) -> dict[str, torch.Tensor]:
+    """Products [n, m] of one group of layers over pairs of tokens."""
+    rows: dict[str, list] = {name: [] for name in one[0].outputs[group]}
+    for a in one:
+        columns: dict[str, list] = {name: [] for name in rows}
+        for b in other:
+            x = a.inputs[group].flatten(0, 1) @ b.inputs[group].flatten(0, 1).T
+            for name, part in columns.items():
+                g = a.outputs[group][name].flatten(0, 1) @ b.outputs[group][name].flatten(0, 1).T
+                pairs = g.mul_(x).view(len(a), -1, len(b), x.shape[1] // len(b))
+                part.append(pairs.sum((1, 3), dtype=torch.float64))
+        for name, part in columns.items():
+            rows[name].append(torch.cat(part, 1))
+    return {name: torch.cat(part) for name, part in rows.items()}
+
+
+def _over_weights(one, other, group) -> dict[str, torch.Tensor]:
+    """Products [n, m] of one group of layers over weight gradients, some output rows at a time."""
+    n, m = (sum(len(part) for part in side) for side in (one, other))
+    d_in = one[0].inputs[group].shape[-1]
+    at_once = max(1, WEIGHT_ENTRIES // ((n + m) * d_in))
+
+    def gradients(side, name, start):
+        parts = [
+            part.outputs[group][name][..., start : start + at_once].mT @ part.inputs[group]
+            for part in side
+        ]
+        return torch.cat(parts).flatten(1)
+
+    result = {}
+    for name, output in one[0].outputs[group].items():
+        blocks = (
+            gradients(one, name, start) @ gradients(other, name, start).T
+            for start in range(0, output.shape[-1], at_once)
+        )
+        result[name] = sum(block.double() for block in blocks)
+    return result
 
 
 def squared_norms(one: Factors) -> torch.Tensor:
     """Return the squared norm of each example's gradient: float64 [n]."""
-    norms = torch.zeros(one.size, dtype=torch.float64, device=one.example.device)
-    for row in range(one.size):
-        chosen = one.example == row
-        for x, g in zip(one.inputs, one.outputs, strict=True):
-            x, g = x[chosen], g[chosen]
-            norms[row] += ((x @ x.T) * (g @ g.T)).sum(dtype=torch.float64)
+    norms = torch.zeros(len(one), dtype=torch.float64, device=one.inputs[0].device)
+    for x, group in zip(one.inputs, one.outputs, strict=True):
+        for g in group.values():
+            norms += ((x @ x.mT) * (g @ g.mT)).sum((1, 2), dtype=torch.float64)
     return norms
-
-
-def joined(parts: Sequence[Factors]) -> Factors:
-    """Return the factors of several batches of examples as those of one, in order."""
-    starts = [sum(part.size for part in parts[:k]) for k in range(len(parts))]
-    return Factors(
-        inputs=tuple(torch.cat(same) for same in zip(*(p.inputs for p in parts), strict=True)),
-        outputs=tuple(torch.cat(same) for same in zip(*(p.outputs for p in parts), strict=True)),
-        example=torch.cat([p.example + s for p, s in zip(parts, starts, strict=True)]),
-        size=sum(part.size for part in parts),
-    )
-
-
-def _summed(values: torch.Tensor, of: Factors) -> torch.Tensor:
-    """Sum rows [T, ...] that belong to the same example: [n, ...]."""
-    result = torch.zeros(of.size, *values.shape[1:], dtype=values.dtype, device=values.device)
-    return result.index_add_(0, of.example, values)
 
 
 def _batch(lm, examples, loss_on, reduction):
@@ -208,15 +240,17 @@ def _frozen(lm) -> Iterator[None]:
 
 @contextmanager
 def _capturing(lm, layers, captured) -> Iterator[None]:
-    """Append (input, [outputs]) of the chosen layers; layers that read one input share an entry."""
+    """Append (input, outputs by name) of layers; those that read one input share an entry."""
 
-    def keep(_, inputs, output):
-        if captured and captured[-1][0] is inputs[0]:
-            captured[-1][1].append(output)
-        else:
-            captured.append((inputs[0], [output]))
+    def keep(name, inputs, output):
+        if not captured or captured[-1][0] is not inputs[0]:
+            captured.append((inputs[0], {}))
+        captured[-1][1][name] = output
 
-    hooks = [m.register_forward_hook(keep) for m in linear_layers(lm, layers).values()]
+    hooks = [
+        module.register_forward_hook(lambda _, *rest, name=name: keep(name, *rest))
+        for name, module in linear_layers(lm, layers).items()
+    ]
     try:
         yield
     finally:

@@ -10,27 +10,44 @@ is the first-order decrease of L(q_j) per unit of learning rate in one step of g
 z_i: TracIn at one checkpoint (Pruthi et al. 2020), which Jiao et al. 2025 compare probing with.
 """
 
+import itertools
+import math
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
 from icprobe import gradients
 from icprobe import lm as language_model
+from icprobe.gradients import Factors
 from icprobe.lm import LM, Encoded
 
 # tokens in one forward and backward pass, padding included; more would only cost memory
-TOKENS_PER_PASS = {"cpu": 512, "cuda": 8192}
+TOKENS_PER_PASS = {"cpu": 256, "cuda": 8192}
+
+# GiB of factors to hold at once; a token's take about a megabyte for SmolLM2-135M
+MEMORY = 2.5
 
 
 class GradientDot:
     """The queries' gradients, ready for any number of training examples.
 
+    The queries' factors (see `gradients`) are held in memory if they fit, and what is left of it
+    goes to the training examples' factors. Otherwise each side gets half, and the queries' forward
+    and backward passes are repeated for each such tile of training examples. The training examples'
+    never are.
+
     Attributes:
         size: M.
+        held: Whether the queries' factors are held in memory.
     """
 
     def __init__(
-        self, lm: LM, queries: Iterable, layers: str = "", max_length: int | None = None
+        self,
+        lm: LM,
+        queries: Iterable,
+        layers: str = "",
+        max_length: int | None = None,
+        memory: float = MEMORY,
     ) -> None:
         """Compute the factors of the queries' gradients: one forward and backward pass each.
 
@@ -39,59 +56,105 @@ class GradientDot:
             queries: M rows with id, prompt, completion (or encoded already).
             layers: See `gradients.linear_layers`.
             max_length: Most tokens of one example, see `lm.encode`.
+            memory: GiB of factors to hold at once. More is faster where examples are long or
+                queries many; one pass of `TOKENS_PER_PASS` on each side is the least.
 
         Raises:
             ValueError: If no layer matches, or a query has no completion tokens.
             FloatingPointError: If a gradient is not finite; names the queries.
         """
         self.lm, self.layers, self.max_length = lm, layers, max_length
-        encoded = language_model.encode(lm, queries, max_length)
-        self.size = len(encoded)
-        self._parts = [
-            (batch, gradients.factors(lm, [encoded[j] for j in batch], layers))
-            for batch in _batches(lm, encoded)
-        ]
+        self._queries = language_model.encode(lm, queries, max_length)
+        self.size = len(self._queries)
+        self._norms = np.zeros(self.size)
+        per_token = self._bytes_per_token()
+        total = sum(len(lm.bos) + len(query.ids) for query in self._queries) * per_token
+        self.held = total < memory * 2**30
+        left = memory * 2**30 - total if self.held else memory * 2**30 / 2
+        self._tokens_at_once = int(left / per_token)
+        self._parts = list(self._query_parts(math.inf)) if self.held else []
 
     def products(
-        self,
-        train: Iterable,
-        loss_on: str = "completion",
-        reduction: str = "sum",
-        cosine: bool = False,
-    ) -> np.ndarray:
-        """Return the gradient dot products: float32 [N, M], in nats per unit of learning rate.
-
-        Each training example needs one forward and one backward pass, whatever M is.
+        self, train: Iterable, loss_on: str = "completion", reduction: str = "sum"
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return gradient dot products and cosines, from one pass over the training examples.
 
         Args:
-            train: N rows like the queries.
+            train: N rows like the queries; one forward and one backward pass each, whatever M is.
             loss_on: "completion", or "text" to train on the prompt, too (as published).
             reduction: "sum" or "mean" of the training loss over these tokens; queries are summed.
-            cosine: Divide by both gradients' norms: without unit, in [-1, 1].
+
+        Returns:
+            Products, float32 [N, M], in nats per unit of learning rate, and cosines, float32
+            [N, M], without unit, in [-1, 1] (0 where a gradient is zero).
 
         Raises:
             ValueError: If an example has no completion tokens.
             FloatingPointError: If a gradient is not finite; names the examples.
         """
-        encoded = language_model.encode(self.lm, train, self.max_length)
-        scores = np.zeros((len(encoded), self.size))
-        for rows in _batches(self.lm, encoded):
-            examples = [encoded[i] for i in rows]
-            mine = gradients.factors(self.lm, examples, self.layers, loss_on, reduction)
-            norms = gradients.squared_norms(mine).sqrt().cpu().numpy() if cosine else 1.0
-            for columns, theirs in self._parts:
-                block = gradients.products(mine, theirs).cpu().numpy()
-                scores[np.ix_(rows, columns)] = (block.T / norms).T
-        if cosine:
-            scores /= self._norms()
-        return scores.astype(np.float32)
+        train = language_model.encode(self.lm, train, self.max_length)
+        dot, norms = np.zeros((len(train), self.size)), np.zeros(len(train))
+        for rows, columns, block, row_norms in self._blocks(train, loss_on, reduction):
+            dot[np.ix_(rows, columns)] = sum(block.values())
+            norms[rows] = row_norms
+        scale = np.outer(norms, self._norms)
+        cosine = np.divide(dot, scale, out=np.zeros_like(dot), where=scale > 0)
+        return dot.astype(np.float32), cosine.astype(np.float32)
 
-    def _norms(self) -> np.ndarray:
-        """Return the norms of the queries' gradients: [M]."""
-        norms = np.zeros(self.size)
-        for columns, theirs in self._parts:
-            norms[columns] = gradients.squared_norms(theirs).sqrt().cpu().numpy()
-        return norms
+    def by_layer(
+        self, train: Iterable, loss_on: str = "completion", reduction: str = "sum"
+    ) -> dict[str, np.ndarray]:
+        """Return each linear layer's part of the dot products: float32 [N, M] by layer name.
+
+        Arguments, unit and errors are those of `products`, which returns their sum.
+        """
+        train = language_model.encode(self.lm, train, self.max_length)
+        names = gradients.linear_layers(self.lm, self.layers)
+        parts = {name: np.zeros((len(train), self.size), np.float32) for name in names}
+        for rows, columns, block, _ in self._blocks(train, loss_on, reduction):
+            for name, part in block.items():
+                parts[name][np.ix_(rows, columns)] = part
+        return parts
+
+    def _blocks(self, train, *options):
+        """Yield rows, columns, products by layer and the rows' norms of all blocks of pairs."""
+        for rows, mine in self._tiles(train, self._tokens_at_once, *options):
+            row_norms = _norms(mine)
+            for columns, theirs in self._parts or self._query_parts(self._tokens_at_once):
+                block = gradients.products(mine, theirs)
+                yield rows, columns, {k: v.cpu().numpy() for k, v in block.items()}, row_norms
+                del theirs
+            del mine  # before the next tile takes its memory
+
+    def _query_parts(self, tokens_at_once: float) -> Iterator[tuple[list[int], list[Factors]]]:
+        for columns, theirs in self._tiles(self._queries, tokens_at_once):
+            self._norms[columns] = _norms(theirs)
+            yield columns, theirs
+            del theirs
+
+    def _tiles(
+        self, examples: list[Encoded], tokens_at_once: float, *options
+    ) -> Iterator[tuple[list[int], list[Factors]]]:
+        """Yield indices and factors of as many examples as may be held at once."""
+        tiles: list[list[list[int]]] = [[]]
+        room = tokens_at_once
+        for batch in _batches(self.lm, examples):
+            room -= _tokens(self.lm, examples, batch)
+            if tiles[-1] and room < 0:
+                tiles.append([])
+                room = tokens_at_once - _tokens(self.lm, examples, batch)
+            tiles[-1].append(batch)
+        for tile in tiles:
+            batches = ([examples[i] for i in batch] for batch in tile)
+            yield (
+                list(itertools.chain.from_iterable(tile)),
+                [gradients.factors(self.lm, b, self.layers, *options) for b in batches],
+            )
+
+    def _bytes_per_token(self) -> float:
+        shortest = min(self._queries, key=lambda query: len(query.ids))
+        factors = gradients.factors(self.lm, [shortest], self.layers)
+        return factors.nbytes / factors.tokens
 
 
 def gradient_dot(
@@ -103,26 +166,78 @@ def gradient_dot(
     reduction: str = "sum",
     cosine: bool = False,
     max_length: int | None = None,
+    memory: float = MEMORY,
 ) -> np.ndarray:
     """Return <grad L(z_i), grad L(q_j)> for all pairs: float32 [N, M], positive = helps.
 
-    Exact: products of the layers' inputs and output gradients (see `gradients`), which are kept for
-    all queries; a query of T tokens takes about T times a megabyte for SmolLM2-135M. See
-    `GradientDot` for the arguments and errors, and to score a pool block by block.
+    Exact, in nats per unit of learning rate; with `cosine` divided by both gradients' norms and
+    without unit. See `GradientDot` for the arguments and errors, and to score block by block.
     """
-    influence = GradientDot(lm, queries, layers, max_length)
-    return influence.products(train, loss_on, reduction, cosine)
+    influence = GradientDot(lm, queries, layers, max_length, memory)
+    dot, cosines = influence.products(train, loss_on, reduction)
+    return cosines if cosine else dot
+
+
+def tracin(
+    checkpoints: Sequence[tuple[str, float]],
+    train: Iterable,
+    queries: Iterable,
+    dtype: str = "float32",
+    device: str | None = None,
+    **options,
+) -> np.ndarray:
+    """Return sum_t eta_t <grad L(z_i; w_t), grad L(q_j; w_t)>: float32 [N, M], in nats.
+
+    TracInCP of Pruthi et al. 2020: the decrease of the queries' losses that training on an example
+    brought, to first order, added up over the checkpoints w_t that were reached with learning rate
+    eta_t. Positive = helps.
+
+    Args:
+        checkpoints: Model and learning rate of each checkpoint. A model is a local folder (of a
+            whole model or a LoRA adapter), a hub name or `name@revision`, see `lm.load`.
+        train: N rows with id, prompt, completion.
+        queries: M rows like them.
+        dtype: See `lm.load`.
+        device: See `lm.load`.
+        **options: layers, loss_on, reduction, cosine, max_length, memory; see `gradient_dot`.
+
+    Raises:
+        ValueError: If there is no checkpoint, or one has no positive learning rate.
+    """
+    if not checkpoints:
+        raise ValueError("tracin needs at least one checkpoint")
+    for checkpoint in checkpoints:
+        if isinstance(checkpoint, str) or len(checkpoint) != 2:
+            raise ValueError(f"checkpoint {checkpoint!r}: expected (model, learning rate)")
+        model, rate = checkpoint
+        if not isinstance(rate, (int, float)) or not 0 < rate < math.inf:
+            raise ValueError(f"checkpoint {model!r}: learning rate is {rate!r}, expected positive")
+    train, queries = list(train), list(queries)
+    return sum(
+        np.float32(rate)
+        * gradient_dot(language_model.load(model, dtype, device), train, queries, **options)
+        for model, rate in checkpoints
+    )
+
+
+def _norms(parts: Sequence[Factors]) -> np.ndarray:
+    """Return the norms of the gradients of several batches: float64 [n]."""
+    return np.concatenate([gradients.squared_norms(part).sqrt().cpu().numpy() for part in parts])
 
 
 def _batches(lm: LM, examples: Sequence[Encoded]) -> Iterator[list[int]]:
     """Cut examples into batches of like length, so that little is padded: lists of indices."""
-    budget = TOKENS_PER_PASS.get(lm.device.type, 512)
-    order = sorted(range(len(examples)), key=lambda i: len(examples[i].ids))
+    budget = TOKENS_PER_PASS.get(lm.device.type, TOKENS_PER_PASS["cpu"])
     batch: list[int] = []
-    for i in order:
-        if batch and (len(batch) + 1) * len(examples[i].ids) > budget:
+    for i in sorted(range(len(examples)), key=lambda i: len(examples[i].ids)):
+        if batch and _tokens(lm, examples, [*batch, i]) > budget:
             yield batch
             batch = []
         batch.append(i)
     if batch:
         yield batch
+
+
+def _tokens(lm: LM, examples: Sequence[Encoded], batch: list[int]) -> int:
+    """Return the tokens of a batch, padding included."""
+    return len(batch) * max(len(lm.bos) + len(examples[i].ids) - 1 for i in batch)
