@@ -11,6 +11,7 @@ The first costs d_in d_out operations a pair of examples, beside d_in d_out a to
 the second d_in + d_out a pair of tokens. Short examples take the second, long ones the first.
 """
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,8 +26,11 @@ from icprobe.lm import LM, Encoded
 
 LINEAR = (nn.Linear, Conv1D)
 
-# entries of weight gradients that are held at once while products are taken
-WEIGHT_ENTRIES = 2**26
+# entries of weight gradients that are made at once: what a processor's cache holds
+WEIGHT_ENTRIES = 2**23
+
+# time of an operation over weights, in that of one over tokens (measured on a CPU)
+OVER_WEIGHTS = 1.5
 
 
 @dataclass(frozen=True)
@@ -140,7 +144,7 @@ def products(one: Sequence[Factors], other: Sequence[Factors]) -> dict[str, torc
     for group, outputs in enumerate(one[0].outputs):
         d_in, d_out = one[0].inputs[group].shape[-1], sum(g.shape[-1] for g in outputs.values())
         over_tokens = tokens * other_tokens * (d_in + d_out)
-        over_weights = (tokens + other_tokens + n * m) * d_in * d_out
+        over_weights = OVER_WEIGHTS * (tokens + other_tokens + n * m) * d_in * d_out
         product = _over_tokens if over_tokens < over_weights else _over_weights
         result |= product(one, other, group)
     return result
@@ -164,24 +168,23 @@ def _over_tokens(one, other, group) -> dict[str, torch.Tensor]:
 
 def _over_weights(one, other, group) -> dict[str, torch.Tensor]:
     """Products [n, m] of one group of layers over weight gradients, some output rows at a time."""
-    n, m = (sum(len(part) for part in side) for side in (one, other))
-    d_in = one[0].inputs[group].shape[-1]
-    at_once = max(1, WEIGHT_ENTRIES // ((n + m) * d_in))
-
-    def gradients(side, name, start):
-        parts = [
-            part.outputs[group][name][..., start : start + at_once].mT @ part.inputs[group]
-            for part in side
-        ]
-        return torch.cat(parts).flatten(1)
-
+    both = [*one, *other]
+    sizes = [len(part) for part in both]
+    n, d_in = sum(len(part) for part in one), one[0].inputs[group].shape[-1]
+    at_once = max(1, WEIGHT_ENTRIES // (sum(sizes) * d_in))
+    # memory that is used again and again stays in the processor's cache
+    memory = one[0].inputs[group].new_empty(sum(sizes) * at_once * d_in)
     result = {}
     for name, output in one[0].outputs[group].items():
-        blocks = (
-            gradients(one, name, start) @ gradients(other, name, start).T
-            for start in range(0, output.shape[-1], at_once)
-        )
-        result[name] = sum(block.double() for block in blocks)
+        result[name] = torch.zeros(n, sum(sizes) - n, dtype=torch.float64, device=memory.device)
+        for start in range(0, output.shape[-1], at_once):
+            rows = slice(start, min(start + at_once, output.shape[-1]))
+            shape = sum(sizes), rows.stop - rows.start, d_in
+            weights = memory[: math.prod(shape)].view(shape)
+            for part, into in zip(both, weights.split(sizes), strict=True):
+                torch.bmm(part.outputs[group][name][..., rows].mT, part.inputs[group], out=into)
+            weights = weights.flatten(1)
+            result[name] += weights[:n] @ weights[n:].T
     return result
 
 
