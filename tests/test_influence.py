@@ -1,13 +1,16 @@
 """Influence against brute-force autograd with whole per-example gradients, and its laws."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from conftest import FAMILIES
 from test_lm import examples
 
-from icprobe import gradients, influence
+from icprobe import gradients, influence, store
 from icprobe import lm as language_model
+from icprobe.experiment import Experiment
 
 # relative to the largest entry
 PRECISION = {"float64": 1e-6, "float32": 2e-4}  # scores are returned in float32
@@ -62,7 +65,8 @@ def test_factors_in_float64_equal_autograd(tiny, family):
     error = abs(sum(gradients.products([one], [other]).values()).numpy() - expected).max()
     assert error < 1e-10 * abs(expected).max()
     norms = np.diag(brute_force_dot(lm, train, train))
-    np.testing.assert_allclose(gradients.squared_norms(one).numpy(), norms, rtol=1e-10)
+    actual = sum(gradients.squared_norms(one).values()).numpy()
+    np.testing.assert_allclose(actual, norms, rtol=1e-10)
 
 
 @pytest.mark.parametrize(
@@ -150,18 +154,12 @@ def test_layers_add_up_and_each_equals_autograd(tiny):
 def test_positive_helps_a_step_lowers_the_loss(tiny):
     """One step of gradient descent changes the queries' log-likelihoods by rate x product."""
     lm = tiny("gpt2", dtype="float64")  # Llama's norms compute in float32 whatever the dtype
-    (train,), queries = encoded(lm, 1, seed=1), encoded(lm, 4, seed=2)
-    expected = influence.gradient_dot(lm, [train], queries)[0]
-    weights = [module.weight for module in gradients.linear_layers(lm).values()]
-    step = torch.from_numpy(brute_force(lm, train))
-    rate, nats = 1e-5, []
-    for change in (rate, -2 * rate):  # a step downhill, and from there to one uphill
-        with torch.no_grad():
-            for weight, part in zip(weights, step.split([w.numel() for w in weights]), strict=True):
-                weight -= change * part.view_as(weight)
-        nats.append([language_model.token_log_likelihoods(lm, q).sum() for q in queries])
-    measured = (np.array(nats[0]) - np.array(nats[1])) / (2 * rate)
-    np.testing.assert_allclose(measured, expected, rtol=1e-4, atol=1e-4 * abs(expected).max())
+    train, queries = encoded(lm, 2, seed=1), encoded(lm, 4, seed=2)
+    before = [p.clone() for p in lm.model.parameters()]
+    expected = influence.gradient_dot(lm, train, queries, loss_on="text")
+    measured = influence.finite_difference(lm, train, queries, step=1e-4, loss_on="text")
+    close(measured, expected)
+    assert all(torch.equal(a, b) for a, b in zip(before, lm.model.parameters(), strict=True))
 
 
 def test_cosine_is_bounded_and_one_with_itself(tiny):
@@ -230,3 +228,51 @@ def test_tracin_sums_over_checkpoints(tmp_path):
         influence.tracin([("x", None)], train, queries)
     with pytest.raises(ValueError, match=r"expected \(model, learning rate\)"):
         influence.tracin(["x"], train, queries)
+
+
+@pytest.fixture
+def experiment(tmp_path):
+    from conftest import save_tiny
+
+    for name, n, seed in (("train", 11, 1), ("queries", 5, 2)):
+        lines = [json.dumps(row) + "\n" for row in examples(n, seed)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(lines))
+    return Experiment(
+        scores_dir=str(tmp_path / "scores"),
+        model=str(save_tiny(tmp_path / "model", "llama")),
+        train=str(tmp_path / "train.jsonl"),
+        queries=str(tmp_path / "queries.jsonl"),
+    )
+
+
+def test_an_interrupted_run_resumes_with_the_same_numbers(experiment, monkeypatch):
+    monkeypatch.setattr(influence, "BLOCK_SIZE", 4)
+    lm = experiment.load_model()
+    products, calls = influence.GradientDot.products, []
+
+    def interrupted(self, train, *rest):
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        calls.append(len(train))
+        return products(self, train, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(influence.GradientDot, "products", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            influence.attribute(experiment, lm)
+    with pytest.raises(store.ScoresNotFound):
+        influence.find(experiment, "02_influence")
+    resumed = influence.attribute(experiment, lm)
+    pool, queries = experiment.load_data()
+    close(resumed.dot, influence.gradient_dot(lm, pool, queries))
+    close(resumed.cosine, influence.gradient_dot(lm, pool, queries, cosine=True))
+
+    def untouched(*_, **__):
+        raise AssertionError("finished scores need no gradient")
+
+    monkeypatch.setattr(gradients, "factors", untouched)
+    for again in (influence.attribute(experiment, lm), influence.find(experiment, "02_influence")):
+        np.testing.assert_array_equal(again.dot, resumed.dot)
+        np.testing.assert_array_equal(again.cosine, resumed.cosine)
+    with pytest.raises(store.ScoresNotFound):
+        influence.find(experiment, "02_influence", layers="mlp")

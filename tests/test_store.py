@@ -80,7 +80,7 @@ def test_round_trip(tmp_path, capsys):
     scores = opened(tmp_path, description="nats; positive helps")
     assert scores.missing() == [0, 1, 2]
     assert not scores.complete
-    result = scores.fill(from_matrix(expected), label="ICP gain")
+    result = scores.fill(from_matrix(expected))
     assert bits(result) == bits(expected) == bits(scores.matrix())
     assert scores.complete
     assert sorted(files(scores.folder)) == [
@@ -90,9 +90,30 @@ def test_round_trip(tmp_path, capsys):
         "part-00002.parquet",
     ]
     output = capsys.readouterr()
-    assert output.out == f"ICP gain: reused 0 of 7 rows from {scores.folder}\n"
+    assert output.out == f"icp: reused 0 of 7 rows from {scores.folder}\n"
     assert "35/35" in output.err
     assert "pairs" in output.err
+
+
+def test_stores_filled_together_share_one_computation(tmp_path, capsys):
+    one, other = (opened(tmp_path, method=name) for name in ("dot", "cosine"))
+    expected = some_scores(7, 5)
+    one.write(0, expected[:3])  # a killed run got this far
+    calls = []
+
+    def both(rows):
+        calls.append(list(rows))
+        return expected[list(rows)], -expected[list(rows)]
+
+    results = store.fill_together([one, other], both)
+    assert bits(results[0]) == bits(expected) and bits(results[1]) == bits(-expected)
+    assert calls == [[0, 1, 2], [3, 4, 5], [6]]
+    assert "dot: reused 3 of 7" in capsys.readouterr().out
+    store.fill_together([one, other], both)
+    assert len(calls) == 3
+    ragged = opened(tmp_path, method="ragged", block_size=2)
+    with pytest.raises(store.StoreError, match="their blocks are not the same"):
+        store.fill_together([one, ragged], both)
 
 
 def test_parts_are_plain_tables_that_others_can_read(tmp_path):

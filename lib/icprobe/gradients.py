@@ -131,6 +131,20 @@ def factors(
     return result
 
 
+def whole(
+    lm: LM, example: Encoded, parameters: Sequence[nn.Parameter], loss_on: str = "completion"
+) -> list[torch.Tensor]:
+    """Return the gradient of one example's summed loss by each of the parameters, as autograd does.
+
+    As large as the parameters themselves: for checks and for estimators that need every entry.
+    """
+    ids, rows, columns, targets, weights = _batch(lm, [example], loss_on, "sum")
+    with torch.enable_grad(), language_model.selective_head(lm):
+        logits = language_model.logits_at(lm, rows, columns, input_ids=ids.to(lm.device))
+        nats = nn.functional.cross_entropy(logits, targets, reduction="none")
+        return list(torch.autograd.grad((nats * weights).sum(), list(parameters)))
+
+
 def products(one: Sequence[Factors], other: Sequence[Factors]) -> dict[str, torch.Tensor]:
     """Return the inner products of all pairs of gradients, by layer: float64 [n, m] each.
 
@@ -188,13 +202,13 @@ def _over_weights(one, other, group) -> dict[str, torch.Tensor]:
     return result
 
 
-def squared_norms(one: Factors) -> torch.Tensor:
-    """Return the squared norm of each example's gradient: float64 [n]."""
-    norms = torch.zeros(len(one), dtype=torch.float64, device=one.inputs[0].device)
-    for x, group in zip(one.inputs, one.outputs, strict=True):
-        for g in group.values():
-            norms += ((x @ x.mT) * (g @ g.mT)).sum((1, 2), dtype=torch.float64)
-    return norms
+def squared_norms(one: Factors) -> dict[str, torch.Tensor]:
+    """Return the squared norm of each example's gradient, by layer: float64 [n] each."""
+    return {
+        name: ((x @ x.mT) * (g @ g.mT)).sum((1, 2), dtype=torch.float64)
+        for x, group in zip(one.inputs, one.outputs, strict=True)
+        for name, g in group.items()
+    }
 
 
 def _batch(lm, examples, loss_on, reduction):

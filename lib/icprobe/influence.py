@@ -10,14 +10,18 @@ is the first-order decrease of L(q_j) per unit of learning rate in one step of g
 z_i: TracIn at one checkpoint (Pruthi et al. 2020), which Jiao et al. 2025 compare probing with.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+import torch
 
-from icprobe import gradients
+from icprobe import gradients, store
 from icprobe import lm as language_model
+from icprobe.experiment import Experiment
 from icprobe.gradients import Factors
 from icprobe.lm import LM, Encoded
 
@@ -26,6 +30,14 @@ TOKENS_PER_PASS = {"cpu": 256, "cuda": 8192}
 
 # GiB of factors to hold at once; a token's take about a megabyte for SmolLM2-135M
 MEMORY = 2.5
+
+# training examples in one part of a store
+BLOCK_SIZE = 32
+
+UNITS = {
+    "gradient_dot": "nats per unit of learning rate; positive = helps",
+    "gradient_cosine": "cosine of the gradients, without unit; positive = helps",
+}
 
 
 class GradientDot:
@@ -220,9 +232,147 @@ def tracin(
     )
 
 
+def finite_difference(
+    lm: LM,
+    train: Iterable,
+    queries: Iterable,
+    step: float = 0.01,
+    layers: str = "",
+    loss_on: str = "completion",
+    max_length: int | None = None,
+) -> np.ndarray:
+    """Return `gradient_dot` measured by actual steps: float32 [N, M], for checks.
+
+    For each training example, the weights go a distance `step` (in their own unit) downhill and
+    uphill along its gradient; half the difference of the queries' log-likelihoods over the learning
+    rate is the product, but for terms of third order and rounding.
+
+    Args:
+        lm: The model; its weights are restored.
+        train: N rows with id, prompt, completion (or encoded already); M + 1 passes each.
+        queries: M rows like them.
+        step: Length of the step in weight space.
+        layers: See `gradients.linear_layers`.
+        loss_on: See `GradientDot.products`.
+        max_length: See `lm.encode`.
+    """
+    train, queries = (language_model.encode(lm, rows, max_length) for rows in (train, queries))
+    weights = [module.weight for module in gradients.linear_layers(lm, layers).values()]
+    before = [weight.detach().clone() for weight in weights]
+
+    @torch.no_grad()
+    def move(rate: float, gradient: list[torch.Tensor]) -> None:
+        for weight, start, part in zip(weights, before, gradient, strict=True):
+            weight.copy_(start - rate * part)
+
+    def after_step(rate: float, gradient: list[torch.Tensor]) -> np.ndarray:
+        move(rate, gradient)
+        return np.array([language_model.token_log_likelihoods(lm, q).sum() for q in queries])
+
+    measured = []
+    for example in train:
+        gradient = gradients.whole(lm, example, weights, loss_on)
+        rate = step / math.sqrt(sum(float(part.double().square().sum()) for part in gradient))
+        try:
+            downhill, uphill = after_step(rate, gradient), after_step(-rate, gradient)
+        finally:
+            move(0, gradient)
+        measured.append((downhill - uphill) / (2 * rate))
+    return np.array(measured, dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class Influence:
+    """Finished scores of an experiment.
+
+    Attributes:
+        dot: [N, M] gradient dot products, nats per unit of learning rate.
+        cosine: [N, M] the same over both gradients' norms.
+    """
+
+    dot: np.ndarray
+    cosine: np.ndarray
+
+
+def attribute(
+    experiment: Experiment,
+    lm: LM,
+    layers: str = "",
+    loss_on: str = "completion",
+    reduction: str = "sum",
+    memory: float = MEMORY,
+    fresh: bool = False,
+) -> Influence:
+    """Score all pairs of the experiment through its stores: finished blocks are reused.
+
+    Args:
+        experiment: What is scored (its pool of N, its M queries) and where the scores lie.
+        lm: The experiment's model.
+        layers: See `gradients.linear_layers`.
+        loss_on: See `GradientDot.products`.
+        reduction: See `GradientDot.products`.
+        memory: See `GradientDot`.
+        fresh: Compute everything anew.
+
+    Raises:
+        ValueError: If the model is not the experiment's, no layer matches, or an example has no
+            completion tokens.
+        FloatingPointError: If a gradient is not finite; names the examples.
+    """
+    if lm.identity != experiment.identity["model"]:
+        raise ValueError(f"model {lm.identity} is not {experiment.identity['model']}")
+    pool, queries = (
+        language_model.encode(lm, rows, experiment.max_length) for rows in experiment.load_data()
+    )
+    train_ids, query_ids = ([row.id for row in rows] for rows in (pool, queries))
+    options = _options(layers, loss_on, reduction)
+    settings = {"fresh": fresh, "block_size": BLOCK_SIZE}
+    stores = [
+        experiment.store(method, train_ids, query_ids, options, description=units, **settings)
+        for method, units in UNITS.items()
+    ]
+    # made at the first missing block, so that finished scores cost nothing
+    held = functools.cache(lambda: GradientDot(lm, queries, layers, memory=memory))
+    return Influence(
+        *store.fill_together(
+            stores,
+            lambda rows: held().products(pool[rows.start : rows.stop], loss_on, reduction),
+        )
+    )
+
+
+def find(
+    experiment: Experiment,
+    made_by: str,
+    layers: str = "",
+    loss_on: str = "completion",
+    reduction: str = "sum",
+) -> Influence:
+    """Return finished scores; needs neither the model nor the data.
+
+    Args:
+        experiment: What was scored.
+        made_by: What to run if the scores are not there, for the error message.
+        layers: See `attribute`.
+        loss_on: See `attribute`.
+        reduction: See `attribute`.
+
+    Raises:
+        store.ScoresNotFound: If they are not there.
+    """
+    options = _options(layers, loss_on, reduction)
+    return Influence(*(experiment.find(name, options, made_by).matrix() for name in UNITS))
+
+
+def _options(layers: str, loss_on: str, reduction: str) -> dict[str, str]:
+    """Return the options that determine the scores, beside the experiment."""
+    return {"layers": layers, "loss_on": loss_on, "reduction": reduction}
+
+
 def _norms(parts: Sequence[Factors]) -> np.ndarray:
     """Return the norms of the gradients of several batches: float64 [n]."""
-    return np.concatenate([gradients.squared_norms(part).sqrt().cpu().numpy() for part in parts])
+    squares = [sum(gradients.squared_norms(part).values()) for part in parts]
+    return np.concatenate([square.sqrt().cpu().numpy() for square in squares])
 
 
 def _batches(lm: LM, examples: Sequence[Encoded]) -> Iterator[list[int]]:

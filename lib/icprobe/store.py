@@ -125,15 +125,11 @@ class ScoreStore:
         there = {path.name for path in self.folder.iterdir()}
         return [block for block in range(self.n_blocks) if self.part(block).name not in there]
 
-    def fill(
-        self, score_block: Callable[[range], np.ndarray], label: str = "", progress: bool = True
-    ) -> np.ndarray:
+    def fill(self, score_block: Callable[[range], np.ndarray], progress: bool = True) -> np.ndarray:
         """Compute the missing blocks, write each as soon as it is there, return all scores.
 
         Args:
             score_block: takes row numbers, a range of n of them, and returns their scores [n, M].
-            label: heads the progress bar and the line that says what was reused; the method's
-                name if empty.
             progress: show a progress bar.
 
         Returns:
@@ -143,22 +139,7 @@ class ScoreStore:
             StoreError: a part is damaged, scores are not finite or have the wrong shape, or the
                 disk refuses a part. Finished blocks stay.
         """
-        label = label or self.method
-        missing = self.missing()
-        N, M = self.shape
-        n_reused = self._n_finished(missing)
-        print(f"{label}: reused {n_reused} of {N} rows from {shown(self.folder)}")
-        if missing:
-            self.check()
-            pairs = {"total": N * M, "initial": n_reused * M, "unit": " pairs"}
-            with tqdm(desc=label, disable=not progress, **pairs) as bar:
-                for block in missing:
-                    rows = self.rows(block)
-                    if not self.part(block).exists():  # another process may have been faster
-                        self.write(block, score_block(rows))
-                    bar.update(len(rows) * M)
-        self.tidy()
-        return self.matrix()
+        return fill_together([self], lambda rows: [score_block(rows)], progress)[0]
 
     def write(self, block: int, scores: np.ndarray) -> None:
         """Write the scores of one block; a block that is already finished is left as it is.
@@ -318,6 +299,50 @@ class ScoreStore:
                 f"{shown(self.part(block))} is damaged or foreign: {reason}. "
                 "Delete this file and run again; only its rows will be computed."
             ) from error
+
+
+def fill_together(
+    stores: Sequence[ScoreStore],
+    score_block: Callable[[range], Sequence[np.ndarray]],
+    progress: bool = True,
+) -> list[np.ndarray]:
+    """Fill stores of methods that come out of one computation; see `ScoreStore.fill`.
+
+    Args:
+        stores: with the same rows, in blocks of the same size.
+        score_block: takes row numbers and returns one matrix [n, M] for each store.
+        progress: show a progress bar.
+
+    Returns:
+        float32 [N, M] of each store.
+
+    Raises:
+        StoreError: as `ScoreStore.fill`, or the stores' blocks differ.
+    """
+    first, label = stores[0], ", ".join(kept.method for kept in stores)
+    if any((s.train_ids, s.block_size) != (first.train_ids, first.block_size) for s in stores):
+        raise StoreError(f"{label}: filled together, but their blocks are not the same")
+    missing = sorted({block for kept in stores for block in kept.missing()})
+    for kept in stores:
+        n_reused = kept._n_finished(kept.missing())
+        rows = f"{n_reused} of {len(kept.train_ids)} rows"
+        print(f"{kept.method}: reused {rows} from {shown(kept.folder)}")
+    if missing:
+        for kept in stores:
+            kept.check()
+        N, M = first.shape
+        pairs = {"total": N * M, "initial": first._n_finished(missing) * M, "unit": " pairs"}
+        with tqdm(desc=label, disable=not progress, **pairs) as bar:
+            for block in missing:
+                rows = first.rows(block)
+                # another process may have been faster
+                if not all(kept.part(block).exists() for kept in stores):
+                    for kept, scores in zip(stores, score_block(rows), strict=True):
+                        kept.write(block, scores)
+                bar.update(len(rows) * M)
+    for kept in stores:
+        kept.tidy()
+    return [kept.matrix() for kept in stores]
 
 
 def open(
