@@ -90,9 +90,9 @@ def test_batches_padding_and_order_do_not_matter(tiny, monkeypatch):
     lm = tiny()
     train, queries = encoded(lm, 9, seed=1, words=20), encoded(lm, 6, seed=2, words=20)
     whole = influence.gradient_dot(lm, train, queries)
-    monkeypatch.setitem(influence.TOKENS_PER_PASS, "cpu", 1)
+    monkeypatch.setitem(gradients.TOKENS_PER_PASS, "cpu", 1)
     close(influence.gradient_dot(lm, train, queries), whole)
-    monkeypatch.setitem(influence.TOKENS_PER_PASS, "cpu", 10_000)
+    monkeypatch.setitem(gradients.TOKENS_PER_PASS, "cpu", 10_000)
     close(influence.gradient_dot(lm, train[::-1], queries[::-1])[::-1, ::-1], whole)
     held = influence.GradientDot(lm, queries)
     blocks = [held.products(train[:4])[0], held.products(train[4:])[0]]
@@ -104,7 +104,7 @@ def test_each_training_example_is_read_once_whatever_the_memory(tiny, monkeypatc
     lm = tiny()
     train, queries = encoded(lm, 12, seed=1, words=20), encoded(lm, 30, seed=2, words=20)
     whole = influence.gradient_dot(lm, train, queries)
-    monkeypatch.setitem(influence.TOKENS_PER_PASS, "cpu", 60)
+    monkeypatch.setitem(gradients.TOKENS_PER_PASS, "cpu", 60)
     seen = []
     factors = gradients.factors
 

@@ -26,6 +26,9 @@ from icprobe.lm import LM, Encoded
 
 LINEAR = (nn.Linear, Conv1D)
 
+# tokens in one forward and backward pass, padding included; more would only cost memory
+TOKENS_PER_PASS = {"cpu": 256, "cuda": 8192}
+
 # entries of weight gradients that are made at once: what a processor's cache holds
 WEIGHT_ENTRIES = 2**23
 
@@ -89,6 +92,24 @@ def linear_layers(lm: LM, layers: str = "") -> dict[str, nn.Module]:
     return found
 
 
+def batches(lm: LM, examples: Sequence[Encoded]) -> Iterator[list[int]]:
+    """Cut examples into batches of like length, so that little is padded: lists of indices."""
+    budget = TOKENS_PER_PASS.get(lm.device.type, TOKENS_PER_PASS["cpu"])
+    batch: list[int] = []
+    for i in sorted(range(len(examples)), key=lambda i: len(examples[i].ids)):
+        if batch and tokens(lm, examples, [*batch, i]) > budget:
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+def tokens(lm: LM, examples: Sequence[Encoded], batch: list[int]) -> int:
+    """Return the tokens of a batch, padding included."""
+    return len(batch) * max(len(lm.bos) + len(examples[i].ids) - 1 for i in batch)
+
+
 def factors(
     lm: LM,
     examples: Sequence[Encoded],
@@ -109,7 +130,7 @@ def factors(
         ValueError: If an option is unknown, or an example has no token to learn from.
         FloatingPointError: If a loss or gradient is not finite; names the examples.
     """
-    ids, rows, columns, targets, weights = _batch(lm, examples, loss_on, reduction)
+    ids, rows, columns, targets, weights = loss_inputs(lm, examples, loss_on, reduction)
     captured: list[tuple[torch.Tensor, dict[str, torch.Tensor]]] = []
     with _frozen(lm), language_model.selective_head(lm), _capturing(lm, layers, captured):
         logits = language_model.logits_at(lm, rows, columns, input_ids=ids.to(lm.device))
@@ -138,7 +159,7 @@ def whole(
 
     As large as the parameters themselves: for checks and for estimators that need every entry.
     """
-    ids, rows, columns, targets, weights = _batch(lm, [example], loss_on, "sum")
+    ids, rows, columns, targets, weights = loss_inputs(lm, [example], loss_on, "sum")
     with torch.enable_grad(), language_model.selective_head(lm):
         logits = language_model.logits_at(lm, rows, columns, input_ids=ids.to(lm.device))
         nats = nn.functional.cross_entropy(logits, targets, reduction="none")
@@ -211,8 +232,10 @@ def squared_norms(one: Factors) -> dict[str, torch.Tensor]:
     }
 
 
-def _batch(lm, examples, loss_on, reduction):
-    """Return inputs [n, T], and row, column, target and weight of each token of the loss."""
+def loss_inputs(
+    lm: LM, examples: Sequence[Encoded], loss_on: str, reduction: str
+) -> tuple[torch.Tensor, ...]:
+    """Return ids [n, T], and row, column, target id and weight [S] of each token of the loss."""
     if loss_on not in ("completion", "text"):
         raise ValueError(f"loss_on is {loss_on!r}, expected 'completion' or 'text'")
     if reduction not in ("sum", "mean"):

@@ -21,12 +21,11 @@ import torch
 
 from icprobe import gradients, store
 from icprobe import lm as language_model
+from icprobe.clamped import clamped_log as clamped_log
 from icprobe.experiment import Experiment
 from icprobe.gradients import Factors
 from icprobe.lm import LM, Encoded
-
-# tokens in one forward and backward pass, padding included; more would only cost memory
-TOKENS_PER_PASS = {"cpu": 256, "cuda": 8192}
+from icprobe.query_set import query_set_influence as query_set_influence
 
 # GiB of factors to hold at once; a token's take about a megabyte for SmolLM2-135M
 MEMORY = 2.5
@@ -69,7 +68,7 @@ class GradientDot:
             layers: See `gradients.linear_layers`.
             max_length: Most tokens of one example, see `lm.encode`.
             memory: GiB of factors to hold at once. More is faster where examples are long or
-                queries many; one pass of `TOKENS_PER_PASS` on each side is the least.
+                queries many; one pass of `gradients.TOKENS_PER_PASS` on each side is the least.
 
         Raises:
             ValueError: If no layer matches, or a query has no completion tokens.
@@ -150,17 +149,17 @@ class GradientDot:
         """Yield indices and factors of as many examples as may be held at once."""
         tiles: list[list[list[int]]] = [[]]
         room = tokens_at_once
-        for batch in _batches(self.lm, examples):
-            room -= _tokens(self.lm, examples, batch)
+        for batch in gradients.batches(self.lm, examples):
+            room -= gradients.tokens(self.lm, examples, batch)
             if tiles[-1] and room < 0:
                 tiles.append([])
-                room = tokens_at_once - _tokens(self.lm, examples, batch)
+                room = tokens_at_once - gradients.tokens(self.lm, examples, batch)
             tiles[-1].append(batch)
         for tile in tiles:
-            batches = ([examples[i] for i in batch] for batch in tile)
+            groups = ([examples[i] for i in batch] for batch in tile)
             yield (
                 list(itertools.chain.from_iterable(tile)),
-                [gradients.factors(self.lm, b, self.layers, *options) for b in batches],
+                [gradients.factors(self.lm, group, self.layers, *options) for group in groups],
             )
 
     def _bytes_per_token(self) -> float:
@@ -373,21 +372,3 @@ def _norms(parts: Sequence[Factors]) -> np.ndarray:
     """Return the norms of the gradients of several batches: float64 [n]."""
     squares = [sum(gradients.squared_norms(part).values()) for part in parts]
     return np.concatenate([square.sqrt().cpu().numpy() for square in squares])
-
-
-def _batches(lm: LM, examples: Sequence[Encoded]) -> Iterator[list[int]]:
-    """Cut examples into batches of like length, so that little is padded: lists of indices."""
-    budget = TOKENS_PER_PASS.get(lm.device.type, TOKENS_PER_PASS["cpu"])
-    batch: list[int] = []
-    for i in sorted(range(len(examples)), key=lambda i: len(examples[i].ids)):
-        if batch and _tokens(lm, examples, [*batch, i]) > budget:
-            yield batch
-            batch = []
-        batch.append(i)
-    if batch:
-        yield batch
-
-
-def _tokens(lm: LM, examples: Sequence[Encoded], batch: list[int]) -> int:
-    """Return the tokens of a batch, padding included."""
-    return len(batch) * max(len(lm.bos) + len(examples[i].ids) - 1 for i in batch)

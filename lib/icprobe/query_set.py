@@ -1,0 +1,141 @@
+"""Influence on a whole query set without a backward pass on the pool, by forward-mode autograd.
+
+The mean over queries of the gradient dot products is a directional derivative,
+
+    mean_j < grad L(z_i), grad L(q_j) > = d/de L(z_i; w + e v) at e = 0,  v = mean_j grad L(q_j),
+
+so one forward pass with tangents (Jacobian-vector product) gives it for a batch of training
+examples, about two to three times the cost of a plain forward pass and with its memory.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import nn
+from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from icprobe import gradients
+from icprobe import lm as language_model
+from icprobe.lm import LM
+
+
+class QuerySet:
+    """The mean gradient of a query set, ready for any number of training examples.
+
+    Attributes:
+        direction: v by layer name, each of its weight's shape.
+    """
+
+    def __init__(
+        self, lm: LM, queries: Iterable, layers: str = "", max_length: int | None = None
+    ) -> None:
+        """Compute the mean gradient by backward passes over the queries.
+
+        Args:
+            lm: The model.
+            queries: M rows with id, prompt, completion (or encoded already).
+            layers: See `gradients.linear_layers`.
+            max_length: Most tokens of one example, see `lm.encode`.
+
+        Raises:
+            ValueError: If no layer matches, or a query has no completion tokens.
+            FloatingPointError: If a gradient is not finite; names the queries.
+        """
+        self.lm, self.max_length = lm, max_length
+        queries = language_model.encode(lm, queries, max_length)
+        chosen = gradients.linear_layers(lm, layers)
+        self.direction = {name: torch.zeros_like(layer.weight) for name, layer in chosen.items()}
+        for batch in gradients.batches(lm, queries):
+            parts = gradients.factors(lm, [queries[j] for j in batch], layers)
+            for x, group in zip(parts.inputs, parts.outputs, strict=True):
+                for name, g in group.items():
+                    part = g.flatten(0, 1).T @ x.flatten(0, 1) / len(queries)
+                    self.direction[name] += part.T if _is_transposed(chosen[name]) else part
+
+    @torch.no_grad()
+    def influence(
+        self, train: Iterable, loss_on: str = "completion", reduction: str = "sum"
+    ) -> np.ndarray:
+        """Return the mean influence on the queries: float32 [N], nats per unit of learning rate.
+
+        Positive = helps. Equals the mean over queries of `influence.GradientDot.products`.
+
+        Args:
+            train: N rows like the queries; one forward pass with tangents each.
+            loss_on: See `influence.GradientDot.products`.
+            reduction: The same.
+
+        Raises:
+            ValueError: If an example has no completion tokens.
+            FloatingPointError: If a value is not finite; names the examples.
+        """
+        lm = self.lm
+        train = language_model.encode(lm, train, self.max_length)
+        scores = np.zeros(len(train))
+        for batch in gradients.batches(lm, train):
+            examples = [train[i] for i in batch]
+            ids, rows, columns, targets, weights = gradients.loss_inputs(
+                lm, examples, loss_on, reduction
+            )
+            with forward_ad.dual_level(), language_model.selective_head(lm), self._tangents():
+                logits = language_model.logits_at(lm, rows, columns, input_ids=ids.to(lm.device))
+                chosen = logits.log_softmax(-1).gather(1, targets[:, None])[:, 0]
+                tangent = forward_ad.unpack_dual(chosen).tangent
+            totals = torch.zeros(len(batch), dtype=torch.float64, device=lm.device)
+            totals.index_add_(0, rows.to(lm.device), -tangent.double() * weights)
+            scores[batch] = totals.cpu().numpy()
+        wrong = [repr(train[i].id) for i in np.flatnonzero(~np.isfinite(scores))]
+        if wrong:
+            raise FloatingPointError(f"influence is not finite: examples {', '.join(wrong)}")
+        return scores.astype(np.float32)
+
+    @contextmanager
+    def _tangents(self) -> Iterator[None]:
+        """Let the chosen layers' outputs change as if their weights moved along the direction."""
+
+        def move(layer, inputs, output, direction):
+            x = forward_ad.unpack_dual(inputs[0]).primal
+            tangent = x @ direction if _is_transposed(layer) else x @ direction.T
+            primal, passed_on = forward_ad.unpack_dual(output)
+            tangent = tangent if passed_on is None else tangent + passed_on
+            return forward_ad.make_dual(primal, tangent)
+
+        modules = dict(self.lm.model.named_modules())
+        hooks = [
+            modules[name].register_forward_hook(
+                lambda *call, direction=direction: move(*call, direction)
+            )
+            for name, direction in self.direction.items()
+        ]
+        try:
+            # the fused attention kernels have no forward-mode derivative
+            with sdpa_kernel(SDPBackend.MATH):
+                yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+def query_set_influence(
+    lm: LM,
+    train: Iterable,
+    queries: Iterable,
+    layers: str = "",
+    loss_on: str = "completion",
+    reduction: str = "sum",
+    max_length: int | None = None,
+) -> np.ndarray:
+    """Return mean_j <grad L(z_i), grad L(q_j)>: float32 [N], positive = helps.
+
+    In nats per unit of learning rate. See `QuerySet` for arguments and errors, and to score block
+    by block.
+    """
+    return QuerySet(lm, queries, layers, max_length).influence(train, loss_on, reduction)
+
+
+def _is_transposed(layer: nn.Module) -> bool:
+    """Tell a Conv1D, whose weight is [d_in, d_out], from a Linear."""
+    return not isinstance(layer, nn.Linear)
