@@ -15,6 +15,9 @@ from icprobe import lm as language_model
 from icprobe.lm import LM
 from icprobe.store import ScoreStore
 
+# the side that a method's scores do not depend on
+UNUSED = {"zero_shot": "train", "projected_gradients": "queries"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
@@ -90,8 +93,8 @@ class Experiment:
         }
 
     def identity_of(self, method: str, options: dict) -> dict:
-        """Return everything that determines a method's scores (zero-shot: not the pool)."""
-        parts = {k: v for k, v in self.identity.items() if (method, k) != ("zero_shot", "train")}
+        """Return everything that determines a method's scores."""
+        parts = {k: v for k, v in self.identity.items() if k != UNUSED.get(method)}
         return {**parts, "options": options}
 
     def store(

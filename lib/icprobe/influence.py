@@ -25,6 +25,7 @@ from icprobe.clamped import clamped_log as clamped_log
 from icprobe.experiment import Experiment
 from icprobe.gradients import Factors
 from icprobe.lm import LM, Encoded
+from icprobe.projection import projected_gradients as projected_gradients
 from icprobe.query_set import query_set_influence as query_set_influence
 
 # GiB of factors to hold at once; a token's take about a megabyte for SmolLM2-135M
@@ -235,7 +236,7 @@ def finite_difference(
     lm: LM,
     train: Iterable,
     queries: Iterable,
-    step: float = 0.01,
+    step: float = 0.003,
     layers: str = "",
     loss_on: str = "completion",
     max_length: int | None = None,

@@ -178,15 +178,21 @@ class ScoreStore:
         Raises:
             StoreError: unfinished blocks, or a part that is truncated, damaged or foreign.
         """
+        scores = np.empty(self.shape, dtype=np.float32)
+        for block, part in enumerate(self.blocks()):
+            rows = self.rows(block)
+            scores[rows.start : rows.stop] = part
+        return scores
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """Read block after block, float32 [n, M] each; checks and errors as `matrix`."""
         missing = self.missing()
         if missing:
             raise StoreError(f"{shown(self.folder)} is incomplete: {self._progress(missing)}")
-        scores = np.empty(self.shape, dtype=np.float32)
         for block in range(self.n_blocks):
             with self._blaming(block):
-                rows = self.rows(block)
-                scores[rows.start : rows.stop] = self._decode(block)
-        return scores
+                part = self._decode(block)
+            yield part
 
     def check(self) -> None:
         """Look at the footers of finished parts: cheap, so that damage shows before the work.
