@@ -32,7 +32,7 @@ fail() {
 # environment last, so that an interrupted installation is done again.
 wanted_stamp() {
     echo "$root"
-    cat requirements.txt pyproject.toml environment.yml |
+    cat requirements.txt requirements-no-deps.txt pyproject.toml environment.yml |
         if command -v sha256sum >/dev/null; then sha256sum; else shasum -a 256; fi
 }
 
@@ -45,8 +45,8 @@ lacks() { # PYTHON
     "$1" - "$root" <<'PYTHON'
 import importlib.util, pathlib, sys
 
-needed = "torch transformers datasets trl papermill ipykernel jupyterlab pytest".split()
-missing = [name for name in needed if not importlib.util.find_spec(name)]
+needed = "torch transformers datasets trl kronfluence papermill ipykernel jupyterlab pytest"
+missing = [name for name in needed.split() if not importlib.util.find_spec(name)]
 package = importlib.util.find_spec("icprobe")
 if sys.version_info < (3, 11):
     print("its Python is older than 3.11")
@@ -90,6 +90,7 @@ use_conda() {
         fi
         prefix=$(conda_prefix "$conda")
         [ -n "$prefix" ] || fail "$conda made no environment named icprobe"
+        "$prefix/bin/python" -m pip install --no-deps -r requirements-no-deps.txt >&2
         wanted_stamp >"$prefix/.icprobe-stamp"
     fi
     python=$prefix/bin/python
@@ -116,6 +117,8 @@ use_venv() {
         fi
         echo unfinished >.venv/.icprobe-stamp
         .venv/bin/python -m pip install --disable-pip-version-check -r requirements.txt >&2
+        .venv/bin/python -m pip install --disable-pip-version-check --no-deps \
+            -r requirements-no-deps.txt >&2
         # the lock has setuptools, so nothing more is downloaded to build the package
         .venv/bin/python -m pip install --disable-pip-version-check --quiet \
             --no-deps --no-build-isolation -e . >&2

@@ -11,7 +11,13 @@ import pytest
 from icprobe import paths
 
 SCRIPT = paths.ROOT / "run_all.sh"
-FILES = ["run_all.sh", "requirements.txt", "pyproject.toml", "environment.yml"]
+FILES = [
+    "run_all.sh",
+    "requirements.txt",
+    "requirements-no-deps.txt",
+    "pyproject.toml",
+    "environment.yml",
+]
 
 
 def run(*arguments: str, script: Path = SCRIPT, **environment: str) -> subprocess.CompletedProcess:
@@ -136,9 +142,10 @@ def test_a_finished_venv_is_reused_and_an_unfinished_one_made_again(checkout):
     second = run("smoke", **environment)
     assert "making .venv with python3.11" in second.stderr
     assert second.stdout == "ran smoke\n"
-    calls = (checkout / "pip.log").read_text().splitlines()[-2:]
+    calls = (checkout / "pip.log").read_text().splitlines()[-3:]
     assert calls[0].endswith("-r requirements.txt")
-    assert calls[1].endswith("--no-deps --no-build-isolation -e .")
+    assert calls[1].endswith("--no-deps -r requirements-no-deps.txt")
+    assert calls[2].endswith("--no-deps --no-build-isolation -e .")
 
     third = run("smoke", **environment)
     assert third.stderr == f"environment: {venv}\n"

@@ -22,6 +22,7 @@ import torch
 from icprobe import gradients, store
 from icprobe import lm as language_model
 from icprobe.clamped import clamped_log as clamped_log
+from icprobe.ekfac import ekfac as ekfac
 from icprobe.experiment import Experiment
 from icprobe.gradients import Factors
 from icprobe.lm import LM, Encoded
