@@ -4,6 +4,7 @@ Colours are Okabe and Ito's, which colour-blind readers can tell apart; differen
 shown on a scale from orange (hurts) to purple (helps), whose ends also differ in grey print.
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -78,25 +79,39 @@ def gain_distribution(gain: np.ndarray, score: np.ndarray) -> Figure:
 
 
 def task_heatmap(
-    scores: np.ndarray, train_tasks: Sequence[str], query_tasks: Sequence[str], label: str
+    panels: dict[str, np.ndarray], train_tasks: Sequence[str], query_tasks: Sequence[str]
 ) -> Figure:
-    """Mean score [N, M] by training task (row) and query task (column); `label` has the unit."""
-    means = task_means(scores, train_tasks, query_tasks)
+    """Mean scores by training task (row) and query task (column).
+
+    `panels` has a matrix [N, M] for each label (a name with its unit); panels stand side by side.
+    """
+    tables = {
+        label: task_means(scores, train_tasks, query_tasks) for label, scores in panels.items()
+    }
     with mpl.rc_context(STYLE):
-        rows, columns = means.shape
-        figure, axes = plt.subplots(figsize=(2.6 + 0.62 * columns, 1.9 + 0.42 * rows))
-        # one task with huge gains would leave all others white
-        limit = max(np.percentile(np.abs(means), 95), 1e-9)
-        image = axes.imshow(means, cmap=DIVERGING, vmin=-limit, vmax=limit, aspect="auto")
-        for (i, j), value in np.ndenumerate(means.to_numpy()):
-            colour = "white" if abs(value) > 0.65 * limit else "black"
-            axes.text(j, i, f"{value:.1f}", ha="center", va="center", color=colour, fontsize=8)
-        axes.set_xticks(range(columns), means.columns, rotation=40, ha="right")
-        axes.set_yticks(range(rows), means.index)
-        axes.set(xlabel="task of the query", ylabel="task of the training example")
-        axes.spines[:].set_visible(False)
-        bar = figure.colorbar(image, extend="both", shrink=0.8)
-        bar.set_label(label)
+        rows, columns = next(iter(tables.values())).shape
+        width = 2.6 + 0.62 * columns
+        figure, row = plt.subplots(
+            1, len(tables), figsize=(width * len(tables), 1.9 + 0.42 * rows), squeeze=False
+        )
+        for axes, (label, means) in zip(row[0], tables.items(), strict=True):
+            # one task with huge scores would leave all others white
+            limit = max(np.percentile(np.abs(means), 95), 1e-9)
+            image = axes.imshow(means, cmap=DIVERGING, vmin=-limit, vmax=limit, aspect="auto")
+            digits = 0 if limit >= 100 else 1 if limit >= 1 else 2
+            for (i, j), value in np.ndenumerate(means.to_numpy()):
+                colour = "white" if abs(value) > 0.65 * limit else "black"
+                text = f"{value:.{digits}f}"
+                axes.text(j, i, text, ha="center", va="center", color=colour, fontsize=8)
+            axes.set_xticks(range(columns), means.columns, rotation=40, ha="right")
+            axes.set_yticks(range(rows), means.index)
+            axes.set_xlabel("task of the query")
+            axes.spines[:].set_visible(False)
+            bar = figure.colorbar(image, extend="both", shrink=0.8)
+            bar.set_label(label)
+        row[0][0].set_ylabel("task of the training example")
+        for axes in row[0][1:]:
+            axes.set_yticklabels([])
     return figure
 
 
@@ -162,4 +177,67 @@ def length_against_score(tokens: np.ndarray, scores: dict[str, np.ndarray]) -> F
             ax.scatter(tokens, values, s=14, alpha=0.6, color=colour)
             ax.set(xlabel="tokens of the training example", ylabel=name)
             ax.set_title(f"Spearman {rho:+.2f} (n = {len(tokens)})")
+    return figure
+
+
+def layer_shares(shares: dict[str, float]) -> Figure:
+    """Shares of the squared gradient norm by block (column) and kind of layer (row), in percent."""
+    cells = {}
+    for name, share in shares.items():
+        number, kind = re.split(r"\.(\d+)\.", name, maxsplit=1)[1:]
+        cells.setdefault(int(number), {})[kind] = 100 * share
+    table = pd.DataFrame(cells)
+    with mpl.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(9, 1.3 + 0.34 * len(table)))
+        image = axes.imshow(table, cmap="cividis", vmin=0, aspect="auto")
+        axes.set_yticks(range(len(table)), table.index)
+        step = max(1, len(table.columns) // 15)
+        axes.set_xticks(range(0, len(table.columns), step), table.columns[::step])
+        axes.set_xlabel("transformer block")
+        axes.spines[:].set_visible(False)
+        bar = figure.colorbar(image)
+        bar.set_label("share of the squared\nnorm (%)")
+    return figure
+
+
+def against(label: str, panels: dict[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
+    """Estimates against the plain gradient dot product, all pairs; axes are linear around zero.
+
+    `panels` has the plain product and the other estimate [n, m] for each name.
+    """
+    from scipy.stats import spearmanr
+
+    with mpl.rc_context(STYLE):
+        figure, row = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.6), squeeze=False)
+        for axes, (name, (plain, other)), colour in zip(
+            row[0], panels.items(), (BLUE, PINK, GREEN, ORANGE), strict=False
+        ):
+            x, y = plain.ravel(), other.ravel()
+            axes.scatter(x, y, s=10, alpha=0.5, color=colour, linewidths=0, rasterized=True)
+            for scale, values in ((axes.set_xscale, x), (axes.set_yscale, y)):
+                scale("symlog", linthresh=max(np.percentile(np.abs(values), 25), 1e-12))
+            axes.axhline(0, color="black", linewidth=0.8)
+            axes.axvline(0, color="black", linewidth=0.8)
+            axes.set(xlabel=label, ylabel=name)
+            axes.tick_params(axis="x", labelrotation=45)
+            rho = spearmanr(x, y).statistic
+            axes.set_title(f"Spearman {rho:+.2f} (n = {len(x)} pairs)")
+    return figure
+
+
+def projection_error(errors: pd.DataFrame) -> Figure:
+    """Error and rank agreement of projected gradients by size (columns size, error, spearman)."""
+    with mpl.rc_context(STYLE):
+        figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.2))
+        left.loglog(errors["size"], errors["error"], marker="o", color=BLUE, label="measured")
+        slope = errors["error"].iloc[0] * (errors["size"].iloc[0] / errors["size"]) ** 0.5
+        left.loglog(errors["size"], slope, linestyle="--", color=GREY, label="1 / √size")
+        left.set_ylabel("root mean square error\n(share of that of the products)")
+        left.legend()
+        right.semilogx(errors["size"], errors["spearman"], marker="o", color=BLUE)
+        right.set_ylabel("Spearman with the exact\nproducts, mean over queries")
+        for axes in (left, right):
+            axes.set_xlabel("size of the projection, each side of a layer")
+            axes.set_xticks(errors["size"], [str(size) for size in errors["size"]])
+            axes.minorticks_off()
     return figure

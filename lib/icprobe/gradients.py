@@ -26,6 +26,9 @@ from icprobe.lm import LM, Encoded
 
 LINEAR = (nn.Linear, Conv1D)
 
+# a block's number in the name of a layer, such as model.layers.3.mlp.up_proj
+BLOCK = re.compile(r"\.(\d+)\.")
+
 # tokens in one forward and backward pass, padding included; more would only cost memory
 TOKENS_PER_PASS = {"cpu": 256, "cuda": 8192}
 
@@ -90,6 +93,13 @@ def linear_layers(lm: LM, layers: str = "") -> dict[str, nn.Module]:
             f"{', '.join(kinds)}"
         )
     return found
+
+
+def last_blocks(lm: LM, count: int) -> str:
+    """Return the regular expression for `layers` that chooses the last transformer blocks."""
+    numbers = {int(number) for name in linear_layers(lm) for number in BLOCK.findall(name)}
+    chosen = sorted(numbers)[-count:]
+    return rf"\.({'|'.join(map(str, chosen))})\."
 
 
 def batches(lm: LM, examples: Sequence[Encoded]) -> Iterator[list[int]]:
@@ -230,6 +240,17 @@ def squared_norms(one: Factors) -> dict[str, torch.Tensor]:
         for x, group in zip(one.inputs, one.outputs, strict=True)
         for name, g in group.items()
     }
+
+
+def norm_shares(lm: LM, examples: Sequence[Encoded], layers: str = "") -> dict[str, float]:
+    """Return each layer's share of the squared norm of a gradient, averaged over examples."""
+    shares: dict[str, float] = dict.fromkeys(linear_layers(lm, layers), 0.0)
+    for batch in batches(lm, examples):
+        norms = squared_norms(factors(lm, [examples[i] for i in batch], layers))
+        whole = sum(norms.values())
+        for name, part in norms.items():
+            shares[name] += float((part / whole).sum()) / len(examples)
+    return shares
 
 
 def loss_inputs(

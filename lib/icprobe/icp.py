@@ -330,13 +330,9 @@ def findings(
         ("length against mean gain", "Spearman"): (length, gain),
     }
     measures = {
-        **{k: (statistics.pair_mean(*pair), int(pair[1].sum())) for k, pair in means.items()},
-        **{k: (statistics.rank_agreement(*pair), len(gain)) for k, pair in agreements.items()},
+        **{k: (statistics.pair_mean(*v), gain.shape, int(v[1].sum())) for k, v in means.items()},
+        **{
+            k: (statistics.rank_agreement(*v), gain.shape, len(gain)) for k, v in agreements.items()
+        },
     }
-    rows, everything = [], [np.arange(size) for size in gain.shape]
-    for (quantity, unit), (measure, n) in measures.items():
-        if n:
-            low, high = statistics.crossed_interval(measure, gain.shape, rng)
-            estimate = float(measure(*everything))
-            rows.append((quantity, unit, estimate, low, high, n))
-    return pd.DataFrame(rows, columns=["quantity", "unit", "estimate", "low", "high", "n"])
+    return statistics.with_intervals(measures, rng)

@@ -17,16 +17,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import torch
 
-from icprobe import gradients, store
+from icprobe import gradients, statistics, store
 from icprobe import lm as language_model
 from icprobe.clamped import clamped_log as clamped_log
 from icprobe.ekfac import ekfac as ekfac
 from icprobe.experiment import Experiment
 from icprobe.gradients import Factors
 from icprobe.lm import LM, Encoded
-from icprobe.projection import projected_gradients as projected_gradients
+from icprobe.projected import projected_gradients as projected_gradients
 from icprobe.query_set import query_set_influence as query_set_influence
 
 # GiB of factors to hold at once; a token's take about a megabyte for SmolLM2-135M
@@ -363,6 +364,42 @@ def find(
     """
     options = _options(layers, loss_on, reduction)
     return Influence(*(experiment.find(name, options, made_by).matrix() for name in UNITS))
+
+
+def findings(
+    scores: Influence, same_task: np.ndarray, tokens: np.ndarray, rng: np.random.Generator
+) -> pd.DataFrame:
+    """Return the headline numbers with 95 % intervals over training examples and queries.
+
+    Args:
+        scores: The scores.
+        same_task: [N, M] bool, whether the pair shares its task.
+        tokens: [N] length of each training example.
+        rng: For the bootstrap.
+
+    Returns:
+        One row per quantity: quantity, unit, estimate, low, high, n.
+    """
+    dot, cosine = scores.dot, scores.cosine
+    shape, every_pair = dot.shape, np.ones_like(same_task)
+    length = np.broadcast_to(tokens[:, None], shape).astype(float)
+    means = {
+        ("pairs with a positive product", "share"): ((dot > 0).astype(float), every_pair),
+        ("mean product, same task", "nats per learning rate"): (dot, same_task),
+        ("mean product, other tasks", "nats per learning rate"): (dot, ~same_task),
+        ("mean cosine, same task", "cosine"): (cosine, same_task),
+        ("mean cosine, other tasks", "cosine"): (cosine, ~same_task),
+    }
+    agreements = {
+        ("mean product against mean cosine", "Spearman"): (dot, cosine),
+        ("length against mean product", "Spearman"): (length, dot),
+        ("length against mean cosine", "Spearman"): (length, cosine),
+    }
+    measures = {
+        **{k: (statistics.pair_mean(*v), shape, int(v[1].sum())) for k, v in means.items()},
+        **{k: (statistics.rank_agreement(*v), shape, len(dot)) for k, v in agreements.items()},
+    }
+    return statistics.with_intervals(measures, rng)
 
 
 def _options(layers: str, loss_on: str, reduction: str) -> dict[str, str]:

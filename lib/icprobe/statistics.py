@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import numpy as np
+import pandas as pd
 from scipy.stats import spearmanr
 
 # takes row numbers [N] and column numbers [M], returns the statistic of that sample
@@ -60,3 +61,46 @@ def rank_agreement(first: np.ndarray, second: np.ndarray) -> Measure:
         return spearmanr((first @ weights)[rows], (second @ weights)[rows]).statistic
 
     return measure
+
+
+def pair_agreement(first: np.ndarray, second: np.ndarray) -> Measure:
+    """Return the measure "Spearman's rho between two matrices [N, M], over all pairs"."""
+
+    def measure(rows: np.ndarray, columns: np.ndarray) -> float:
+        pairs = np.ix_(rows, columns)
+        return spearmanr(first[pairs].ravel(), second[pairs].ravel()).statistic
+
+    return measure
+
+
+def pairs_agree(
+    compared: dict[str, tuple[np.ndarray, np.ndarray]], rng: np.random.Generator
+) -> pd.DataFrame:
+    """Return the rank agreement over all pairs of named pairs of matrices, with intervals."""
+    measures = {
+        (name, "Spearman"): (pair_agreement(*both), both[0].shape, both[0].size)
+        for name, both in compared.items()
+    }
+    return with_intervals(measures, rng)
+
+
+def with_intervals(
+    measures: dict[tuple[str, str], tuple[Measure, tuple[int, int], int]], rng: np.random.Generator
+) -> pd.DataFrame:
+    """Return estimates with 95 % intervals over training examples and queries.
+
+    Args:
+        measures: By (quantity, unit): the measure, its matrices' shape (N, M), and how many things
+            n it is over; those over none are left out.
+        rng: For the bootstrap.
+
+    Returns:
+        One row each: quantity, unit, estimate, low, high, n.
+    """
+    rows = []
+    for (quantity, unit), (measure, shape, n) in measures.items():
+        if n:
+            low, high = crossed_interval(measure, shape, rng)
+            estimate = float(measure(*map(np.arange, shape)))
+            rows.append((quantity, unit, estimate, low, high, n))
+    return pd.DataFrame(rows, columns=["quantity", "unit", "estimate", "low", "high", "n"])

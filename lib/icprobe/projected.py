@@ -1,0 +1,166 @@
+"""Gradients projected to a few numbers a layer, to be kept for a pool and met by any query.
+
+A layer's weight gradient W' = G^T X [d_out, d_in] is shrunk from both sides by random matrices to
+P W' Q^T, with P [k, d_out] and Q [k, d_in] of independent entries +-1/sqrt(k), so that inner
+products keep their expectation: E < P A Q^T, P B Q^T > = < A, B >. From the factors this costs
+k (d_in + d_out) operations a token (LoGra, Choe et al. 2024, with random instead of principal
+directions). Signs have less variance than normal entries; a side of at most k entries stays whole.
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+
+from icprobe import gradients
+from icprobe import lm as language_model
+from icprobe.experiment import Experiment
+from icprobe.gradients import Factors
+from icprobe.lm import LM
+from icprobe.store import ScoreStore
+
+METHOD = "projected_gradients"
+
+
+def projected_gradients(
+    lm: LM,
+    examples: Iterable,
+    size: int,
+    seed: int = 0,
+    layers: str = "",
+    loss_on: str = "completion",
+    reduction: str = "sum",
+    max_length: int | None = None,
+) -> np.ndarray:
+    """Return each example's projected gradient: float32 [N, K], K about size^2 a layer.
+
+    Inner products of the rows of two such matrices (of one size and seed) are unbiased estimates of
+    `influence.gradient_dot`, in nats per unit of learning rate.
+
+    Args:
+        lm: The model.
+        examples: N rows with id, prompt, completion (or encoded already).
+        size: k, rows of each random matrix.
+        seed: Of the random matrices; each depends on its layer's name, too.
+        layers: See `gradients.linear_layers`.
+        loss_on: See `influence.GradientDot.products`.
+        reduction: The same.
+        max_length: See `lm.encode`.
+
+    Raises:
+        ValueError: If size is not positive, no layer matches, or a completion has no tokens.
+        FloatingPointError: If a gradient is not finite; names the examples.
+    """
+    examples = language_model.encode(lm, examples, max_length)
+    options = (layers, loss_on, reduction)
+    return _projected(lm, examples, (size,), seed, *options)[0]
+
+
+def products_by_size(
+    lm: LM,
+    train: Iterable,
+    queries: Iterable,
+    sizes: Sequence[int],
+    seed: int = 0,
+    layers: str = "",
+) -> list[np.ndarray]:
+    """Return estimated gradient dot products of several sizes from one pass: [N, M] for each."""
+    one, other = (
+        _projected(lm, language_model.encode(lm, rows), sizes, seed, layers)
+        for rows in (train, queries)
+    )
+    return [a @ b.T for a, b in zip(one, other, strict=True)]
+
+
+def width(lm: LM, size: int, layers: str = "") -> int:
+    """Return K, the numbers that are kept for one example."""
+    shapes = [layer.weight.shape for layer in gradients.linear_layers(lm, layers).values()]
+    return sum(min(size, rows) * min(size, columns) for rows, columns in shapes)
+
+
+def store_pool(
+    experiment: Experiment,
+    lm: LM,
+    size: int,
+    layers: str = "",
+    loss_on: str = "completion",
+    reduction: str = "sum",
+    fresh: bool = False,
+) -> ScoreStore:
+    """Project the experiment's pool into its store, which holds for any queries: [N, K].
+
+    Finished blocks are reused. Arguments and errors are those of `projected_gradients`.
+    """
+    pool = language_model.encode(lm, experiment.load_data()[0], experiment.max_length)
+    options = {"size": size, "layers": layers, "loss_on": loss_on, "reduction": reduction}
+    kept = experiment.store(
+        METHOD,
+        [example.id for example in pool],
+        [str(entry) for entry in range(width(lm, size, layers))],
+        {**options, "seed": experiment.seed},
+        fresh=fresh,
+        description="entries of projected gradients",
+    )
+
+    def block_of(rows: range) -> np.ndarray:
+        chosen = pool[rows.start : rows.stop]
+        return _projected(lm, chosen, (size,), experiment.seed, layers, loss_on, reduction)[0]
+
+    kept.fill(block_of)
+    return kept
+
+
+def scores(
+    pool: ScoreStore, lm: LM, queries: Iterable, max_length: int | None = None
+) -> np.ndarray:
+    """Return estimated gradient dot products of a stored pool with new queries: float32 [N, M].
+
+    Costs one forward and backward pass a query; the pool is read block by block.
+    """
+    options = pool.identity["options"]
+    theirs = projected_gradients(
+        lm, queries, options["size"], options["seed"], options["layers"], max_length=max_length
+    )
+    return np.concatenate([block @ theirs.T for block in pool.blocks()])
+
+
+def _projected(lm, examples, sizes, seed, *options) -> list[np.ndarray]:
+    """Return projections [N, K] to each of the sizes, from one pass over the examples."""
+    if min(sizes) < 1:
+        raise ValueError(f"size is {min(sizes)}, expected a positive number")
+    result: list = [None] * len(sizes)
+    for batch in gradients.batches(lm, examples):
+        parts = gradients.factors(lm, [examples[i] for i in batch], *options)
+        for k, size in enumerate(sizes):
+            block = _project(parts, size, seed).cpu().numpy()
+            if result[k] is None:
+                result[k] = np.zeros((len(examples), block.shape[1]), np.float32)
+            result[k][batch] = block
+    return result
+
+
+def _project(parts: Factors, size: int, seed: int) -> torch.Tensor:
+    """Project the gradients of n examples: float32 [n, K]."""
+    blocks = []
+    for x, group in zip(parts.inputs, parts.outputs, strict=True):
+        for name, g in group.items():
+            p, q = (
+                _signs(side, name, seed, size, part.shape[-1]).to(part)
+                for side, part in (("out", g), ("in", x))
+            )
+            blocks.append(((g @ p.T).mT @ (x @ q.T)).flatten(1))
+    return torch.cat(blocks, 1).float()
+
+
+def _signs(side: str, name: str, seed: int, size: int, entries: int) -> torch.Tensor:
+    """Return a random matrix [size, entries] of +-1/sqrt(size), or the identity if that is smaller.
+
+    Drawn on the CPU, so that it is the same whatever the device and the choice of layers.
+    """
+    if entries <= size:
+        return torch.eye(entries)
+    digest = hashlib.sha256(f"{seed} {side} {name}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
+    signs = torch.randint(0, 2, (size, entries), generator=generator) * 2.0 - 1
+    return signs / size**0.5
