@@ -8,7 +8,7 @@ import torch
 from conftest import FAMILIES
 from test_lm import examples
 
-from icprobe import gradients, influence, store
+from icprobe import data, gradients, influence, store
 from icprobe import lm as language_model
 from icprobe.experiment import Experiment
 
@@ -276,3 +276,17 @@ def test_an_interrupted_run_resumes_with_the_same_numbers(experiment, monkeypatc
         np.testing.assert_array_equal(again.cosine, resumed.cosine)
     with pytest.raises(store.ScoresNotFound):
         influence.find(experiment, "02_influence", layers="mlp")
+
+
+@pytest.mark.real
+def test_the_real_model_equals_autograd():
+    lm = language_model.load("smollm2-135m-instruct")
+    train, queries = (
+        language_model.encode(lm, data.load("grid", split, 2, seed=0))
+        for split in ("train", "query")
+    )
+    options = {"layers": gradients.last_blocks(lm, 8)}
+    actual = influence.gradient_dot(lm, train, queries, **options)
+    close(actual, brute_force_dot(lm, train, queries, **options))
+    direct = influence.query_set_influence(lm, train, queries, **options)
+    close(direct, actual.mean(axis=1))

@@ -1,6 +1,10 @@
 """One tokenisation for everybody, and log-likelihoods against one forward pass per pair."""
 
+import json
+from dataclasses import replace
+
 import numpy as np
+import peft
 import pytest
 import torch
 from conftest import ATOL, FAMILIES, RTOL, save_tiny
@@ -221,6 +225,32 @@ def test_dtypes():
     assert language_model.resolve_dtype("auto", "cpu") == ("bfloat16" if native else "float32")
     with pytest.raises(ValueError, match="'half', expected one of float32"):
         language_model.resolve_dtype("half", "cpu")
+
+
+def test_an_adapter_is_merged_into_its_base(tmp_path):
+    base = save_tiny(tmp_path / "base", "llama")
+    plain = language_model.load(str(base), device="cpu")
+    torch.manual_seed(0)
+    config = peft.LoraConfig(r=2, target_modules=["q_proj", "up_proj"], init_lora_weights=False)
+    adapted = peft.get_peft_model(language_model.load(str(base), device="cpu").model, config)
+    adapted.save_pretrained(tmp_path / "adapter")
+    lm = language_model.load(str(tmp_path / "adapter"), device="cpu")
+    query = language_model.encode(lm, examples(1))[0]
+    expected = language_model.token_log_likelihoods(replace(plain, model=adapted.eval()), query)
+    actual = language_model.token_log_likelihoods(lm, query)
+    np.testing.assert_allclose(actual, expected, rtol=RTOL, atol=ATOL)
+    assert abs(actual - language_model.token_log_likelihoods(plain, query)).max() > 0.01
+    assert [name for name, _ in lm.model.named_modules()] == [
+        name for name, _ in plain.model.named_modules()
+    ]
+    assert lm.identity["base"] == plain.identity
+    assert lm.identity == language_model.identity(str(tmp_path / "adapter"), device="cpu")
+
+    settings = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    settings["base_model_name_or_path"] = None
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match="base_model_name_or_path is missing"):
+        language_model.load(str(tmp_path / "adapter"))
 
 
 @pytest.mark.real

@@ -1,4 +1,4 @@
-"""Notebook 01 from end to end: the real model in the smoke profile, local stand-ins elsewhere."""
+"""Notebooks from end to end: the real model in the smoke profile, local stand-ins elsewhere."""
 
 import json
 import shutil
@@ -16,53 +16,64 @@ from conftest import save_tiny
 from icprobe import icp, paths, runner
 from icprobe.experiment import Experiment
 
-NOTEBOOK = paths.NOTEBOOKS / "01_icp_scoring.ipynb"
-RESULTS = [
-    "01_findings.csv",
-    "01_gain_by_task.pdf",
-    "01_gain_by_task.png",
-    "01_gain_distribution.pdf",
-    "01_gain_distribution.png",
-    "01_length_against_score.pdf",
-    "01_length_against_score.png",
-    "01_neutral_control.pdf",
-    "01_neutral_control.png",
-    "01_queries.csv",
-    "01_training_examples.csv",
-]
+FIGURES = {
+    "01": ["gain_by_task", "gain_distribution", "length_against_score", "neutral_control"],
+    "02": [
+        "estimators", "influence_by_task", "layer_shares", "length_against_influence",
+        "projection_error",
+    ],
+}  # fmt: skip
+TABLES = {
+    "01": ["findings", "queries", "training_examples"],
+    "02": ["findings", "projection_error", "training_examples"],
+}
+RESULTS = {
+    number: sorted(
+        [f"{number}_{name}.{kind}" for name in FIGURES[number] for kind in ("pdf", "png")]
+        + [f"{number}_{name}.csv" for name in TABLES[number]]
+    )
+    for number in FIGURES
+}
+NOTEBOOKS = {number: next(paths.NOTEBOOKS.glob(f"{number}_*.ipynb")) for number in FIGURES}
+
+each_notebook = pytest.mark.parametrize("number", NOTEBOOKS)
 
 
 def run(folder, *arguments):
-    """Run notebook 01 as run_all.sh does, with results in `folder`."""
+    """Run notebooks as run_all.sh does, with results in `folder`."""
     where = ["-p", "output_dir", f"{folder}/figures", "-p", "scores_dir", f"{folder}/scores"]
-    return runner.main([*arguments, "--only", "01", *where])
+    return runner.main([*arguments, *where])
 
 
-def results(folder):
+def results(folder, number):
     files = (folder / "figures").iterdir()
-    return sorted(file.name for file in files if file.name.startswith("01_"))
+    return sorted(file.name for file in files if file.name.startswith(f"{number}_"))
 
 
-def executed(folder):
-    return nbformat.read(folder / "figures" / "notebooks" / NOTEBOOK.name, as_version=4)
+def executed(folder, number):
+    return nbformat.read(folder / "figures" / "notebooks" / NOTEBOOKS[number].name, as_version=4)
 
 
-def printed(folder):
-    outputs = (output for cell in executed(folder).cells for output in cell.get("outputs", []))
+def printed(folder, number):
+    cells = executed(folder, number).cells
+    outputs = (output for cell in cells for output in cell.get("outputs", []))
     return "".join(output.get("text", "") for output in outputs)
 
 
 @pytest.mark.real
 def test_the_smoke_profile_runs_and_always_computes(tmp_path):
     assert run(tmp_path, "smoke") == 0
-    assert results(tmp_path) == RESULTS
+    for number, figures in FIGURES.items():
+        assert results(tmp_path, number) == RESULTS[number]
+        assert "reused 0 of 12 rows" in printed(tmp_path, number)
+        shown = [c for c in executed(tmp_path, number).cells if "figures.save(" in c.source]
+        assert len(shown) == len(figures)
+        for cell in shown:
+            assert sum("image/png" in output.get("data", {}) for output in cell.outputs) == 1
     table = pd.read_csv(tmp_path / "figures" / "01_training_examples.csv")
     assert len(table) == 12 and table["icp_score"].between(0, 1).all()
-    assert "reused 0 of 12 rows" in printed(tmp_path)
-    shown = [cell for cell in executed(tmp_path).cells if "figures.save(" in cell.source]
-    assert len(shown) == 4
-    for cell in shown:
-        assert sum("image/png" in output.get("data", {}) for output in cell.outputs) == 1
+    table = pd.read_csv(tmp_path / "figures" / "02_training_examples.csv")
+    assert len(table) == 12 and table["mean_cosine"].between(-1, 1).all()
 
 
 @pytest.fixture
@@ -83,18 +94,19 @@ def own(tmp_path):
     }
 
 
-def test_jupyter_papermill_and_run_all_give_the_same_files(tmp_path, own):
+@each_notebook
+def test_jupyter_papermill_and_run_all_give_the_same_files(tmp_path, own, number):
     made = {}
     for name, cwd in (("jupyter", paths.NOTEBOOKS), ("elsewhere", tmp_path)):
         papermill.execute_notebook(
-            NOTEBOOK, tmp_path / f"{name}.ipynb", own, cwd=cwd, progress_bar=False,
+            NOTEBOOKS[number], tmp_path / f"{name}.ipynb", own, cwd=cwd, progress_bar=False,
             kernel_name="python3",
         )  # fmt: skip
         made[name] = take_files(tmp_path)
     arguments = [text for name, value in own.items() for text in ("-p", name, str(value))]
-    assert runner.main(["laptop", "--only", "01", *arguments]) == 0
+    assert runner.main(["laptop", "--only", number, *arguments]) == 0
     made["run_all"] = take_files(tmp_path)
-    assert set(RESULTS) < {Path(name).name for name in made["jupyter"]}
+    assert set(RESULTS[number]) < {Path(name).name for name in made["jupyter"]}
     assert made["elsewhere"] == made["jupyter"]
     assert made["run_all"] == made["jupyter"]
 
@@ -112,14 +124,12 @@ def take_files(folder):
     return kept
 
 
-def test_a_second_run_reuses_and_fresh_does_not(tmp_path, own):
+@each_notebook
+def test_a_second_run_reuses_and_fresh_does_not(tmp_path, own, number):
     arguments = [text for name, value in own.items() for text in ("-p", name, str(value))]
-    assert runner.main(["laptop", "--only", "01", *arguments]) == 0
-    assert "reused 0 of 14 rows" in printed(tmp_path)
-    assert runner.main(["laptop", "--only", "01", *arguments]) == 0
-    assert "reused 14 of 14 rows" in printed(tmp_path)
-    assert runner.main(["laptop", "--only", "01", "--fresh", *arguments]) == 0
-    assert "reused 0 of 14 rows" in printed(tmp_path)
+    for options, reused in (([], 0), ([], 14), (["--fresh"], 0)):
+        assert runner.main(["laptop", "--only", number, *options, *arguments]) == 0
+        assert f"reused {reused} of 14 rows" in printed(tmp_path, number)
 
 
 def test_the_paper_profile_with_local_stand_ins(tmp_path):
@@ -141,7 +151,8 @@ def test_the_paper_profile_with_local_stand_ins(tmp_path):
     }
     arguments = [text for name, value in sources.items() for text in ("-p", name, value)]
     assert run(tmp_path, "paper", *arguments) == 0
-    assert results(tmp_path) == RESULTS
+    for number, expected in RESULTS.items():
+        assert results(tmp_path, number) == expected
 
     names = ["n_train", "n_query", "seed", "dtype", "max_length", "train_columns", "query_columns"]
     kept = {name: profile[name] for name in names}

@@ -83,6 +83,11 @@ class Experiment:
         """Load the model."""
         return language_model.load(self.model, self.dtype)
 
+    def check_model(self, lm: LM) -> None:
+        """Raise ValueError if the model is not the experiment's."""
+        if lm.identity != self.identity["model"]:
+            raise ValueError(f"model {lm.identity} is not {self.identity['model']}")
+
     @cached_property
     def identity(self) -> dict:
         """Everything that determines the scores but the method's own options."""

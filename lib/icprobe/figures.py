@@ -12,6 +12,7 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
 from icprobe import __version__, paths
@@ -189,7 +190,8 @@ def layer_shares(shares: dict[str, float]) -> Figure:
     table = pd.DataFrame(cells)
     with mpl.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(9, 1.3 + 0.34 * len(table)))
-        image = axes.imshow(table, cmap="cividis", vmin=0, aspect="auto")
+        # one layer can have more than all others together
+        image = axes.imshow(table, cmap="cividis", norm=PowerNorm(0.5, vmin=0), aspect="auto")
         axes.set_yticks(range(len(table)), table.index)
         step = max(1, len(table.columns) // 15)
         axes.set_xticks(range(0, len(table.columns), step), table.columns[::step])

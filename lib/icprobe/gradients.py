@@ -147,9 +147,10 @@ def factors(
         nats = nn.functional.cross_entropy(logits, targets, reduction="none")
         outputs = [output for _, group in captured for output in group.values()]
         found = iter(torch.autograd.grad((nats * weights).sum(), outputs))
+    dtype = torch.promote_types(lm.model.dtype, torch.float32)
     result = Factors(
-        inputs=tuple(given.detach() for given, _ in captured),
-        outputs=tuple({name: next(found) for name in group} for _, group in captured),
+        inputs=tuple(given.detach().to(dtype) for given, _ in captured),
+        outputs=tuple({name: next(found).to(dtype) for name in group} for _, group in captured),
     )
     wrong = {int(rows[k]) for k in (~nats.isfinite()).nonzero()[:, 0].tolist()}
     for part in (*result.inputs, *(g for group in result.outputs for g in group.values())):

@@ -183,8 +183,7 @@ def probe(
         ValueError: If the model is not the experiment's, or something is too long for it; before
             anything is computed.
     """
-    if lm.identity != experiment.identity["model"]:
-        raise ValueError(f"model {lm.identity} is not {experiment.identity['model']}")
+    experiment.check_model(lm)
     language_model.check_packing(lm)
     demonstrations, queries = experiment.load_data()
     neutral = neutral_demonstrations(lm, demonstrations, experiment.max_length)

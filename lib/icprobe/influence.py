@@ -321,8 +321,7 @@ def attribute(
             completion tokens.
         FloatingPointError: If a gradient is not finite; names the examples.
     """
-    if lm.identity != experiment.identity["model"]:
-        raise ValueError(f"model {lm.identity} is not {experiment.identity['model']}")
+    experiment.check_model(lm)
     pool, queries = (
         language_model.encode(lm, rows, experiment.max_length) for rows in experiment.load_data()
     )

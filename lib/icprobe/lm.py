@@ -9,6 +9,7 @@ own default adds one. Probing, gradients and fine-tuning all take their ids from
 import copy
 import hashlib
 import itertools
+import json
 import math
 import threading
 import warnings
@@ -118,22 +119,26 @@ def identity(name_or_path: str, dtype: str = "float32", device: str | None = Non
         device: As for `load`; only "auto" depends on it.
 
     Returns:
-        name and dtype, and sha256 (default model, local folder) or revision (hub).
+        name and dtype, sha256 (default model, local folder) or revision (hub), and for an adapter
+        its base's identity.
     """
     dtype = resolve_dtype(dtype, device or default_device())
     if name_or_path == assets.DEFAULT_MODEL:
         return {"name": name_or_path, "sha256": assets.DEFAULT_MODEL_SHA256, "dtype": dtype}
     folder = paths.resolve(name_or_path)
     if folder.is_dir():
-        return {"name": folder.name, "sha256": _folder_hash(folder), "dtype": dtype}
+        own = {"name": folder.name, "sha256": _folder_hash(folder), "dtype": dtype}
+        base = _adapted(folder)
+        return own | ({"base": identity(base, dtype, device)} if base else {})
     name, revision = assets.hub_revision(name_or_path, "model")
     return {"name": name, "revision": revision, "dtype": dtype}
 
 
 # the files of a saved model that determine its numbers: weights, configuration, tokenizer
 DETERMINING = (
-    "*.safetensors", "*.index.json", "config.json", "tokenizer*.json", "special_tokens_map.json",
-    "added_tokens.json", "vocab.*", "merges.txt", "*.model", "*.tiktoken",
+    "*.safetensors", "*.index.json", "config.json", "adapter_config.json", "tokenizer*.json",
+    "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model",
+    "*.tiktoken",
 )  # fmt: skip
 
 
@@ -146,12 +151,28 @@ def _folder_hash(folder: Path) -> str:
     return digest.hexdigest()
 
 
+def _adapted(folder: Path) -> str | None:
+    """Return the model that a saved adapter (LoRA and others of peft) changes; None if no adapter.
+
+    Raises:
+        ValueError: If the adapter does not say.
+    """
+    config = folder / "adapter_config.json"
+    if not config.exists():
+        return None
+    base = json.loads(config.read_text()).get("base_model_name_or_path")
+    if not base:
+        raise ValueError(f"{config}: base_model_name_or_path is missing")
+    return base
+
+
 def load(name_or_path: str, dtype: str = "float32", device: str | None = None) -> LM:
     """Load a causal language model and its tokenizer.
 
     Args:
         name_or_path: "smollm2-135m-instruct" (fetched and cached at first use), a local folder, or
-            a hub name, optionally `name@revision`.
+            a hub name, optionally `name@revision`. A folder may hold an adapter, which is merged
+            into its base's weights.
         dtype: One of `DTYPES`; see `resolve_dtype` for "auto".
         device: "cpu", "cuda", ...; by default a GPU if there is one.
 
@@ -167,6 +188,13 @@ def load(name_or_path: str, dtype: str = "float32", device: str | None = None) -
         options = {"pretrained_model_name_or_path": who["name"], "revision": who["revision"]}
     else:
         folder = paths.resolve(assets.model_path(name_or_path))
+        base = _adapted(folder)
+        if base:
+            from peft import PeftModel  # slow to import, and rarely needed
+
+            whole = load(base, dtype, device)
+            adapted = PeftModel.from_pretrained(whole.model, str(folder))
+            return LM(adapted.merge_and_unload().eval(), whole.tokenizer, who)
         options = {"pretrained_model_name_or_path": str(folder)}
     tokenizer = AutoTokenizer.from_pretrained(**options)
     model = AutoModelForCausalLM.from_pretrained(
