@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from icprobe import icp, paths
+from icprobe import icp, influence, paths
 from icprobe.experiment import Experiment
 
 
@@ -36,4 +36,15 @@ def test_a_fresh_clone_finds_its_scores_without_model_and_data(monkeypatch, tmp_
     listed = ["git", "ls-files", "*/manifest.json"]
     files = subprocess.check_output(listed, cwd=paths.resolve(profile["scores_dir"]), text=True)
     methods = sorted(Path(file).parent.name.rpartition("-")[0] for file in files.split())
-    assert methods == ["icp", "icp_neutral", "zero_shot"], "no scores of other parameters"
+    expected = ["clamped_log", "ekfac", "gradient_cosine", "gradient_cosine", "gradient_dot"]
+    expected += ["gradient_dot", "icp", "icp_neutral", *["projected"] * 5, "zero_shot"]
+    assert methods == expected, "no scores of other parameters"
+
+    found = influence.find(experiment, "run ./run_all.sh --fresh", loss_on=profile["loss_on"])
+    table = pd.read_csv(paths.resolve(profile["output_dir"]) / "02_training_examples.csv")
+    np.testing.assert_allclose(table["mean_product"], found.dot.mean(1), rtol=1e-5, atol=1e-3)
+    np.testing.assert_allclose(table["mean_cosine"], found.cosine.mean(1), rtol=1e-5, atol=1e-6)
+    rng = np.random.default_rng(profile["seed"])
+    findings = influence.findings(found, same_task, table["tokens"].to_numpy(), rng)
+    kept = pd.read_csv(paths.resolve(profile["output_dir"]) / "02_findings.csv")
+    pd.testing.assert_frame_equal(findings, kept[: len(findings)], rtol=1e-5)

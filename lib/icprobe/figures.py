@@ -202,26 +202,32 @@ def layer_shares(shares: dict[str, float]) -> Figure:
     return figure
 
 
-def against(label: str, panels: dict[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
-    """Estimates against the plain gradient dot product, all pairs; axes are linear around zero.
+def against(panels: dict[str, tuple[str, np.ndarray, np.ndarray]]) -> Figure:
+    """One estimate against another, all pairs, on axes that are drawn out around zero.
 
-    `panels` has the plain product and the other estimate [n, m] for each name.
+    `panels` has, by the name of the upright axis, the name and values [n, m] of the level one and
+    the values [n, m] of the upright one.
     """
     from scipy.stats import spearmanr
 
     with mpl.rc_context(STYLE):
         figure, row = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.6), squeeze=False)
-        for axes, (name, (plain, other)), colour in zip(
+        for axes, (name, (label, plain, other)), colour in zip(
             row[0], panels.items(), (BLUE, PINK, GREEN, ORANGE), strict=False
         ):
             x, y = plain.ravel(), other.ravel()
-            axes.scatter(x, y, s=10, alpha=0.5, color=colour, linewidths=0, rasterized=True)
-            for scale, values in ((axes.set_xscale, x), (axes.set_yscale, y)):
-                scale("symlog", linthresh=max(np.percentile(np.abs(values), 25), 1e-12))
+            axes.scatter(x, y, s=10, alpha=0.4, color=colour, linewidths=0, rasterized=True)
+            for axis, set_scale, values in (
+                (axes.xaxis, axes.set_xscale, x),
+                (axes.yaxis, axes.set_yscale, y),
+            ):
+                end = float(f"{np.abs(values).max():.0e}")
+                set_scale("function", functions=(np.cbrt, lambda value: value**3))
+                axis.set_ticks([-end, -end / 10, 0, end / 10, end])
+                axis.set_major_formatter("{x:g}")
             axes.axhline(0, color="black", linewidth=0.8)
             axes.axvline(0, color="black", linewidth=0.8)
             axes.set(xlabel=label, ylabel=name)
-            axes.tick_params(axis="x", labelrotation=45)
             rho = spearmanr(x, y).statistic
             axes.set_title(f"Spearman {rho:+.2f} (n = {len(x)} pairs)")
     return figure
@@ -236,6 +242,8 @@ def projection_error(errors: pd.DataFrame) -> Figure:
         left.loglog(errors["size"], slope, linestyle="--", color=GREY, label="1 / √size")
         left.set_ylabel("root mean square error\n(share of that of the products)")
         left.legend()
+        ticks = [tick for tick in (0.05, 0.1, 0.2, 0.5, 1, 2) if tick > errors["error"].min() / 2]
+        left.set_yticks(ticks, [str(tick) for tick in ticks])
         right.semilogx(errors["size"], errors["spearman"], marker="o", color=BLUE)
         right.set_ylabel("Spearman with the exact\nproducts, mean over queries")
         for axes in (left, right):

@@ -30,7 +30,7 @@ LINEAR = (nn.Linear, Conv1D)
 BLOCK = re.compile(r"\.(\d+)\.")
 
 # tokens in one forward and backward pass, padding included; more would only cost memory
-TOKENS_PER_PASS = {"cpu": 256, "cuda": 8192}
+TOKENS_PER_PASS = {"cpu": 384, "cuda": 8192}
 
 # entries of weight gradients that are made at once: what a processor's cache holds
 WEIGHT_ENTRIES = 2**23

@@ -21,17 +21,22 @@ def render(text: str) -> str:
     Raises:
         KeyError: If a block has an unknown name.
     """
-    blocks = {"findings": findings, "minutes": minutes}
+    blocks = {
+        "findings-01": lambda: findings("01"),
+        "findings-02": lambda: findings("02"),
+        "minutes": minutes,
+    }
     return BLOCK.sub(lambda match: f"{match[1]}{blocks[match['name']]()}\n{match[3]}", text)
 
 
-def findings() -> str:
-    """Return the table of what notebook 01 found on the laptop profile."""
-    frame = pd.read_csv(FIGURES / "laptop" / "01_findings.csv")
+def findings(notebook: str) -> str:
+    """Return the table of what a notebook found on the laptop profile."""
+    frame = pd.read_csv(FIGURES / "laptop" / f"{notebook}_findings.csv")
     lines = ["| quantity | estimate | 95 % interval | unit | n |", "|---|---|---|---|---|"]
     for row in frame.itertuples():
-        interval = f"{row.low:.2f} to {row.high:.2f}"
-        cells = (row.quantity, f"{row.estimate:.2f}", interval, row.unit, str(row.n))
+        digits = 2 if abs(row.estimate) < 100 else 0
+        interval = f"{row.low:.{digits}f} to {row.high:.{digits}f}"
+        cells = (row.quantity, f"{row.estimate:.{digits}f}", interval, row.unit, str(row.n))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
