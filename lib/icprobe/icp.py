@@ -328,10 +328,4 @@ def findings(
         ("length against ICP score", "Spearman"): (length, helped),
         ("length against mean gain", "Spearman"): (length, gain),
     }
-    measures = {
-        **{k: (statistics.pair_mean(*v), gain.shape, int(v[1].sum())) for k, v in means.items()},
-        **{
-            k: (statistics.rank_agreement(*v), gain.shape, len(gain)) for k, v in agreements.items()
-        },
-    }
-    return statistics.with_intervals(measures, rng)
+    return statistics.findings(means, agreements, rng)

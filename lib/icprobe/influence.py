@@ -419,11 +419,7 @@ def findings(
         ("length against mean product", "Spearman"): (length, dot),
         ("length against mean cosine", "Spearman"): (length, cosine),
     }
-    measures = {
-        **{k: (statistics.pair_mean(*v), shape, int(v[1].sum())) for k, v in means.items()},
-        **{k: (statistics.rank_agreement(*v), shape, len(dot)) for k, v in agreements.items()},
-    }
-    return statistics.with_intervals(measures, rng)
+    return statistics.findings(means, agreements, rng)
 
 
 def _options(layers: str, loss_on: str, reduction: str) -> dict[str, str]:

@@ -104,3 +104,26 @@ def with_intervals(
             estimate = float(measure(*map(np.arange, shape)))
             rows.append((quantity, unit, estimate, low, high, n))
     return pd.DataFrame(rows, columns=["quantity", "unit", "estimate", "low", "high", "n"])
+
+
+def findings(
+    means: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]],
+    agreements: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]],
+    rng: np.random.Generator,
+) -> pd.DataFrame:
+    """Return means over pairs and rank agreements of row means, with intervals.
+
+    Args:
+        means: By (quantity, unit): values [N, M] and the mask [N, M] of the pairs that count.
+        agreements: By (quantity, unit): two matrices [N, M].
+        rng: For the bootstrap.
+    """
+    measures = {
+        name: (pair_mean(values, mask), values.shape, int(mask.sum()))
+        for name, (values, mask) in means.items()
+    }
+    measures |= {
+        name: (rank_agreement(*both), both[0].shape, len(both[0]))
+        for name, both in agreements.items()
+    }
+    return with_intervals(measures, rng)
