@@ -331,6 +331,8 @@ def test_interrupting_leaves_a_table_and_no_kernel(root, number):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # a shell's background jobs, such as these tests may be, ignore SIGINT, and so would this
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     pid_file = root / "pid"
     deadline = time.monotonic() + 30
