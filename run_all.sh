@@ -108,24 +108,43 @@ conda_prefix() { # CONDA; prints nothing where there is no environment icprobe
 use_venv() {
     local base
     if ! is_current .venv; then
-        if [ ! -x .venv/bin/python ] || grep -qs '^unfinished$' .venv/.icprobe-stamp; then
-            base=$(find_python)
-            echo "environment: making .venv with $base (once, some minutes)" >&2
-            "$base" -m venv --clear .venv
-        else
-            echo "environment: bringing .venv up to date" >&2
-        fi
-        echo unfinished >.venv/.icprobe-stamp
-        .venv/bin/python -m pip install --disable-pip-version-check -r requirements.txt >&2
-        .venv/bin/python -m pip install --disable-pip-version-check --no-deps \
-            -r requirements-no-deps.txt >&2
-        # the lock has setuptools, so nothing more is downloaded to build the package
-        .venv/bin/python -m pip install --disable-pip-version-check --quiet \
-            --no-deps --no-build-isolation -e . >&2
-        wanted_stamp >.venv/.icprobe-stamp
+        base=$(find_python)
+        # one installation at a time; the kernel frees the lock however this process ends
+        exec 9>.venv-lock
+        "$base" - <<'PYTHON'
+import fcntl, sys
+
+try:
+    fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)
+except BlockingIOError:
+    print("environment: waiting for another run that is installing it", file=sys.stderr)
+    fcntl.flock(9, fcntl.LOCK_EX)
+PYTHON
+        is_current .venv || install_venv "$base"
+        exec 9>&-
     fi
     python=$root/.venv/bin/python
     echo "environment: $root/.venv" >&2
+}
+
+install_venv() { # PYTHON
+    # without its pyvenv.cfg, an environment's python would install into the one it was made with
+    if [ ! -x .venv/bin/python ] || [ ! -f .venv/pyvenv.cfg ] ||
+        grep -qs '^unfinished$' .venv/.icprobe-stamp; then
+        echo "environment: making .venv with $1 (once, some minutes)" >&2
+        rm -f .venv/pyvenv.cfg
+        "$1" -m venv --clear .venv
+    else
+        echo "environment: bringing .venv up to date" >&2
+    fi
+    echo unfinished >.venv/.icprobe-stamp
+    .venv/bin/python -m pip install --disable-pip-version-check -r requirements.txt >&2
+    .venv/bin/python -m pip install --disable-pip-version-check --no-deps \
+        -r requirements-no-deps.txt >&2
+    # the lock has setuptools, so nothing more is downloaded to build the package
+    .venv/bin/python -m pip install --disable-pip-version-check --quiet \
+        --no-deps --no-build-isolation -e . >&2
+    wanted_stamp >.venv/.icprobe-stamp
 }
 
 find_python() {

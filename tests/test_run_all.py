@@ -1,9 +1,11 @@
 """run_all.sh: choosing an environment, and handing over. Nothing is installed."""
 
+import fcntl
 import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
@@ -122,7 +124,10 @@ def test_a_finished_venv_is_reused_and_an_unfinished_one_made_again(checkout):
         checkout / "bin" / "python3.11",
         f"""
         if [ "$1 $2 $3" = "-m venv --clear" ]; then
-            rm -rf "$4"; mkdir -p "$4/bin"; cp "{checkout}/bin/python3.11" "$4/bin/python"
+            rm -rf "$4"; mkdir -p "$4/bin"; touch "$4/pyvenv.cfg"
+            cp "{checkout}/bin/python3.11" "$4/bin/python"
+        elif [ "$1" = "-" ]; then
+            exec "{sys.executable}" -
         elif [ "$1 $2" = "-m pip" ]; then
             echo "$@" >>"{checkout}/pip.log"
             [ ! -e "{checkout}/no-network" ]
@@ -155,6 +160,24 @@ def test_a_finished_venv_is_reused_and_an_unfinished_one_made_again(checkout):
         file.write("# changed\n")
     fourth = run("smoke", **environment)
     assert "bringing .venv up to date" in fourth.stderr
+
+    # half removed: its python would be the base's own, and pip would install there
+    (venv / "pyvenv.cfg").unlink()
+    (venv / ".icprobe-stamp").unlink()
+    fifth = run("smoke", **environment)
+    assert "making .venv with python3.11" in fifth.stderr
+
+    # two runs that start together install once
+    (venv / ".icprobe-stamp").unlink()
+    installed = len((checkout / "pip.log").read_text().splitlines())
+    with (checkout / ".venv-lock").open("w") as lock, ThreadPoolExecutor() as executor:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        runs = [executor.submit(run, "smoke", **environment) for _ in range(2)]
+        assert not wait(runs, timeout=2).done
+        assert len((checkout / "pip.log").read_text().splitlines()) == installed
+        fcntl.flock(lock, fcntl.LOCK_UN)
+    assert [started.result().stdout for started in runs] == ["ran smoke\n"] * 2
+    assert len((checkout / "pip.log").read_text().splitlines()) == installed + 3
 
 
 def test_conda_makes_an_environment_once(checkout):
