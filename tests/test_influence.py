@@ -1,6 +1,7 @@
 """Influence against brute-force autograd with whole per-example gradients, and its laws."""
 
 import json
+import resource
 import shutil
 import tempfile
 
@@ -13,6 +14,7 @@ from test_lm import examples
 from icprobe import data, gradients, influence, store
 from icprobe import lm as language_model
 from icprobe.experiment import Experiment
+from icprobe.shelf import Shelf
 
 # relative to the largest entry
 PRECISION = {"float64": 1e-6, "float32": 2e-4}  # scores are returned in float32
@@ -64,11 +66,11 @@ def test_factors_in_float64_equal_autograd(tiny, family):
     train, queries = encoded(lm, 3, seed=1), encoded(lm, 3, seed=2)
     one, other = gradients.factors(lm, train), gradients.factors(lm, queries)
     expected = brute_force_dot(lm, train, queries)
-    error = abs(sum(gradients.products([one], [other]).values()).numpy() - expected).max()
-    assert error < 1e-10 * abs(expected).max()
+    groups = zip(one, other, strict=True)
+    actual = sum(part for a, b in groups for part in gradients.products([a], [b]).values())
+    assert abs(actual.numpy() - expected).max() < 1e-10 * abs(expected).max()
     norms = np.diag(brute_force_dot(lm, train, train))
-    actual = sum(gradients.squared_norms(one).values()).numpy()
-    np.testing.assert_allclose(actual, norms, rtol=1e-10)
+    np.testing.assert_allclose(gradients.norms(one) ** 2, norms, rtol=1e-10)
 
 
 @pytest.mark.parametrize(
@@ -107,6 +109,8 @@ def test_no_example_is_passed_twice_whatever_the_memory(tiny, monkeypatch, memor
     train, queries = encoded(lm, 12, seed=1, words=20), encoded(lm, 30, seed=2, words=20)
     whole = influence.gradient_dot(lm, train, queries)
     monkeypatch.setitem(gradients.TOKENS_PER_PASS, "cpu", 60)
+    monkeypatch.setattr(influence, "TOKENS_TOGETHER", 130)
+    monkeypatch.setattr(influence, "TOKENS_READ", 200)
     seen = []
     factors = gradients.factors
 
@@ -116,28 +120,50 @@ def test_no_example_is_passed_twice_whatever_the_memory(tiny, monkeypatch, memor
 
     monkeypatch.setattr(gradients, "factors", counted)
     held = influence.GradientDot(lm, queries, memory=memory)
-    assert held.held == (memory == influence.MEMORY)
     dot, cosine = held.products(train)
     close(dot, whole)
     assert [seen.count(z.id) for z in train] == [1] * 12
-    # one more look at the shortest tells the memory that a token takes
-    assert sum(seen.count(q.id) for q in queries) == 31
+    assert [seen.count(q.id) for q in queries] == [1] * 30
     close(cosine, brute_force_dot(lm, train, queries, cosine=True))
 
 
-def test_temporary_files_are_removed_and_a_full_disk_is_an_error(tiny, monkeypatch, tmp_path):
+def test_factors_lie_in_memory_or_in_a_file_without_a_name(tiny, monkeypatch, tmp_path):
+    lm = tiny()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    batches = [gradients.factors(lm, encoded(lm, n, seed=n)) for n in (3, 1, 2)]
+    sizes = [sum(group.nbytes for group in batch) for batch in batches]
+    for held in (0, 1, 3):
+        shelf = Shelf(sum(sizes[:held]))
+        for _ in range(2):  # a cleared shelf is like a new one
+            shelf.clear()
+            for groups in batches:
+                shelf.put(groups)
+            assert shelf.free == 0
+            for number in range(len(batches[0])):
+                for kept, groups in zip(shelf.read(number), batches, strict=True):
+                    assert torch.equal(kept.inputs, groups[number].inputs)
+                    assert list(kept.outputs) == list(groups[number].outputs)
+                    for name, part in groups[number].outputs.items():
+                        assert torch.equal(kept.outputs[name], part)
+        assert len(shelf.read(0, slice(1, 2))) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_an_error_that_says_what_to_do(tiny, monkeypatch):
     lm = tiny()
     queries = encoded(lm, 6, seed=2)
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    held = influence.GradientDot(lm, queries, memory=1e-9)
-    held.products(queries[:2])
-    assert list(tmp_path.glob("icprobe-*/*.pt"))
-    del held
-    assert not list(tmp_path.iterdir())
-    full = shutil.disk_usage(tmp_path)._replace(free=1)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
-    with pytest.raises(OSError, match=r"has 0.0 free: set TMPDIR"):
-        influence.GradientDot(lm, queries, memory=1e-9)
+    usage = shutil.disk_usage(tempfile.gettempdir())
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1))
+        with pytest.raises(OSError, match=r"has 0.0 free: set TMPDIR"):
+            influence.GradientDot(lm, queries, memory=1e-9)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+        with pytest.raises(OSError, match=r"do not fit in .* \(File too large\): set TMPDIR"):
+            influence.GradientDot(lm, queries, memory=1e-9)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -146,11 +172,12 @@ def test_both_routes_to_a_product_agree(tiny, family, monkeypatch):
     lm = tiny(family, dtype="float64")
     one = [gradients.factors(lm, encoded(lm, n, seed=n)) for n in (1, 3)]
     other = [gradients.factors(lm, encoded(lm, n, seed=n)) for n in (2, 4, 1)]
-    for group in range(len(one[0].inputs)):
-        expected = gradients._over_tokens(one, other, group)
+    for group in range(len(one[0])):
+        ours, theirs = ([batch[group] for batch in side] for side in (one, other))
+        expected = gradients._over_tokens(ours, theirs)
         for entries in (2**26, 1000, 1):
             monkeypatch.setattr(gradients, "WEIGHT_ENTRIES", entries)
-            actual = gradients._over_weights(one, other, group)
+            actual = gradients._over_weights(ours, theirs)
             assert list(actual) == list(expected)
             for name, product in expected.items():
                 assert product.shape == (4, 7)

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -41,31 +42,30 @@ OVER_WEIGHTS = 1.5
 
 @dataclass(frozen=True)
 class Factors:
-    """Inputs and output gradients of the chosen layers, for n examples padded to T tokens.
+    """Inputs and output gradients of layers that read one input, for n examples padded to T tokens.
 
     Output gradients of padding are zero, so it adds nothing to any product.
 
     Attributes:
-        inputs: One [n, T, d_in] for each group of layers that read the same input.
-        outputs: For each group, gradients by outputs [n, T, d_out] by layer name.
+        inputs: [n, T, d_in].
+        outputs: Gradients of the loss by the layers' outputs, [n, T, d_out] by layer name.
     """
 
-    inputs: tuple[torch.Tensor, ...]
-    outputs: tuple[dict[str, torch.Tensor], ...]
+    inputs: torch.Tensor
+    outputs: dict[str, torch.Tensor]
 
     def __len__(self) -> int:
-        return len(self.inputs[0])
+        return len(self.inputs)
 
     @property
     def tokens(self) -> int:
         """Tokens, padding included."""
-        return self.inputs[0].shape[:2].numel()
+        return self.inputs.shape[:2].numel()
 
     @property
     def nbytes(self) -> int:
         """Memory of the factors in bytes."""
-        outputs = [part for group in self.outputs for part in group.values()]
-        return sum(part.nbytes for part in (*self.inputs, *outputs))
+        return sum(part.nbytes for part in (self.inputs, *self.outputs.values()))
 
 
 def linear_layers(lm: LM, layers: str = "") -> dict[str, nn.Module]:
@@ -126,8 +126,10 @@ def factors(
     layers: str = "",
     loss_on: str = "completion",
     reduction: str = "sum",
-) -> Factors:
+) -> list[Factors]:
     """Return the factors of each example's loss gradient, from one forward and backward pass.
+
+    One entry for each group of layers that read the same input, such as queries, keys and values.
 
     Args:
         lm: The model.
@@ -148,15 +150,16 @@ def factors(
         outputs = [output for _, group in captured for output in group.values()]
         found = iter(torch.autograd.grad((nats * weights).sum(), outputs))
     dtype = torch.promote_types(lm.model.dtype, torch.float32)
-    result = Factors(
-        inputs=tuple(given.detach().to(dtype) for given, _ in captured),
-        outputs=tuple({name: next(found).to(dtype) for name in group} for _, group in captured),
-    )
+    result = [
+        Factors(given.detach().to(dtype), {name: next(found).to(dtype) for name in group})
+        for given, group in captured
+    ]
     wrong = {int(rows[k]) for k in (~nats.isfinite()).nonzero()[:, 0].tolist()}
-    for part in (*result.inputs, *(g for group in result.outputs for g in group.values())):
-        # a sum is finite only if all its entries are, and needs no memory
-        finite = part.sum((1, 2), dtype=torch.float64).isfinite()
-        wrong |= set((~finite).nonzero()[:, 0].tolist())
+    for group in result:
+        for part in (group.inputs, *group.outputs.values()):
+            # a sum is finite only if all its entries are, and needs no memory
+            finite = part.sum((1, 2), dtype=torch.float64).isfinite()
+            wrong |= set((~finite).nonzero()[:, 0].tolist())
     if wrong:
         names = ", ".join(repr(examples[row].id) for row in sorted(wrong))
         raise FloatingPointError(f"loss or gradient is not finite: examples {names}")
@@ -181,30 +184,26 @@ def products(one: Sequence[Factors], other: Sequence[Factors]) -> dict[str, torc
     """Return the inner products of all pairs of gradients, by layer: float64 [n, m] each.
 
     Args:
-        one: Factors of n examples, in any number of batches.
+        one: Factors of n examples for one group of layers, in any number of batches.
         other: Factors of m examples for the same layers.
     """
     n, m = (sum(len(part) for part in side) for side in (one, other))
     tokens, other_tokens = (sum(part.tokens for part in side) for side in (one, other))
-    result = {}
-    for group, outputs in enumerate(one[0].outputs):
-        d_in, d_out = one[0].inputs[group].shape[-1], sum(g.shape[-1] for g in outputs.values())
-        over_tokens = tokens * other_tokens * (d_in + d_out)
-        over_weights = OVER_WEIGHTS * (tokens + other_tokens + n * m) * d_in * d_out
-        product = _over_tokens if over_tokens < over_weights else _over_weights
-        result |= product(one, other, group)
-    return result
+    d_in, d_out = one[0].inputs.shape[-1], sum(g.shape[-1] for g in one[0].outputs.values())
+    over_tokens = tokens * other_tokens * (d_in + d_out)
+    over_weights = OVER_WEIGHTS * (tokens + other_tokens + n * m) * d_in * d_out
+    return (_over_tokens if over_tokens < over_weights else _over_weights)(one, other)
 
 
-def _over_tokens(one, other, group) -> dict[str, torch.Tensor]:
-    """Products [n, m] of one group of layers over pairs of tokens."""
-    rows: dict[str, list] = {name: [] for name in one[0].outputs[group]}
+def _over_tokens(one, other) -> dict[str, torch.Tensor]:
+    """Products [n, m] over pairs of tokens."""
+    rows: dict[str, list] = {name: [] for name in one[0].outputs}
     for a in one:
         columns: dict[str, list] = {name: [] for name in rows}
         for b in other:
-            x = a.inputs[group].flatten(0, 1) @ b.inputs[group].flatten(0, 1).T
+            x = a.inputs.flatten(0, 1) @ b.inputs.flatten(0, 1).T
             for name, part in columns.items():
-                g = a.outputs[group][name].flatten(0, 1) @ b.outputs[group][name].flatten(0, 1).T
+                g = a.outputs[name].flatten(0, 1) @ b.outputs[name].flatten(0, 1).T
                 pairs = g.mul_(x).view(len(a), -1, len(b), x.shape[1] // len(b))
                 part.append(pairs.sum((1, 3), dtype=torch.float64))
         for name, part in columns.items():
@@ -212,44 +211,62 @@ def _over_tokens(one, other, group) -> dict[str, torch.Tensor]:
     return {name: torch.cat(part) for name, part in rows.items()}
 
 
-def _over_weights(one, other, group) -> dict[str, torch.Tensor]:
-    """Products [n, m] of one group of layers over weight gradients, some output rows at a time."""
+def _over_weights(one, other) -> dict[str, torch.Tensor]:
+    """Products [n, m] over weight gradients, which are made some output rows at a time."""
     both = [*one, *other]
     sizes = [len(part) for part in both]
-    n, d_in = sum(len(part) for part in one), one[0].inputs[group].shape[-1]
+    n, d_in = sum(len(part) for part in one), one[0].inputs.shape[-1]
     at_once = max(1, WEIGHT_ENTRIES // (sum(sizes) * d_in))
-    # memory that is used again and again stays in the processor's cache
-    memory = one[0].inputs[group].new_empty(sum(sizes) * at_once * d_in)
-    result = {}
-    for name, output in one[0].outputs[group].items():
-        result[name] = torch.zeros(n, sum(sizes) - n, dtype=torch.float64, device=memory.device)
-        for start in range(0, output.shape[-1], at_once):
-            rows = slice(start, min(start + at_once, output.shape[-1]))
+    pieces = [
+        (name, slice(start, min(start + at_once, output.shape[-1])))
+        for name, output in one[0].outputs.items()
+        for start in range(0, output.shape[-1], at_once)
+    ]
+    workers = torch.get_num_threads()
+    found = {}
+
+    def work(mine: list[int]) -> None:
+        # memory that is used again and again stays in the processor's cache
+        memory = one[0].inputs.new_empty(sum(sizes) * at_once * d_in)
+        for k in mine:
+            name, rows = pieces[k]
             shape = sum(sizes), rows.stop - rows.start, d_in
             weights = memory[: math.prod(shape)].view(shape)
             for part, into in zip(both, weights.split(sizes), strict=True):
-                torch.bmm(part.outputs[group][name][..., rows].mT, part.inputs[group], out=into)
+                torch.bmm(part.outputs[name][..., rows].mT, part.inputs, out=into)
             weights = weights.flatten(1)
-            result[name] += weights[:n] @ weights[n:].T
+            found[k] = (weights[:n] @ weights[n:].T).double()
+
+    shares = [list(range(len(pieces)))[w::workers] for w in range(workers)]
+    language_model.side_by_side(work, [s for s in shares if s], one[0].inputs.device)
+    result = {}
+    for k, (name, _) in enumerate(pieces):
+        result[name] = result[name] + found[k] if name in result else found[k]
     return result
 
 
-def squared_norms(one: Factors) -> dict[str, torch.Tensor]:
+def squared_norms(groups: Sequence[Factors]) -> dict[str, torch.Tensor]:
     """Return the squared norm of each example's gradient, by layer: float64 [n] each."""
-    return {
-        name: ((x @ x.mT) * (g @ g.mT)).sum((1, 2), dtype=torch.float64)
-        for x, group in zip(one.inputs, one.outputs, strict=True)
-        for name, g in group.items()
-    }
+    squares = {}
+    for group in groups:
+        x = group.inputs @ group.inputs.mT
+        for name, g in group.outputs.items():
+            squares[name] = (g @ g.mT).mul_(x).sum((1, 2), dtype=torch.float64)
+    return squares
+
+
+def norms(groups: Sequence[Factors]) -> np.ndarray:
+    """Return the norm of each example's gradient over all layers: float64 [n]."""
+    return sum(squared_norms(groups).values()).sqrt().cpu().numpy()
 
 
 def norm_shares(lm: LM, examples: Sequence[Encoded], layers: str = "") -> dict[str, float]:
     """Return each layer's share of the squared norm of a gradient, averaged over examples."""
     shares: dict[str, float] = dict.fromkeys(linear_layers(lm, layers), 0.0)
     for batch in batches(lm, examples):
-        norms = squared_norms(factors(lm, [examples[i] for i in batch], layers))
-        whole = sum(norms.values())
-        for name, part in norms.items():
+        squares = squared_norms(factors(lm, [examples[i] for i in batch], layers))
+        whole = sum(squares.values())
+        for name, part in squares.items():
             shares[name] += float((part / whole).sum()) / len(examples)
     return shares
 

@@ -17,7 +17,6 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -28,16 +27,22 @@ from icprobe import lm as language_model
 from icprobe.clamped import clamped_log as clamped_log
 from icprobe.ekfac import ekfac as ekfac
 from icprobe.experiment import Experiment
-from icprobe.gradients import Factors
-from icprobe.lm import LM, Encoded
+from icprobe.lm import LM
 from icprobe.projected import projected_gradients as projected_gradients
 from icprobe.query_set import query_set_influence as query_set_influence
+from icprobe.shelf import Shelf
 
-# GiB of factors to hold at once; a token's take about a megabyte for SmolLM2-135M
-MEMORY = 2.5
+# GiB of gradient factors to hold in memory; a token's take about a megabyte for SmolLM2-135M
+MEMORY = 0.75
+
+# training examples' tokens whose factors are kept together: more would save little, see _blocks
+TOKENS_TOGETHER = 4096
+
+# queries' tokens whose factors, of one group of layers, are read from the file at once
+TOKENS_READ = 16384
 
 # training examples in one part of a store
-BLOCK_SIZE = 32
+BLOCK_SIZE = 64
 
 UNITS = {
     "gradient_dot": "nats per unit of learning rate; positive = helps",
@@ -48,14 +53,11 @@ UNITS = {
 class GradientDot:
     """The queries' gradients, ready for any number of training examples.
 
-    The queries' factors (see `gradients`) are held in memory if they fit, and what is left of it
-    goes to the training examples' factors. Otherwise they lie in temporary files, and each side
-    gets half of the memory. (Reading a token's factors back takes less than a millisecond, where
-    its forward and backward pass takes five on two cores.) No example is passed twice.
+    They are kept as factors (see `gradients`): in memory as far as there is room, else in a
+    temporary file (see `shelf`). No example is passed twice, whatever the memory.
 
     Attributes:
         size: M.
-        held: Whether the queries' factors are in memory, not in files.
     """
 
     def __init__(
@@ -73,24 +75,27 @@ class GradientDot:
             queries: M rows with id, prompt, completion (or encoded already).
             layers: See `gradients.linear_layers`.
             max_length: Most tokens of one example, see `lm.encode`.
-            memory: GiB of factors to hold at once, beside a few GiB for the passes themselves. More
-                is faster where examples are long; one pass on each side is the least.
+            memory: GiB of factors to hold in memory, beside a GiB or two for the passes themselves;
+                what does not fit goes to a temporary file (in TMPDIR, if set).
 
         Raises:
             ValueError: If no layer matches, or a query has no completion tokens.
             FloatingPointError: If a gradient is not finite; names the queries.
-            OSError: If the temporary files would not fit on the disk.
+            OSError: If the factors will not fit on the disk.
         """
         self.lm, self.layers, self.max_length = lm, layers, max_length
-        self._queries = language_model.encode(lm, queries, max_length)
-        self.size = len(self._queries)
+        queries = language_model.encode(lm, queries, max_length)
+        self.size = len(queries)
+        self._batches = list(gradients.batches(lm, queries))
+        self._tokens = [gradients.tokens(lm, queries, batch) for batch in self._batches]
+        self._shelf = Shelf(memory * 2**30)
         self._norms = np.zeros(self.size)
-        per_token = self._bytes_per_token()
-        size = sum(len(lm.bos) + len(query.ids) for query in self._queries) * per_token
-        room = memory * 2**30
-        self.held = size < room
-        self._tokens_at_once = int((room - size if self.held else room / 2) / per_token)
-        self._parts = list(self._compute_parts() if self.held else self._spill_parts(size))
+        for number, batch in enumerate(self._batches):
+            groups = gradients.factors(lm, [queries[j] for j in batch], layers)
+            if number == 0:
+                self._check_disk(sum(group.nbytes for group in groups) / self._tokens[0])
+            self._norms[batch] = gradients.norms(groups)
+            self._shelf.put(groups)
 
     def products(
         self, train: Iterable, loss_on: str = "completion", reduction: str = "sum"
@@ -109,12 +114,12 @@ class GradientDot:
         Raises:
             ValueError: If an example has no completion tokens.
             FloatingPointError: If a gradient is not finite; names the examples.
+            OSError: If the factors do not fit on the disk.
         """
         train = language_model.encode(self.lm, train, self.max_length)
         dot, norms = np.zeros((len(train), self.size)), np.zeros(len(train))
-        for rows, columns, block, row_norms in self._blocks(train, loss_on, reduction):
-            dot[np.ix_(rows, columns)] = sum(block.values())
-            norms[rows] = row_norms
+        for rows, columns, parts in self._blocks(train, norms, loss_on, reduction):
+            dot[np.ix_(rows, columns)] += sum(parts.values())
         scale = np.outer(norms, self._norms)
         cosine = np.divide(dot, scale, out=np.zeros_like(dot), where=scale > 0)
         return dot.astype(np.float32), cosine.astype(np.float32)
@@ -128,72 +133,58 @@ class GradientDot:
         """
         train = language_model.encode(self.lm, train, self.max_length)
         names = gradients.linear_layers(self.lm, self.layers)
-        parts = {name: np.zeros((len(train), self.size), np.float32) for name in names}
-        for rows, columns, block, _ in self._blocks(train, loss_on, reduction):
-            for name, part in block.items():
-                parts[name][np.ix_(rows, columns)] = part
-        return parts
+        layers = {name: np.zeros((len(train), self.size), np.float32) for name in names}
+        for rows, columns, parts in self._blocks(train, np.zeros(len(train)), loss_on, reduction):
+            for name, part in parts.items():
+                layers[name][np.ix_(rows, columns)] = part
+        return layers
 
-    def _blocks(self, train, *options):
-        """Yield rows, columns, products by layer and the rows' norms of all blocks of pairs."""
-        for rows, mine in self._tiles(train, self._tokens_at_once, *options):
-            row_norms = _norms(mine)
-            for columns, theirs in self._parts if self.held else self._read_parts():
-                block = gradients.products(mine, theirs)
-                yield rows, columns, {k: v.cpu().numpy() for k, v in block.items()}, row_norms
-                del theirs
-            del mine  # before the next tile takes its memory
+    def _blocks(self, train, norms, *options):
+        """Yield rows, columns and products by layer, for one group of layers after another.
 
-    def _compute_parts(self) -> Iterator[tuple[list[int], list[Factors]]]:
-        """Yield columns and factors of queries, noting their norms."""
-        at_once = math.inf if self.held else self._tokens_at_once
-        for columns, theirs in self._tiles(self._queries, at_once):
-            self._norms[columns] = _norms(theirs)
-            yield columns, theirs
-            del theirs
+        Makes each training example's factors and notes its norm. The queries' factors are met once
+        for as many training examples as are kept together (a tile), so the cost of meeting them is
+        shared: at 4096 tokens it is less than that of the products themselves.
+        """
+        batches = list(gradients.batches(self.lm, train))
+        lengths = [gradients.tokens(self.lm, train, batch) for batch in batches]
+        shelf = Shelf(self._shelf.free)
+        for tile in _runs(lengths, TOKENS_TOGETHER):
+            shelf.clear()
+            for batch in batches[tile]:
+                groups = gradients.factors(self.lm, [train[i] for i in batch], self.layers, *options)
+                norms[batch] = gradients.norms(groups)
+                shelf.put(groups)
+            rows = list(itertools.chain.from_iterable(batches[tile]))
+            for group in range(len(groups)):
+                mine = shelf.read(group)
+                for run in _runs(self._tokens, TOKENS_READ):
+                    columns = list(itertools.chain.from_iterable(self._batches[run]))
+                    parts = gradients.products(mine, self._shelf.read(group, run))
+                    yield rows, columns, {name: part.cpu().numpy() for name, part in parts.items()}
+            del mine, groups
 
-    def _spill_parts(self, size: float) -> Iterator[tuple[list[int], Path]]:
-        """Write the queries' factors to files; yield columns and file."""
+    def _check_disk(self, bytes_per_token: float) -> None:
+        """Raise OSError if the queries' factors will not fit on the disk, before all are made."""
+        size = sum(self._tokens) * bytes_per_token
         free = shutil.disk_usage(tempfile.gettempdir()).free
-        if free < size:
+        if size - self._shelf.free > free:
             raise OSError(
                 f"the queries' gradients take {size / 2**30:.1f} GiB, {tempfile.gettempdir()} has "
                 f"{free / 2**30:.1f} free: set TMPDIR to a larger disk, or raise memory"
             )
-        self._folder = tempfile.TemporaryDirectory(prefix="icprobe-")  # removed with this object
-        for number, (columns, theirs) in enumerate(self._compute_parts()):
-            file = Path(self._folder.name) / f"{number}.pt"
-            torch.save([(part.inputs, part.outputs) for part in theirs], file)
-            yield columns, file
-            del theirs
 
-    def _read_parts(self) -> Iterator[tuple[list[int], list[Factors]]]:
-        for columns, file in self._parts:
-            yield columns, [Factors(*part) for part in torch.load(file)]
 
-    def _tiles(
-        self, examples: list[Encoded], tokens_at_once: float, *options
-    ) -> Iterator[tuple[list[int], list[Factors]]]:
-        """Yield indices and factors of as many examples as may be held at once."""
-        tiles: list[list[list[int]]] = [[]]
-        room = tokens_at_once
-        for batch in gradients.batches(self.lm, examples):
-            room -= gradients.tokens(self.lm, examples, batch)
-            if tiles[-1] and room < 0:
-                tiles.append([])
-                room = tokens_at_once - gradients.tokens(self.lm, examples, batch)
-            tiles[-1].append(batch)
-        for tile in tiles:
-            groups = ([examples[i] for i in batch] for batch in tile)
-            yield (
-                list(itertools.chain.from_iterable(tile)),
-                [gradients.factors(self.lm, group, self.layers, *options) for group in groups],
-            )
-
-    def _bytes_per_token(self) -> float:
-        shortest = min(self._queries, key=lambda query: len(query.ids))
-        factors = gradients.factors(self.lm, [shortest], self.layers)
-        return factors.nbytes / factors.tokens
+def _runs(sizes: Sequence[int], limit: int) -> Iterator[slice]:
+    """Cut a sequence into runs whose sizes add up to at most the limit (or of one element)."""
+    start = total = 0
+    for end, size in enumerate(sizes):
+        if end > start and total + size > limit:
+            yield slice(start, end)
+            start, total = end, 0
+        total += size
+    if sizes:
+        yield slice(start, len(sizes))
 
 
 def gradient_dot(
@@ -425,9 +416,3 @@ def findings(
 def _options(layers: str, loss_on: str, reduction: str) -> dict[str, str]:
     """Return the options that determine the scores, beside the experiment."""
     return {"layers": layers, "loss_on": loss_on, "reduction": reduction}
-
-
-def _norms(parts: Sequence[Factors]) -> np.ndarray:
-    """Return the norms of the gradients of several batches: float64 [n]."""
-    squares = [sum(gradients.squared_norms(part).values()) for part in parts]
-    return np.concatenate([square.sqrt().cpu().numpy() for square in squares])

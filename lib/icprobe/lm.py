@@ -341,7 +341,7 @@ def log_likelihoods(
         nats[group] = _score(lm, packs, [contexts[c] for c in group], len(queries), budget)
 
     with selective_head(lm):
-        _run_side_by_side(score, groups, lm.device)
+        side_by_side(score, groups, lm.device)
     if not np.isfinite(nats).all():
         c, q = np.argwhere(~np.isfinite(nats))[0]
         raise FloatingPointError(
@@ -386,7 +386,7 @@ def check_packing(lm: LM) -> None:
         raise ValueError(f"{lm.identity['name']}: this model's attention takes no packed rows")
 
 
-def _run_side_by_side(work: Callable, groups: list, device: torch.device) -> None:
+def side_by_side(work: Callable, groups: list, device: torch.device) -> None:
     """Work on several groups at once on a CPU, each with its share of the threads.
 
     One forward pass on two threads is slower than two passes on one thread each (measured: 1.2

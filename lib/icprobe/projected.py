@@ -134,20 +134,21 @@ def _projected(lm, examples, sizes, seed, *options) -> list[np.ndarray]:
         raise ValueError(f"size is {min(sizes)}, expected a positive number")
     result: list = [None] * len(sizes)
     for batch in gradients.batches(lm, examples):
-        parts = gradients.factors(lm, [examples[i] for i in batch], *options)
+        groups = gradients.factors(lm, [examples[i] for i in batch], *options)
         for k, size in enumerate(sizes):
-            block = _project(parts, size, seed).cpu().numpy()
+            block = _project(groups, size, seed).cpu().numpy()
             if result[k] is None:
                 result[k] = np.zeros((len(examples), block.shape[1]), np.float32)
             result[k][batch] = block
     return result
 
 
-def _project(parts: Factors, size: int, seed: int) -> torch.Tensor:
+def _project(groups: Sequence[Factors], size: int, seed: int) -> torch.Tensor:
     """Project the gradients of n examples: float32 [n, K]."""
     blocks = []
-    for x, group in zip(parts.inputs, parts.outputs, strict=True):
-        for name, g in group.items():
+    for group in groups:
+        x = group.inputs
+        for name, g in group.outputs.items():
             p, q = (
                 _signs(side, name, seed, size, part.shape[-1]).to(part)
                 for side, part in (("out", g), ("in", x))
