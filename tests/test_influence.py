@@ -1,8 +1,13 @@
 """Influence against brute-force autograd with whole per-example gradients, and its laws."""
 
+import dataclasses
 import json
+import os
 import resource
 import shutil
+import signal
+import subprocess
+import sys
 import tempfile
 
 import numpy as np
@@ -320,6 +325,51 @@ def test_an_interrupted_run_resumes_with_the_same_numbers(experiment, monkeypatc
         np.testing.assert_array_equal(again.cosine, resumed.cosine)
     with pytest.raises(store.ScoresNotFound):
         influence.find(experiment, "02_influence", layers="mlp")
+
+
+KILLED = """
+import os, signal
+from icprobe import influence, store
+from icprobe.experiment import Experiment
+
+influence.BLOCK_SIZE = 4
+write = store.ScoreStore.write
+
+def write_and_die(self, block, scores):
+    write(self, block, scores)
+    if (self.method, block) == ("gradient_dot", 1):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+store.ScoreStore.write = write_and_die
+experiment = Experiment(**{experiment})
+influence.attribute(experiment, experiment.load_model(), memory=1e-6)
+"""
+
+
+def test_a_killed_run_resumes_and_leaves_the_same_bytes(experiment, monkeypatch, tmp_path, capsys):
+    """Killed between the two files of one block, with factors in temporary files."""
+    monkeypatch.setattr(influence, "BLOCK_SIZE", 4)
+    lm = experiment.load_model()
+    (tmp_path / "tmp").mkdir()
+    died = subprocess.run(
+        [sys.executable, "-c", KILLED.replace("{experiment}", repr(vars(experiment)))],
+        env={**os.environ, "TMPDIR": str(tmp_path / "tmp"), "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    assert not list((tmp_path / "tmp").glob("*"))
+    parts = sorted(path.name for path in tmp_path.glob("scores/*/part-*.parquet"))
+    assert parts == ["part-00000.parquet"] * 2 + ["part-00001.parquet"]
+    influence.attribute(experiment, lm, memory=1e-6)
+    printed = capsys.readouterr().out
+    assert "gradient_dot: reused 8 of 11" in printed and "cosine: reused 4 of 11" in printed
+    whole = dataclasses.replace(experiment, scores_dir=str(tmp_path / "whole"))
+    influence.attribute(whole, lm, memory=1e-6)
+    files = sorted(path.relative_to(tmp_path / "whole") for path in tmp_path.glob("whole/*/*"))
+    assert len(files) == 8
+    for file in files:
+        assert (tmp_path / "scores" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
 
 
 @pytest.mark.real

@@ -152,7 +152,9 @@ class GradientDot:
         for tile in _runs(lengths, TOKENS_TOGETHER):
             shelf.clear()
             for batch in batches[tile]:
-                groups = gradients.factors(self.lm, [train[i] for i in batch], self.layers, *options)
+                groups = gradients.factors(
+                    self.lm, [train[i] for i in batch], self.layers, *options
+                )
                 norms[batch] = gradients.norms(groups)
                 shelf.put(groups)
             rows = list(itertools.chain.from_iterable(batches[tile]))

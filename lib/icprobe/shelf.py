@@ -68,7 +68,7 @@ class Shelf:
 
     def _write(self, group: Factors) -> _Place:
         if self._file is None:
-            self._file = tempfile.TemporaryFile(prefix="icprobe-", buffering=0)
+            self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - closed with the shelf
         start = self._file.seek(self._end)
         try:
             for part in (group.inputs, *group.outputs.values()):
