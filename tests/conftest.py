@@ -19,6 +19,12 @@ FAMILIES = {
     "gpt_neox": (transformers.GPTNeoXConfig, SIZES),
     "gpt2": (transformers.GPT2Config, {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_inner": 64}),
 }
+# what not every method can do, or must do differently
+UNUSUAL = {
+    "opt": (transformers.OPTConfig, {**SIZES, "ffn_dim": 64, "word_embed_proj_dim": 32}),
+    "olmo": (transformers.OlmoConfig, {**SIZES, "clip_qkv": 0.5}),
+    "mixtral": (transformers.MixtralConfig, {**SIZES, "num_key_value_heads": 2}),
+}
 
 
 def byte_tokenizer(bos: bool) -> transformers.PreTrainedTokenizerFast:
@@ -41,7 +47,7 @@ def save_tiny(
     folder: Path, family: str, bos: bool = False, positions: int = 512, seed: int = 0
 ) -> Path:
     """Save a tiny model of a family with random weights, large enough to tell tokens apart."""
-    make, sizes = FAMILIES[family]
+    make, sizes = (FAMILIES | UNUSUAL)[family]
     config = make(vocab_size=258, max_position_embeddings=positions, **sizes)
     if "n_inner" not in sizes:
         config.intermediate_size = 64

@@ -22,6 +22,14 @@ def test_identity_gives_gradient_dot(tiny, family):
     close(actual, influence.gradient_dot(lm, train, queries, **options))
 
 
+def test_blocks_of_examples_share_one_fit(tiny):
+    lm = tiny()
+    train, queries = encoded(lm, 6, seed=1), encoded(lm, 4, seed=2)
+    whole = ekfac.ekfac(lm, train, queries)
+    fitted = ekfac.EKFAC(lm, queries, train)
+    close(np.concatenate([fitted.scores(train[:2]), fitted.scores(train[2:])]), whole)
+
+
 def test_large_damping_gives_gradient_dot(tiny):
     lm = tiny()
     train, queries = encoded(lm, 5, seed=1), encoded(lm, 4, seed=2)

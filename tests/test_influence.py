@@ -78,6 +78,118 @@ def test_factors_in_float64_equal_autograd(tiny, family):
     np.testing.assert_allclose(gradients.norms(one) ** 2, norms, rtol=1e-10)
 
 
+@pytest.mark.parametrize("family", ["opt", "olmo"])
+def test_layers_on_rows_of_tokens_and_outputs_changed_in_place(tiny, family):
+    """OPT's MLP sees [n T, d]; OLMo clips queries, keys and values in place."""
+    lm = tiny(family)
+    train, queries = encoded(lm, 5, seed=1), encoded(lm, 4, seed=2)
+    expected = brute_force_dot(lm, train, queries)
+    close(influence.gradient_dot(lm, train, queries), expected)
+    close(influence.query_set_influence(lm, train, queries), expected.mean(axis=1))
+
+
+ATTENTION = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"]
+LLAMA = [*ATTENTION, "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]
+LAYERS = {
+    "llama": ("model.layers", LLAMA),
+    "qwen": ("model.layers", LLAMA),
+    "gpt_neox": (
+        "gpt_neox.layers",
+        [
+            "attention.query_key_value", "attention.dense", "mlp.dense_h_to_4h",
+            "mlp.dense_4h_to_h",
+        ],
+    ),
+    "gpt2": ("transformer.h", ["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_which_layers(tiny, family):
+    """The linear layers of the blocks, by name; no embedding, no norm, no head."""
+    lm = tiny(family)
+    blocks, inner = LAYERS[family]
+    expected = {f"{blocks}.{block}.{name}" for block in range(3) for name in inner}
+    assert set(gradients.linear_layers(lm)) == expected
+    last = gradients.linear_layers(lm, gradients.last_blocks(lm, 2))
+    assert set(last) == {name for name in expected if f"{blocks}.0." not in name}
+    last = gradients.linear_layers(lm, gradients.last_blocks(lm, 1, layers="mlp"))
+    assert set(last) == {f"{blocks}.2.{name}" for name in inner if "mlp" in name}
+    shares = gradients.norm_shares(lm, encoded(lm, 3, seed=1))
+    assert set(shares) == expected and sum(shares.values()) == pytest.approx(1)
+    for count in (0, 4):
+        with pytest.raises(ValueError, match=rf"last {count} blocks: the model has 3"):
+            gradients.last_blocks(lm, count)
+
+
+def test_weights_in_no_linear_layer_are_warned_about(tiny):
+    lm = tiny("mixtral")
+    train = encoded(lm, 3, seed=1)
+    with pytest.warns(UserWarning, match=r"\d\d% of the blocks' weights are in no linear layer"):
+        actual = influence.gradient_dot(lm, train, train)
+    close(actual, brute_force_dot(lm, train, train, layers="attn"))
+    with pytest.raises(NotImplementedError, match=r"gradient_dot\(...\).mean\(axis=1\) gives"):
+        influence.query_set_influence(lm, train, train, layers="attn")
+
+
+def test_layers_that_run_twice_or_never_or_share_a_weight_are_errors(tmp_path):
+    from conftest import save_tiny
+
+    folder = str(save_tiny(tmp_path, "llama"))
+    train = encoded(language_model.load(folder, device="cpu"), 2, seed=1)
+
+    lm = language_model.load(folder, device="cpu")
+    layers = lm.model.model.layers
+    layers[1].mlp = layers[0].mlp
+    with pytest.raises(ValueError, match=r"layers.0.mlp.gate_proj ran 2 times in a forward pass"):
+        influence.gradient_dot(lm, train, train)
+    close(
+        influence.gradient_dot(lm, train, train, layers="attn"),
+        brute_force_dot(lm, train, train, layers="attn"),
+    )
+
+    lm = language_model.load(folder, device="cpu")
+    layers = lm.model.model.layers
+    layers[1].mlp.up_proj.weight = layers[0].mlp.up_proj.weight
+    with pytest.raises(ValueError, match=r"0.mlp.up_proj and model.layers.1.mlp.up_proj share"):
+        influence.gradient_dot(lm, train, train)
+
+    lm = language_model.load(folder, device="cpu")
+    lm.model.model.layers[2].idle = torch.nn.Linear(3, 3)
+    with pytest.raises(ValueError, match=r"layers.2.idle ran 0 times in a forward pass"):
+        influence.gradient_dot(lm, train, train)
+
+
+def test_additive_over_examples(tiny):
+    """The gradient of two examples' summed loss has the sum of their products."""
+    lm = tiny(dtype="float64")
+    train, queries = encoded(lm, 2, seed=1), encoded(lm, 3, seed=2)
+    weights = [layer.weight for layer in gradients.linear_layers(lm).values()]
+    loss = 0
+    for z in train:
+        ids, mask = language_model.sequence(lm, z)
+        logits = lm.model(torch.tensor([ids])).logits[0, :-1]
+        learnt = torch.tensor(mask[1:], dtype=torch.bool)
+        nats = -logits.log_softmax(-1)[range(len(ids) - 1), ids[1:]]
+        loss = loss + nats[learnt].sum()
+    summed = torch.cat([g.flatten() for g in torch.autograd.grad(loss, weights)]).numpy()
+    expected = [summed @ brute_force(lm, q) for q in queries]
+    close(influence.gradient_dot(lm, train, queries).sum(0), np.array(expected))
+
+
+def test_scales_with_the_loss(tiny):
+    """A loss that is divided by its tokens divides the products; cosines stay."""
+    lm = tiny()
+    train, queries = encoded(lm, 5, seed=1), encoded(lm, 3, seed=2)
+    held = influence.GradientDot(lm, queries)
+    for loss_on in ("completion", "text"):
+        lengths = [len(z.completion if loss_on == "completion" else z.ids[1:]) for z in train]
+        summed, cosine = held.products(train, loss_on, "sum")
+        mean, same_cosine = held.products(train, loss_on, "mean")
+        close(mean * np.array(lengths)[:, None], summed)
+        close(same_cosine, cosine)
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -181,7 +293,7 @@ def test_both_routes_to_a_product_agree(tiny, family, monkeypatch):
         ours, theirs = ([batch[group] for batch in side] for side in (one, other))
         expected = gradients._over_tokens(ours, theirs)
         for entries in (2**26, 1000, 1):
-            monkeypatch.setattr(gradients, "WEIGHT_ENTRIES", entries)
+            monkeypatch.setitem(gradients.WEIGHT_ENTRIES, "cpu", entries)
             actual = gradients._over_weights(ours, theirs)
             assert list(actual) == list(expected)
             for name, product in expected.items():
@@ -198,6 +310,11 @@ def test_layers_add_up_and_each_equals_autograd(tiny):
     close(sum(parts.values()), influence.gradient_dot(lm, train, queries))
     name = "model.layers.1.mlp.down_proj"
     close(parts[name], brute_force_dot(lm, train, queries, layers=name))
+    held = influence.GradientDot(lm, queries, layers="mlp")
+    dot, _, first, up = held.products(train, parts=[r"layers\.0", "up_proj"])
+    close(dot, brute_force_dot(lm, train, queries, layers="mlp"))
+    close(first, brute_force_dot(lm, train, queries, layers=r"layers\.0\.mlp"))
+    close(up, brute_force_dot(lm, train, queries, layers="up_proj"))
 
 
 def test_positive_helps_a_step_lowers_the_loss(tiny):
@@ -241,6 +358,24 @@ def test_errors_say_what_is_wrong(tiny):
     cut = language_model.Encoded("cut", train[0].prompt, ())
     with pytest.raises(ValueError, match="'cut': no completion token is left"):
         influence.gradient_dot(lm, train, [cut])
+    bare = language_model.Encoded("bare", (), train[0].completion)
+    with pytest.raises(ValueError, match="'bare': the prompt has no tokens"):
+        influence.gradient_dot(lm, [bare], train)
+    long = language_model.Encoded("long", train[0].prompt * 100, train[0].completion)
+    with pytest.raises(ValueError, match=r"'long' has \d+ tokens, the model reads 512"):
+        influence.gradient_dot(lm, [long], train)
+    for method in (influence.gradient_dot, influence.query_set_influence, influence.ekfac):
+        for one, other in ((train, []), ([], train)):
+            with pytest.raises(ValueError, match="there are no examples"):
+                method(lm, one, other)
+    try:
+        lm.model.train()
+        with pytest.raises(ValueError, match="is in training mode"):
+            influence.gradient_dot(lm, train, train)
+    finally:
+        lm.model.eval()
+    with torch.inference_mode(), pytest.raises(ValueError, match=r"inside torch.inference_mode"):
+        influence.gradient_dot(lm, train, train)
 
 
 def test_gradients_that_are_not_finite_are_named(tiny, tmp_path):
@@ -273,7 +408,7 @@ def test_tracin_sums_over_checkpoints(tmp_path):
     close(actual, expected)
     with pytest.raises(ValueError, match="at least one checkpoint"):
         influence.tracin([], train, queries)
-    with pytest.raises(ValueError, match=r"'x': learning rate is None, expected positive"):
+    with pytest.raises(ValueError, match=r"'x': learning rate is None, expected a number"):
         influence.tracin([("x", None)], train, queries)
     with pytest.raises(ValueError, match=r"expected \(model, learning rate\)"):
         influence.tracin(["x"], train, queries)
@@ -325,6 +460,18 @@ def test_an_interrupted_run_resumes_with_the_same_numbers(experiment, monkeypatc
         np.testing.assert_array_equal(again.cosine, resumed.cosine)
     with pytest.raises(store.ScoresNotFound):
         influence.find(experiment, "02_influence", layers="mlp")
+
+
+def test_parts_have_stores_of_their_own(experiment):
+    lm = experiment.load_model()
+    pool, queries = experiment.load_data()
+    scores = influence.attribute(experiment, lm, parts=["mlp", "attn"])
+    close(scores.parts["mlp"], influence.gradient_dot(lm, pool, queries, layers="mlp"))
+    close(scores.parts["mlp"] + scores.parts["attn"], scores.dot)
+    found = influence.find(experiment, "02_influence", parts=["attn"])
+    np.testing.assert_array_equal(found.parts["attn"], scores.parts["attn"])
+    with pytest.raises(ValueError, match="no layer among 'attn' matches the part 'mlp'"):
+        influence.attribute(experiment, lm, layers="attn", parts=["mlp"])
 
 
 KILLED = """

@@ -244,6 +244,7 @@ def test_an_adapter_is_merged_into_its_base(tmp_path):
         name for name, _ in plain.model.named_modules()
     ]
     assert lm.identity["base"] == plain.identity
+    assert all(p.requires_grad for p in lm.model.parameters())
     assert lm.identity == language_model.identity(str(tmp_path / "adapter"), device="cpu")
 
     settings = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())

@@ -6,7 +6,7 @@ where H is the eigenvalue-corrected Kronecker-factored approximation (George et 
 Fisher information of each linear layer's weight, as Grosse et al. 2023 use it for language models.
 """
 
-import itertools
+import importlib.util
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,19 +26,131 @@ CURVATURES = ("ekfac", "kfac", "diagonal", "identity")
 MEMORY = 4.0
 
 
+class EKFAC:
+    """The curvature and the queries of influence functions, ready for any training examples.
+
+    Attributes:
+        size: M.
+    """
+
+    def __init__(
+        self,
+        lm: LM,
+        queries: Iterable,
+        fit_on: Iterable,
+        layers: str = "",
+        damping: float | None = None,
+        curvature: str = "ekfac",
+        seed: int = 0,
+        loss_on: str = "completion",
+        reduction: str = "sum",
+        max_length: int | None = None,
+        memory: float = MEMORY,
+    ) -> None:
+        """Fit the curvature.
+
+        Args:
+            lm: The model; it is left as it was.
+            queries: M rows with id, prompt, completion (or encoded already).
+            fit_on: Rows like them that H is the mean over, usually (a sample of) the pool.
+            layers: See `gradients.linear_layers`; weights only, as everywhere.
+            damping: Added to every eigenvalue of H. None takes a tenth of each layer's mean
+                eigenvalue, as Grosse et al. do.
+            curvature: One of `CURVATURES`.
+            seed: Of the labels that H is computed with: drawn from the model's own predictions at
+                the tokens of the loss, for each example the same whatever it is batched with.
+            loss_on: Loss of the training examples, see `influence.GradientDot.products`.
+            reduction: The same.
+            max_length: See `lm.encode`.
+            memory: GiB of query gradients held at once; the training examples are read again for
+                each.
+
+        Raises:
+            ImportError: If kronfluence is not installed; says how.
+            ValueError: If an option is unknown, no layer matches, there are no examples, or a
+                completion has no tokens.
+        """
+        if curvature not in CURVATURES:
+            raise ValueError(f"curvature is {curvature!r}, expected one of {', '.join(CURVATURES)}")
+        _check_installed()
+        from kronfluence.arguments import FactorArguments
+
+        self._lm, self._damping, self._seed, self._max_length = lm, damping, seed, max_length
+        self._loss = loss_on, reduction
+        self._layers = gradients.linear_layers(lm, layers)
+        self._queries = language_model.encode(lm, queries, max_length)
+        self.size = len(self._queries)
+        fit_on = language_model.encode(lm, fit_on, max_length)
+        weights = sum(layer.weight.nbytes for layer in self._layers.values())
+        self._queries_per_pass = _per_pass(lm, self._queries)
+        self._passes_held = max(1, int(memory * 2**30 / weights) // self._queries_per_pass)
+        self._folder = tempfile.TemporaryDirectory(prefix="icprobe-")  # removed with this object
+        with self._analyzer([(z, *self._loss) for z in fit_on]) as analyzer:
+            analyzer.fit_all_factors(
+                "factors",
+                dataset=_by_length(fit_on),
+                per_device_batch_size=_per_pass(lm, fit_on),
+                factor_args=FactorArguments(strategy=curvature),
+            )
+
+    def scores(self, train: Iterable) -> np.ndarray:
+        """Return influence functions for all pairs: float32 [N, M], positive = helps.
+
+        Args:
+            train: N rows like the queries.
+
+        Raises:
+            ValueError: If there are no examples, or a completion has no tokens.
+            FloatingPointError: If scores are not finite; names the pair.
+        """
+        from kronfluence.arguments import ScoreArguments
+
+        train, queries = language_model.encode(self._lm, train, self._max_length), self._queries
+        everything = [(z, *self._loss) for z in train]
+        everything += [(q, "completion", "sum") for q in queries]
+        rows, columns = _by_length(train), _by_length(queries)
+        with self._analyzer(everything) as analyzer:
+            analyzer.compute_pairwise_scores(
+                "scores",
+                factors_name="factors",
+                query_dataset=[len(train) + j for j in columns],
+                train_dataset=rows,
+                per_device_query_batch_size=self._queries_per_pass,
+                per_device_train_batch_size=_per_pass(self._lm, train),
+                score_args=ScoreArguments(
+                    damping_factor=self._damping,
+                    query_gradient_accumulation_steps=self._passes_held,
+                ),
+                overwrite_output_dir=True,
+            )
+            found = analyzer.load_pairwise_scores("scores")["all_modules"].T.double().numpy()
+        scores = np.empty_like(found)
+        scores[np.ix_(rows, columns)] = found
+        if not np.isfinite(scores).all():
+            i, j = np.argwhere(~np.isfinite(scores))[0]
+            raise FloatingPointError(f"not finite: {train[i].id!r} on {queries[j].id!r}")
+        return scores.astype(np.float32)
+
+    @contextmanager
+    def _analyzer(self, everything: list[tuple[Encoded, str, str]]) -> Iterator:
+        """Prepare the model and yield kronfluence's analyzer for places in `everything`."""
+        from kronfluence.analyzer import Analyzer, prepare_model
+        from kronfluence.utils.dataset import DataLoaderKwargs
+
+        lm = self._lm
+        task = _task(lm, list(self._layers), everything, self._seed)
+        with _plain_layers(lm, self._layers), _quietly():
+            prepare_model(lm.model, task)
+            analyzer = Analyzer(
+                "ekfac", lm.model, task, cpu=lm.device.type == "cpu", disable_tqdm=True,
+                output_dir=self._folder.name, log_level=50,
+            )  # fmt: skip
+            analyzer.set_dataloader_kwargs(DataLoaderKwargs(collate_fn=torch.tensor))
+            yield analyzer
+
+
 def ekfac(
-    lm: LM,
-    train: Iterable,
-    queries: Iterable,
-    layers: str = "",
-    damping: float | None = None,
-    curvature: str = "ekfac",
-    fit_on: Iterable | None = None,
-    seed: int = 0,
-    loss_on: str = "completion",
-    reduction: str = "sum",
-    max_length: int | None = None,
-    memory: float = MEMORY,
+    lm: LM, train: Iterable, queries: Iterable, fit_on: Iterable | None = None, **options
 ) -> np.ndarray:
     """Return influence functions for all pairs: float32 [N, M], positive = helps.
 
@@ -50,78 +162,11 @@ def ekfac(
         lm: The model; it is left as it was.
         train: N rows with id, prompt, completion (or encoded already).
         queries: M rows like them.
-        layers: See `gradients.linear_layers`; weights only, as everywhere.
-        damping: Added to every eigenvalue of H. None takes a tenth of each layer's mean eigenvalue,
-            as Grosse et al. do.
-        curvature: One of `CURVATURES`.
-        fit_on: Examples that H is the mean over; the training examples by default.
-        seed: Of the labels that H is computed with: drawn from the model's own predictions at the
-            tokens of the loss, for each example the same whatever it is batched with.
-        loss_on: Loss of the training examples, see `influence.GradientDot.products`.
-        reduction: The same.
-        max_length: See `lm.encode`.
-        memory: GiB of query gradients held at once; the training examples are read again for each.
-
-    Raises:
-        ImportError: If kronfluence is not installed; says how.
-        ValueError: If an option is unknown, no layer matches, or a completion has no tokens.
-        FloatingPointError: If scores are not finite; names the pair.
+        fit_on: Examples that the curvature is the mean over; the training examples by default.
+        **options: And errors: see `EKFAC`, also for scoring block by block.
     """
-    if curvature not in CURVATURES:
-        raise ValueError(f"curvature is {curvature!r}, expected one of {', '.join(CURVATURES)}")
-    try:
-        from kronfluence.analyzer import Analyzer, prepare_model
-        from kronfluence.arguments import FactorArguments, ScoreArguments
-        from kronfluence.utils.dataset import DataLoaderKwargs
-    except ImportError as error:
-        raise ImportError(
-            "EK-FAC needs kronfluence: pip install --no-deps -r requirements-no-deps.txt"
-        ) from error
-    train, queries = (language_model.encode(lm, rows, max_length) for rows in (train, queries))
-    fitted = train if fit_on is None else language_model.encode(lm, fit_on, max_length)
-    everything = [(z, loss_on, reduction) for z in (*fitted, *train)]
-    everything += [(q, "completion", "sum") for q in queries]
-    ends = np.cumsum([0, len(fitted), len(train), len(queries)])
-    fit, pool, asked = (
-        sorted(range(start, stop), key=lambda i: len(everything[i][0].ids))
-        for start, stop in itertools.pairwise(ends.tolist())
-    )
-    chosen = gradients.linear_layers(lm, layers)
-    size = sum(layer.weight.nbytes for layer in chosen.values())
-    for_fit, for_train, for_query = (_per_pass(lm, rows) for rows in (fitted, train, queries))
-    held = max(1, int(memory * 2**30 / size) // for_query)
-    task = _task(lm, list(chosen), everything, seed)
-    with _plain_layers(lm, chosen), tempfile.TemporaryDirectory() as folder, _quietly():
-        prepare_model(lm.model, task)
-        analyzer = Analyzer(
-            "ekfac", lm.model, task, cpu=lm.device.type == "cpu", output_dir=folder,
-            disable_tqdm=True, log_level=50,
-        )  # fmt: skip
-        analyzer.set_dataloader_kwargs(DataLoaderKwargs(collate_fn=torch.tensor))
-        analyzer.fit_all_factors(
-            "factors",
-            dataset=fit,
-            per_device_batch_size=for_fit,
-            factor_args=FactorArguments(strategy=curvature),
-        )
-        analyzer.compute_pairwise_scores(
-            "scores",
-            factors_name="factors",
-            query_dataset=asked,
-            train_dataset=pool,
-            per_device_query_batch_size=for_query,
-            per_device_train_batch_size=for_train,
-            score_args=ScoreArguments(
-                damping_factor=damping, query_gradient_accumulation_steps=held
-            ),
-        )
-        found = analyzer.load_pairwise_scores("scores")["all_modules"].T.double().numpy()
-    scores = np.empty_like(found)
-    scores[np.ix_(np.array(pool) - ends[1], np.array(asked) - ends[2])] = found
-    if not np.isfinite(scores).all():
-        i, j = np.argwhere(~np.isfinite(scores))[0]
-        raise FloatingPointError(f"not finite: {train[i].id!r} on {queries[j].id!r}")
-    return scores.astype(np.float32)
+    train = list(train)
+    return EKFAC(lm, queries, train if fit_on is None else fit_on, **options).scores(train)
 
 
 def _task(lm: LM, names: list[str], everything: list[tuple[Encoded, str, str]], seed: int):
@@ -215,5 +260,19 @@ def _quietly() -> Iterator[None]:
 
 def _per_pass(lm: LM, examples: Sequence[Encoded]) -> int:
     """Return how many examples of any length fit in one forward and backward pass."""
+    if not examples:
+        raise ValueError("there are no examples")
     longest = max(len(lm.bos) + len(example.ids) for example in examples)
-    return max(1, gradients.TOKENS_PER_PASS.get(lm.device.type, 256) // longest)
+    return max(1, gradients.tokens_per_pass(lm) // longest)
+
+
+def _by_length(examples: Sequence[Encoded]) -> list[int]:
+    """Return the examples' numbers, the shortest first, so that little is padded."""
+    return sorted(range(len(examples)), key=lambda i: len(examples[i].ids))
+
+
+def _check_installed() -> None:
+    if importlib.util.find_spec("kronfluence") is None:
+        raise ImportError(
+            "EK-FAC needs kronfluence: pip install --no-deps -r requirements-no-deps.txt"
+        )

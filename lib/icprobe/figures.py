@@ -102,7 +102,7 @@ def task_heatmap(
             digits = 0 if limit >= 100 else 1 if limit >= 1 else 2
             for (i, j), value in np.ndenumerate(means.to_numpy()):
                 colour = "white" if abs(value) > 0.65 * limit else "black"
-                text = f"{value:.{digits}f}"
+                text = f"{round(value, digits) + 0.0:.{digits}f}"  # + 0.0 turns -0.0 into 0.0
                 axes.text(j, i, text, ha="center", va="center", color=colour, fontsize=8)
             axes.set_xticks(range(columns), means.columns, rotation=40, ha="right")
             axes.set_yticks(range(rows), means.index)
@@ -203,7 +203,7 @@ def layer_shares(shares: dict[str, float]) -> Figure:
 
 
 def against(panels: dict[str, tuple[str, np.ndarray, np.ndarray]]) -> Figure:
-    """One estimate against another, all pairs, on axes that are drawn out around zero.
+    """One estimate against another, all pairs, on axes that are logarithmic but around zero.
 
     `panels` has, by the name of the upright axis, the name and values [n, m] of the level one and
     the values [n, m] of the upright one.
@@ -222,7 +222,8 @@ def against(panels: dict[str, tuple[str, np.ndarray, np.ndarray]]) -> Figure:
                 (axes.yaxis, axes.set_yscale, y),
             ):
                 end = float(f"{np.abs(values).max():.0e}")
-                set_scale("function", functions=(np.cbrt, lambda value: value**3))
+                # linear up to the median magnitude
+                set_scale("asinh", linear_width=np.median(np.abs(values)) or 1.0)
                 axis.set_ticks([-end, -end / 10, 0, end / 10, end])
                 axis.set_major_formatter("{x:g}")
             axes.axhline(0, color="black", linewidth=0.8)

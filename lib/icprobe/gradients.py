@@ -13,7 +13,9 @@ the second d_in + d_out a pair of tokens. Short examples take the second, long o
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -33,8 +35,11 @@ BLOCK = re.compile(r"\.(\d+)\.")
 # tokens in one forward and backward pass, padding included; more would only cost memory
 TOKENS_PER_PASS = {"cpu": 384, "cuda": 8192}
 
-# entries of weight gradients that are made at once: what a processor's cache holds
-WEIGHT_ENTRIES = 2**23
+# entries of weight gradients that are made at once: on a CPU, what its cache holds
+WEIGHT_ENTRIES = {"cpu": 2**23, "cuda": 2**28}
+
+# share of the blocks' weights in no linear layer above which there is a warning
+LEFT_OUT = 0.01
 
 # time of an operation over weights, in that of one over tokens (measured on a CPU)
 OVER_WEIGHTS = 1.5
@@ -77,7 +82,11 @@ def linear_layers(lm: LM, layers: str = "") -> dict[str, nn.Module]:
             all by default.
 
     Raises:
-        ValueError: If there is none; lists the module types found.
+        ValueError: If there is none (lists the module types found), or two share their weight.
+
+    Warns:
+        UserWarning: If by default much of the blocks' weights is in no linear layer, as in mixtures
+            of experts.
     """
     head = lm.model.get_output_embeddings()
     modules = dict(lm.model.named_modules())
@@ -92,19 +101,47 @@ def linear_layers(lm: LM, layers: str = "") -> dict[str, nn.Module]:
             f"{lm.identity['name']}: no linear layer matches {layers!r}; module types: "
             f"{', '.join(kinds)}"
         )
+    owners: dict[nn.Parameter, str] = {}
+    for name, module in found.items():
+        if module.weight in owners:
+            raise ValueError(f"layers {owners[module.weight]} and {name} share their weight")
+        owners[module.weight] = name
+    if not layers:
+        in_blocks = [p for name, p in lm.model.named_parameters() if BLOCK.search(name)]
+        matrices = [p for p in in_blocks if p.ndim > 1]
+        out = sum(p.numel() for p in matrices if p not in owners)
+        if out > LEFT_OUT * sum(p.numel() for p in matrices):
+            warnings.warn(
+                f"{lm.identity['name']}: {out / sum(p.numel() for p in matrices):.0%} of the "
+                "blocks' weights are in no linear layer; gradients leave them out",
+                stacklevel=2,
+            )
     return found
 
 
-def last_blocks(lm: LM, count: int) -> str:
-    """Return the regular expression for `layers` that chooses the last transformer blocks."""
-    numbers = {int(number) for name in linear_layers(lm) for number in BLOCK.findall(name)}
-    chosen = sorted(numbers)[-count:]
-    return rf"\.({'|'.join(map(str, chosen))})\."
+def last_blocks(lm: LM, count: int, layers: str = "") -> str:
+    """Return the regular expression that chooses the last transformer blocks among `layers`.
+
+    Raises:
+        ValueError: If there are not so many blocks.
+    """
+    chosen = linear_layers(lm, layers)
+    numbers = {int(number) for name in chosen for number in BLOCK.findall(name)}
+    if not 1 <= count <= len(numbers):
+        raise ValueError(f"last {count} blocks: the model has {len(numbers)}")
+    last = rf"\.({'|'.join(map(str, sorted(numbers)[-count:]))})\."
+    return f"^(?=.*(?:{layers})).*{last}" if layers else last
 
 
 def batches(lm: LM, examples: Sequence[Encoded]) -> Iterator[list[int]]:
-    """Cut examples into batches of like length, so that little is padded: lists of indices."""
-    budget = TOKENS_PER_PASS.get(lm.device.type, TOKENS_PER_PASS["cpu"])
+    """Cut examples into batches of like length, so that little is padded: lists of indices.
+
+    Raises:
+        ValueError: If there are no examples.
+    """
+    if not examples:
+        raise ValueError("there are no examples")
+    budget = tokens_per_pass(lm)
     batch: list[int] = []
     for i in sorted(range(len(examples)), key=lambda i: len(examples[i].ids)):
         if batch and tokens(lm, examples, [*batch, i]) > budget:
@@ -113,6 +150,11 @@ def batches(lm: LM, examples: Sequence[Encoded]) -> Iterator[list[int]]:
         batch.append(i)
     if batch:
         yield batch
+
+
+def tokens_per_pass(lm: LM) -> int:
+    """Return the most tokens of one forward and backward pass on the model's device."""
+    return TOKENS_PER_PASS.get(lm.device.type, TOKENS_PER_PASS["cpu"])
 
 
 def tokens(lm: LM, examples: Sequence[Encoded], batch: list[int]) -> int:
@@ -139,20 +181,27 @@ def factors(
         reduction: "sum" or "mean" over these tokens, of the negative log-likelihood in nats.
 
     Raises:
-        ValueError: If an option is unknown, or an example has no token to learn from.
+        ValueError: If an option is unknown, an example has no token to learn from or is too long,
+            or the model does not run each chosen layer once.
         FloatingPointError: If a loss or gradient is not finite; names the examples.
     """
     ids, rows, columns, targets, weights = loss_inputs(lm, examples, loss_on, reduction)
-    captured: list[tuple[torch.Tensor, dict[str, torch.Tensor]]] = []
+    captured: list[_Call] = []
     with _frozen(lm), language_model.selective_head(lm), _capturing(lm, layers, captured):
         logits = language_model.logits_at(lm, rows, columns, input_ids=ids.to(lm.device))
         nats = nn.functional.cross_entropy(logits, targets, reduction="none")
-        outputs = [output for _, group in captured for output in group.values()]
-        found = iter(torch.autograd.grad((nats * weights).sum(), outputs))
+        _check_calls(captured, linear_layers(lm, layers))
+        edges = [edge for call in captured for edge in call.outputs.values()]
+        found = iter(torch.autograd.grad((nats * weights).sum(), edges))
     dtype = torch.promote_types(lm.model.dtype, torch.float32)
+
+    def by_token(part: torch.Tensor) -> torch.Tensor:
+        # some layers (OPT's) see the tokens of all examples in one row
+        return part.detach().to(dtype).reshape(*ids.shape, part.shape[-1])
+
     result = [
-        Factors(given.detach().to(dtype), {name: next(found).to(dtype) for name in group})
-        for given, group in captured
+        Factors(by_token(call.inputs), {name: by_token(next(found)) for name in call.outputs})
+        for call in captured
     ]
     wrong = {int(rows[k]) for k in (~nats.isfinite()).nonzero()[:, 0].tolist()}
     for group in result:
@@ -216,7 +265,9 @@ def _over_weights(one, other) -> dict[str, torch.Tensor]:
     both = [*one, *other]
     sizes = [len(part) for part in both]
     n, d_in = sum(len(part) for part in one), one[0].inputs.shape[-1]
-    at_once = max(1, WEIGHT_ENTRIES // (sum(sizes) * d_in))
+    device = one[0].inputs.device
+    entries = WEIGHT_ENTRIES.get(device.type, WEIGHT_ENTRIES["cpu"])
+    at_once = max(1, entries // (sum(sizes) * d_in))
     pieces = [
         (name, slice(start, min(start + at_once, output.shape[-1])))
         for name, output in one[0].outputs.items()
@@ -238,7 +289,7 @@ def _over_weights(one, other) -> dict[str, torch.Tensor]:
             found[k] = (weights[:n] @ weights[n:].T).double()
 
     shares = [list(range(len(pieces)))[w::workers] for w in range(workers)]
-    language_model.side_by_side(work, [s for s in shares if s], one[0].inputs.device)
+    language_model.side_by_side(work, [s for s in shares if s], device)
     result = {}
     for k, (name, _) in enumerate(pieces):
         result[name] = result[name] + found[k] if name in result else found[k]
@@ -260,11 +311,13 @@ def norms(groups: Sequence[Factors]) -> np.ndarray:
     return sum(squared_norms(groups).values()).sqrt().cpu().numpy()
 
 
-def norm_shares(lm: LM, examples: Sequence[Encoded], layers: str = "") -> dict[str, float]:
+def norm_shares(
+    lm: LM, examples: Sequence[Encoded], layers: str = "", loss_on: str = "completion"
+) -> dict[str, float]:
     """Return each layer's share of the squared norm of a gradient, averaged over examples."""
     shares: dict[str, float] = dict.fromkeys(linear_layers(lm, layers), 0.0)
     for batch in batches(lm, examples):
-        squares = squared_norms(factors(lm, [examples[i] for i in batch], layers))
+        squares = squared_norms(factors(lm, [examples[i] for i in batch], layers, loss_on))
         whole = sum(squares.values())
         for name, part in squares.items():
             shares[name] += float((part / whole).sum()) / len(examples)
@@ -274,15 +327,32 @@ def norm_shares(lm: LM, examples: Sequence[Encoded], layers: str = "") -> dict[s
 def loss_inputs(
     lm: LM, examples: Sequence[Encoded], loss_on: str, reduction: str
 ) -> tuple[torch.Tensor, ...]:
-    """Return ids [n, T], and row, column, target id and weight [S] of each token of the loss."""
+    """Return ids [n, T], and row, column, target id and weight [S] of each token of the loss.
+
+    Raises:
+        ValueError: If an option is unknown, the model is in training mode (dropout would make the
+            numbers random) or inference mode is on, or an example has no prompt or completion or is
+            too long for the model.
+    """
     if loss_on not in ("completion", "text"):
         raise ValueError(f"loss_on is {loss_on!r}, expected 'completion' or 'text'")
     if reduction not in ("sum", "mean"):
         raise ValueError(f"reduction is {reduction!r}, expected 'sum' or 'mean'")
+    if torch.is_inference_mode_enabled():
+        raise ValueError("gradients cannot be taken inside torch.inference_mode()")
+    if lm.model.training:
+        raise ValueError(f"{lm.identity['name']} is in training mode: call lm.model.eval() first")
     sequences = [language_model.sequence(lm, example) for example in examples]
     ids = torch.zeros(len(examples), max(len(ids) for ids, _ in sequences) - 1, dtype=torch.long)
     entries = []
     for row, (tokens, mask) in enumerate(sequences):
+        if lm.max_positions and len(tokens) > lm.max_positions:
+            raise ValueError(
+                f"example {examples[row].id!r} has {len(tokens)} tokens, the model reads "
+                f"{lm.max_positions}: lower max_length"
+            )
+        if mask[0]:
+            raise ValueError(f"example {examples[row].id!r}: the prompt has no tokens")
         ids[row, : len(tokens) - 1] = torch.tensor(tokens[:-1])
         learnt = [k for k in range(1, len(tokens)) if mask[k] or loss_on == "text"]
         if not learnt or not any(mask):
@@ -295,6 +365,32 @@ def loss_inputs(
         torch.tensor(weights, device=lm.device, dtype=torch.float64),
     )
     return ids, torch.tensor(rows), torch.tensor(columns), targets, weights
+
+
+@dataclass
+class _Call:
+    """Layers that were given the same tensor: that tensor, and their outputs' place in the graph.
+
+    An output may be changed in place afterwards, so not the tensor is kept but the edge behind it.
+    """
+
+    inputs: torch.Tensor
+    version: int
+    outputs: dict[str, torch.autograd.graph.GradientEdge]
+
+
+def _check_calls(calls: Sequence[_Call], layers: Iterable[str]) -> None:
+    """Raise ValueError unless each layer ran once and its inputs are still what it was given."""
+    counts = Counter(name for call in calls for name in call.outputs)
+    for name in layers:
+        if counts[name] != 1:
+            raise ValueError(
+                f"layer {name} ran {counts[name]} times in a forward pass, its gradient is known "
+                "for one: leave it out with `layers`"
+            )
+    for call in calls:
+        if call.inputs._version != call.version:
+            raise ValueError(f"the inputs of layers {list(call.outputs)} were changed in place")
 
 
 @contextmanager
@@ -318,13 +414,14 @@ def _frozen(lm) -> Iterator[None]:
 
 
 @contextmanager
-def _capturing(lm, layers, captured) -> Iterator[None]:
-    """Append (input, outputs by name) of layers; those that read one input share an entry."""
+def _capturing(lm, layers, calls) -> Iterator[None]:
+    """Append a call for each layer; layers that read one tensor one after another share theirs."""
 
     def keep(name, inputs, output):
-        if not captured or captured[-1][0] is not inputs[0]:
-            captured.append((inputs[0], {}))
-        captured[-1][1][name] = output
+        x = inputs[0]
+        if not calls or calls[-1].inputs is not x or name in calls[-1].outputs:
+            calls.append(_Call(x, x._version, {}))
+        calls[-1].outputs[name] = torch.autograd.graph.get_gradient_edge(output)
 
     hooks = [
         module.register_forward_hook(lambda _, *rest, name=name: keep(name, *rest))

@@ -13,6 +13,8 @@ z_i: TracIn at one checkpoint (Pruthi et al. 2020), which Jiao et al. 2025 compa
 import functools
 import itertools
 import math
+import numbers
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,10 +23,12 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
+from tqdm import tqdm
 
 from icprobe import gradients, statistics, store
 from icprobe import lm as language_model
 from icprobe.clamped import clamped_log as clamped_log
+from icprobe.ekfac import EKFAC as EKFAC
 from icprobe.ekfac import ekfac as ekfac
 from icprobe.experiment import Experiment
 from icprobe.lm import LM
@@ -75,8 +79,8 @@ class GradientDot:
             queries: M rows with id, prompt, completion (or encoded already).
             layers: See `gradients.linear_layers`.
             max_length: Most tokens of one example, see `lm.encode`.
-            memory: GiB of factors to hold in memory, beside a GiB or two for the passes themselves;
-                what does not fit goes to a temporary file (in TMPDIR, if set).
+            memory: GiB of factors to hold in the device's memory, beside a GiB or two for the
+                passes themselves; the rest goes to a temporary file (in TMPDIR, if set).
 
         Raises:
             ValueError: If no layer matches, or a query has no completion tokens.
@@ -98,18 +102,24 @@ class GradientDot:
             self._shelf.put(groups)
 
     def products(
-        self, train: Iterable, loss_on: str = "completion", reduction: str = "sum"
-    ) -> tuple[np.ndarray, np.ndarray]:
+        self,
+        train: Iterable,
+        loss_on: str = "completion",
+        reduction: str = "sum",
+        parts: Sequence[str] = (),
+    ) -> tuple[np.ndarray, ...]:
         """Return gradient dot products and cosines, from one pass over the training examples.
 
         Args:
             train: N rows like the queries; one forward and one backward pass each, whatever M is.
             loss_on: "completion", or "text" to train on the prompt, too (as published).
             reduction: "sum" or "mean" of the training loss over these tokens; queries are summed.
+            parts: Regular expressions that each choose some of the layers.
 
         Returns:
             Products, float32 [N, M], in nats per unit of learning rate, and cosines, float32
-            [N, M], without unit, in [-1, 1] (0 where a gradient is zero).
+            [N, M], without unit, in [-1, 1] up to rounding (0 where a gradient is zero); then
+            for each of `parts` what its layers contribute to the products, float32 [N, M].
 
         Raises:
             ValueError: If an example has no completion tokens.
@@ -117,12 +127,16 @@ class GradientDot:
             OSError: If the factors do not fit on the disk.
         """
         train = language_model.encode(self.lm, train, self.max_length)
-        dot, norms = np.zeros((len(train), self.size)), np.zeros(len(train))
-        for rows, columns, parts in self._blocks(train, norms, loss_on, reduction):
-            dot[np.ix_(rows, columns)] += sum(parts.values())
+        chosen = ("", *parts)
+        dots = np.zeros((len(chosen), len(train), self.size))
+        norms = np.zeros(len(train))
+        for rows, columns, by_layer in self._blocks(train, norms, loss_on, reduction):
+            for dot, layers in zip(dots, chosen, strict=True):
+                contributions = [part for name, part in by_layer.items() if re.search(layers, name)]
+                dot[np.ix_(rows, columns)] += sum(contributions)
         scale = np.outer(norms, self._norms)
-        cosine = np.divide(dot, scale, out=np.zeros_like(dot), where=scale > 0)
-        return dot.astype(np.float32), cosine.astype(np.float32)
+        cosine = np.divide(dots[0], scale, out=np.zeros_like(scale), where=scale > 0)
+        return tuple(scores.astype(np.float32) for scores in (dots[0], cosine, *dots[1:]))
 
     def by_layer(
         self, train: Iterable, loss_on: str = "completion", reduction: str = "sum"
@@ -216,7 +230,11 @@ def tracin(
     queries: Iterable,
     dtype: str = "float32",
     device: str | None = None,
-    **options,
+    layers: str = "",
+    loss_on: str = "completion",
+    reduction: str = "sum",
+    max_length: int | None = None,
+    memory: float = MEMORY,
 ) -> np.ndarray:
     """Return sum_t eta_t <grad L(z_i; w_t), grad L(q_j; w_t)>: float32 [N, M], in nats.
 
@@ -231,10 +249,14 @@ def tracin(
         queries: M rows like them.
         dtype: See `lm.load`.
         device: See `lm.load`.
-        **options: layers, loss_on, reduction, cosine, max_length, memory; see `gradient_dot`.
+        layers: See `gradients.linear_layers`.
+        loss_on: See `GradientDot.products`.
+        reduction: See `GradientDot.products`.
+        max_length: See `lm.encode`.
+        memory: See `GradientDot`.
 
     Raises:
-        ValueError: If there is no checkpoint, or one has no positive learning rate.
+        ValueError: If there is no checkpoint, or one has no learning rate (zero is one).
     """
     if not checkpoints:
         raise ValueError("tracin needs at least one checkpoint")
@@ -242,14 +264,19 @@ def tracin(
         if isinstance(checkpoint, str) or len(checkpoint) != 2:
             raise ValueError(f"checkpoint {checkpoint!r}: expected (model, learning rate)")
         model, rate = checkpoint
-        if not isinstance(rate, (int, float)) or not 0 < rate < math.inf:
-            raise ValueError(f"checkpoint {model!r}: learning rate is {rate!r}, expected positive")
+        if not isinstance(rate, numbers.Real) or not 0 <= rate < math.inf:
+            raise ValueError(
+                f"checkpoint {model!r}: learning rate is {rate!r}, expected a number from 0"
+            )
     train, queries = list(train), list(queries)
-    return sum(
-        np.float32(rate)
-        * gradient_dot(language_model.load(model, dtype, device), train, queries, **options)
-        for model, rate in checkpoints
-    )
+    total = np.zeros((len(train), len(queries)))
+    for model, rate in tqdm(checkpoints, desc="checkpoints"):
+        if rate:  # at the end of many schedules it is zero
+            influence = GradientDot(
+                language_model.load(model, dtype, device), queries, layers, max_length, memory
+            )
+            total += rate * influence.products(train, loss_on, reduction)[0]
+    return total.astype(np.float32)
 
 
 def finite_difference(
@@ -308,10 +335,12 @@ class Influence:
     Attributes:
         dot: [N, M] gradient dot products, nats per unit of learning rate.
         cosine: [N, M] the same over both gradients' norms.
+        parts: [N, M] contributions to `dot` of the layers that a regular expression chooses.
     """
 
     dot: np.ndarray
     cosine: np.ndarray
+    parts: dict[str, np.ndarray]
 
 
 def attribute(
@@ -320,6 +349,7 @@ def attribute(
     layers: str = "",
     loss_on: str = "completion",
     reduction: str = "sum",
+    parts: Sequence[str] = (),
     memory: float = MEMORY,
     fresh: bool = False,
 ) -> Influence:
@@ -331,6 +361,7 @@ def attribute(
         layers: See `gradients.linear_layers`.
         loss_on: See `GradientDot.products`.
         reduction: See `GradientDot.products`.
+        parts: See `GradientDot.products`; each has a store of its own.
         memory: See `GradientDot`.
         fresh: Compute everything anew.
 
@@ -340,24 +371,27 @@ def attribute(
         FloatingPointError: If a gradient is not finite; names the examples.
     """
     experiment.check_model(lm)
+    for part in parts:
+        if not any(re.search(part, name) for name in gradients.linear_layers(lm, layers)):
+            raise ValueError(f"no layer among {layers or 'all'!r} matches the part {part!r}")
     pool, queries = (
         language_model.encode(lm, rows, experiment.max_length) for rows in experiment.load_data()
     )
     train_ids, query_ids = ([row.id for row in rows] for rows in (pool, queries))
-    options = _options(layers, loss_on, reduction)
     settings = {"fresh": fresh, "block_size": BLOCK_SIZE}
     stores = [
-        experiment.store(method, train_ids, query_ids, options, description=units, **settings)
-        for method, units in UNITS.items()
+        experiment.store(
+            method, train_ids, query_ids, options, description=UNITS[method], **settings
+        )
+        for method, options in _stores(layers, loss_on, reduction, parts)
     ]
     # made at the first missing block, so that finished scores cost nothing
     held = functools.cache(lambda: GradientDot(lm, queries, layers, memory=memory))
-    return Influence(
-        *store.fill_together(
-            stores,
-            lambda rows: held().products(pool[rows.start : rows.stop], loss_on, reduction),
-        )
+    matrices = store.fill_together(
+        stores,
+        lambda rows: held().products(pool[rows.start : rows.stop], loss_on, reduction, parts),
     )
+    return Influence(*matrices[:2], dict(zip(parts, matrices[2:], strict=True)))
 
 
 def find(
@@ -366,6 +400,7 @@ def find(
     layers: str = "",
     loss_on: str = "completion",
     reduction: str = "sum",
+    parts: Sequence[str] = (),
 ) -> Influence:
     """Return finished scores; needs neither the model nor the data.
 
@@ -375,12 +410,16 @@ def find(
         layers: See `attribute`.
         loss_on: See `attribute`.
         reduction: See `attribute`.
+        parts: See `attribute`.
 
     Raises:
         store.ScoresNotFound: If they are not there.
     """
-    options = _options(layers, loss_on, reduction)
-    return Influence(*(experiment.find(name, options, made_by).matrix() for name in UNITS))
+    matrices = [
+        experiment.find(method, options, made_by).matrix()
+        for method, options in _stores(layers, loss_on, reduction, parts)
+    ]
+    return Influence(*matrices[:2], dict(zip(parts, matrices[2:], strict=True)))
 
 
 def findings(
@@ -415,6 +454,12 @@ def findings(
     return statistics.findings(means, agreements, rng)
 
 
-def _options(layers: str, loss_on: str, reduction: str) -> dict[str, str]:
-    """Return the options that determine the scores, beside the experiment."""
-    return {"layers": layers, "loss_on": loss_on, "reduction": reduction}
+def _stores(
+    layers: str, loss_on: str, reduction: str, parts: Sequence[str]
+) -> list[tuple[str, dict]]:
+    """Return each store's method and the options that determine it, beside the experiment."""
+    options = {"layers": layers, "loss_on": loss_on, "reduction": reduction}
+    return [
+        *((method, options) for method in UNITS),
+        *(("gradient_dot", {**options, "part": part}) for part in parts),
+    ]

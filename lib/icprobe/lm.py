@@ -194,7 +194,8 @@ def load(name_or_path: str, dtype: str = "float32", device: str | None = None) -
 
             whole = load(base, dtype, device)
             adapted = PeftModel.from_pretrained(whole.model, str(folder))
-            return LM(adapted.merge_and_unload().eval(), whole.tokenizer, who)
+            merged = adapted.merge_and_unload().eval().requires_grad_(True)
+            return LM(merged, whole.tokenizer, who)
         options = {"pretrained_model_name_or_path": str(folder)}
     tokenizer = AutoTokenizer.from_pretrained(**options)
     model = AutoModelForCausalLM.from_pretrained(
@@ -211,7 +212,7 @@ def encode(lm: LM, examples: Iterable, max_length: int | None = None) -> list[En
 
     Args:
         lm: The model, for its tokenizer.
-        examples: Rows with `id`, `prompt` and `completion`, or rows encoded already.
+        examples: Rows with `id`, `prompt` and `completion`; rows encoded already are returned.
         max_length: Most tokens of one example, BOS included. Longer prompts lose tokens at their
             left, which is counted in `truncated` and warned about.
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import torch
 
-from icprobe import gradients
+from icprobe import gradients, store
 from icprobe import lm as language_model
 from icprobe.experiment import Experiment
 from icprobe.gradients import Factors
@@ -64,12 +64,12 @@ def products_by_size(
     sizes: Sequence[int],
     seed: int = 0,
     layers: str = "",
+    loss_on: str = "completion",
 ) -> list[np.ndarray]:
     """Return estimated gradient dot products of several sizes from one pass: [N, M] for each."""
-    one, other = (
-        _projected(lm, language_model.encode(lm, rows), sizes, seed, layers)
-        for rows in (train, queries)
-    )
+    train, queries = (language_model.encode(lm, rows) for rows in (train, queries))
+    one = _projected(lm, train, sizes, seed, layers, loss_on)
+    other = _projected(lm, queries, sizes, seed, layers)
     return [a @ b.T for a, b in zip(one, other, strict=True)]
 
 
@@ -109,7 +109,7 @@ def store_pool(
         chosen = pool[rows.start : rows.stop]
         return _projected(lm, chosen, (size,), experiment.seed, layers, loss_on, reduction)[0]
 
-    kept.fill(block_of)
+    store.compute([kept], lambda rows: [block_of(rows)])
     return kept
 
 

@@ -42,18 +42,22 @@ class QuerySet:
             max_length: Most tokens of one example, see `lm.encode`.
 
         Raises:
-            ValueError: If no layer matches, or a query has no completion tokens.
+            ValueError: If there are no queries, no layer matches, or a query cannot be learnt.
             FloatingPointError: If a gradient is not finite; names the queries.
         """
         self.lm, self.max_length = lm, max_length
         queries = language_model.encode(lm, queries, max_length)
         chosen = gradients.linear_layers(lm, layers)
-        self.direction = {name: torch.zeros_like(layer.weight) for name, layer in chosen.items()}
+        exact = torch.promote_types(lm.model.dtype, torch.float32)
+        total = {
+            name: torch.zeros_like(layer.weight, dtype=exact) for name, layer in chosen.items()
+        }
         for batch in gradients.batches(lm, queries):
             for group in gradients.factors(lm, [queries[j] for j in batch], layers):
                 for name, g in group.outputs.items():
                     part = g.flatten(0, 1).T @ group.inputs.flatten(0, 1) / len(queries)
-                    self.direction[name] += part.T if _is_transposed(chosen[name]) else part
+                    total[name] += part.T if _is_transposed(chosen[name]) else part
+        self.direction = {name: part.to(lm.model.dtype) for name, part in total.items()}
 
     @torch.no_grad()
     def influence(
@@ -70,6 +74,8 @@ class QuerySet:
 
         Raises:
             ValueError: If an example has no completion tokens.
+            NotImplementedError: If torch lacks the forward-mode derivative of some operation of the
+                model (mixtures of experts, for instance).
             FloatingPointError: If a value is not finite; names the examples.
         """
         lm = self.lm
@@ -80,10 +86,17 @@ class QuerySet:
             ids, rows, columns, targets, weights = gradients.loss_inputs(
                 lm, examples, loss_on, reduction
             )
-            with forward_ad.dual_level(), language_model.selective_head(lm), self._tangents():
-                logits = language_model.logits_at(lm, rows, columns, input_ids=ids.to(lm.device))
-                chosen = logits.log_softmax(-1).gather(1, targets[:, None])[:, 0]
-                tangent = forward_ad.unpack_dual(chosen).tangent
+            try:
+                with forward_ad.dual_level(), language_model.selective_head(lm), self._tangents():
+                    inputs = {"input_ids": ids.to(lm.device)}
+                    logits = language_model.logits_at(lm, rows, columns, **inputs)
+                    chosen = logits.log_softmax(-1).gather(1, targets[:, None])[:, 0]
+                    tangent = forward_ad.unpack_dual(chosen).tangent
+            except NotImplementedError as error:
+                raise NotImplementedError(
+                    f"{lm.identity['name']} has an operation without forward-mode derivative; "
+                    "influence.gradient_dot(...).mean(axis=1) gives the same"
+                ) from error
             totals = torch.zeros(len(batch), dtype=torch.float64, device=lm.device)
             totals.index_add_(0, rows.to(lm.device), -tangent.double() * weights)
             scores[batch] = totals.cpu().numpy()

@@ -312,15 +312,28 @@ def fill_together(
     score_block: Callable[[range], Sequence[np.ndarray]],
     progress: bool = True,
 ) -> list[np.ndarray]:
-    """Fill stores of methods that come out of one computation; see `ScoreStore.fill`.
+    """Fill stores of methods that come out of one computation, and return all scores.
+
+    Arguments and errors are those of `compute`.
+
+    Returns:
+        float32 [N, M] of each store.
+    """
+    compute(stores, score_block, progress)
+    return [kept.matrix() for kept in stores]
+
+
+def compute(
+    stores: Sequence[ScoreStore],
+    score_block: Callable[[range], Sequence[np.ndarray]],
+    progress: bool = True,
+) -> None:
+    """Compute the missing blocks of stores that are filled together; nothing is read back.
 
     Args:
         stores: with the same rows, in blocks of the same size.
         score_block: takes row numbers and returns one matrix [n, M] for each store.
         progress: show a progress bar.
-
-    Returns:
-        float32 [N, M] of each store.
 
     Raises:
         StoreError: as `ScoreStore.fill`, or the stores' blocks differ.
@@ -348,7 +361,6 @@ def fill_together(
                 bar.update(len(rows) * M)
     for kept in stores:
         kept.tidy()
-    return [kept.matrix() for kept in stores]
 
 
 def open(
@@ -385,7 +397,7 @@ def open(
         asked.clear()
     if not (folder / MANIFEST).exists():
         _publish(folder / MANIFEST, asked._manifest())
-    stored = _load(folder)  # even if just written: another process may have been faster
+    stored = load(folder)  # even if just written: another process may have been faster
     _require_same(
         stored,
         method=method,
@@ -418,13 +430,35 @@ def find(scores_dir: str | Path, method: str, identity: dict, made_by: str = "")
     if not (folder / MANIFEST).exists():
         nearest = _nearest(scores_dir, method, identity)
         raise ScoresNotFound(f"no {method} scores at {shown(folder)}{nearest}{hint}")
-    stored = _load(folder)
+    stored = load(folder)
     _require_same(stored, method=method, identity=_plain(identity))
     missing = stored.missing()
     if missing:
         progress = stored._progress(missing)
         raise ScoresNotFound(f"incomplete scores: {progress} in {shown(folder)}{hint}")
     return stored
+
+
+def load(folder: Path) -> ScoreStore:
+    """Return the store in a folder, whatever made it.
+
+    Raises:
+        StoreError: its manifest is damaged.
+        FileNotFoundError: there is no manifest.
+    """
+    path = folder / MANIFEST
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        version = fields.pop("format")
+        if version != FORMAT:
+            raise StoreError(f"format: stored {version!r}, asked {FORMAT!r}")
+        fields.pop("made_with", None)
+        return ScoreStore(folder=folder, **fields)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StoreError(
+            f"{shown(path)} cannot be used ({error!r}): restore it, or start this store anew "
+            "(fresh=True)"
+        ) from error
 
 
 def _plain(value):
@@ -457,22 +491,6 @@ def _made_with() -> dict[str, str]:
         with suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
     return versions
-
-
-def _load(folder: Path) -> ScoreStore:
-    path = folder / MANIFEST
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        version = fields.pop("format")
-        if version != FORMAT:
-            raise StoreError(f"format: stored {version!r}, asked {FORMAT!r}")
-        fields.pop("made_with", None)
-        return ScoreStore(folder=folder, **fields)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StoreError(
-            f"{shown(path)} cannot be used ({error!r}): restore it, or start this store anew "
-            "(fresh=True)"
-        ) from error
 
 
 def _require_same(stored: ScoreStore, **asked) -> None:
@@ -514,7 +532,7 @@ def _nearest(scores_dir: Path, method: str, identity: dict) -> str:
     found = []
     for manifest in scores_dir.glob(f"{method}-*/{MANIFEST}"):
         with suppress(StoreError):  # damaged, or of another format: not what the user looks for
-            stored = _load(manifest.parent)
+            stored = load(manifest.parent)
             if stored.method == method:
                 differing = list(_differences(stored.identity, _plain(identity), "identity"))
                 found.append((len(differing), stored.folder.name, stored, differing))

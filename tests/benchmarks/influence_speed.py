@@ -1,13 +1,14 @@
 """Exact gradient dot products against kronfluence with the identity for its curvature.
 
     ./run_all.sh python tests/benchmarks/influence_speed.py [--train 64] [--queries 48]
-        [--repeats 3] [--memory 0.75] [--peer-memory 20] [--methods icprobe kronfluence]
+        [--repeats 3] [--memory 0.75] [--peer-memory 20] [--peer-batch 8]
+        [--methods icprobe kronfluence]
 
 Same ids, loss, layers, dtype and threads. Each method runs in a process of its own (for its peak
-memory), methods take turns, medians and ranges are shown. The floor is the time that the least
-operations of an exact method take at the rate of matrix products measured in the same process: a
-forward and a backward pass over all tokens, each gradient made once from its factors, and one
-product a pair. `--methods icprobe` alone shows how time and memory grow with --train and --queries.
+memory), methods take turns, medians and ranges are shown. The floor is the time that the operations
+of an exact method take at the rate of matrix products measured in the same process: a forward and a
+backward pass over all tokens, each weight gradient made once from its factors, and one product a
+pair. `--methods icprobe` alone shows how time and memory grow with --train and --queries.
 """
 
 import argparse
@@ -23,7 +24,7 @@ import numpy as np
 import torch
 from icp_speed import product_rate
 
-from icprobe import data, gradients, influence
+from icprobe import data, ekfac, gradients, influence
 from icprobe import lm as language_model
 
 METHODS = ("icprobe", "kronfluence")
@@ -35,7 +36,7 @@ def examples(lm, split, size):
     return list(itertools.islice(itertools.cycle(rows), size))
 
 
-def measure(method, n_train, n_query, memory):
+def measure(method, n_train, n_query, memory, peer_batch):
     """Return seconds, their parts, peak memory and the scores of one run."""
     lm = language_model.load("smollm2-135m-instruct", device="cpu")
     train, queries = (
@@ -57,6 +58,7 @@ def measure(method, n_train, n_query, memory):
     if method == "icprobe":
         scores = influence.gradient_dot(lm, train, queries, memory=memory)
     else:
+        ekfac._per_pass = lambda *_: peer_batch
         scores = influence.ekfac(lm, train, queries, curvature="identity", memory=memory)
     seconds = time.perf_counter() - start
     weights = sum(layer.weight.numel() for layer in gradients.linear_layers(lm).values())
@@ -82,13 +84,15 @@ def main():
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--memory", type=float, default=influence.MEMORY)
     parser.add_argument("--peer-memory", type=float, default=20.0)
+    parser.add_argument("--peer-batch", type=int, default=8)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--measure", choices=METHODS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     memory = {"icprobe": options.memory, "kronfluence": options.peer_memory}
     if options.measure:
         size = options.train, options.queries
-        print(json.dumps(measure(options.measure, *size, memory[options.measure])))
+        setting = memory[options.measure], options.peer_batch
+        print(json.dumps(measure(options.measure, *size, *setting)))
         return
     results = {method: [] for method in options.methods}
     for _ in range(options.repeats):
