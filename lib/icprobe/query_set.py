@@ -5,7 +5,9 @@ The mean over queries of the gradient dot products is a directional derivative,
     mean_j < grad L(z_i), grad L(q_j) > = d/de L(z_i; w + e v) at e = 0,  v = mean_j grad L(q_j),
 
 so one forward pass with tangents (Jacobian-vector product) gives it for a batch of training
-examples, for about three times the operations of a plain forward pass and with its memory.
+examples, for three times the operations of a plain forward pass and with its memory. (A forward and
+a backward pass to the activations takes as many; what is saved is the memory of the backward pass,
+and the products with every single query.)
 """
 
 import functools

@@ -1,7 +1,7 @@
 """Exact gradient dot products against kronfluence with the identity for its curvature.
 
     ./run_all.sh python tests/benchmarks/influence_speed.py [--train 64] [--queries 48]
-        [--repeats 3] [--memory 0.75] [--peer-memory 20] [--peer-batch 8]
+        [--repeats 3] [--memory 0.75] [--peer-memory 20] [--peer-batch 16]
         [--methods icprobe kronfluence]
 
 Same ids, loss, layers, dtype and threads. Each method runs in a process of its own (for its peak
@@ -84,7 +84,7 @@ def main():
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--memory", type=float, default=influence.MEMORY)
     parser.add_argument("--peer-memory", type=float, default=20.0)
-    parser.add_argument("--peer-batch", type=int, default=8)
+    parser.add_argument("--peer-batch", type=int, default=16)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--measure", choices=METHODS, help=argparse.SUPPRESS)
     options = parser.parse_args()
