@@ -1,0 +1,153 @@
+"""Statistics against scipy, closed forms and plain loops."""
+
+import itertools
+
+import numpy as np
+import pytest
+from scipy.stats import norm, rankdata, spearmanr
+
+from icprobe import statistics
+
+
+def whole(measure, shape):
+    return measure(*map(np.arange, shape))
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def pair(rng):
+    """Two related matrices [N, M] with ties, whole numbers so that their sums are exact."""
+    first = rng.normal(scale=5, size=(30, 8)).round()
+    return first, (first + rng.normal(scale=5, size=first.shape)).round()
+
+
+def test_agreements_are_scipys(pair, rng):
+    first, second = pair
+    rows, columns = rng.integers(30, size=30), rng.integers(8, size=8)
+    a, b = (matrix[rows][:, columns] for matrix in pair)
+    expected = spearmanr(a.mean(1), b.mean(1)).statistic
+    assert statistics.rank_agreement(first, second)(rows, columns) == pytest.approx(expected)
+    expected = spearmanr(a.ravel(), b.ravel()).statistic
+    assert statistics.pair_agreement(first, second)(rows, columns) == pytest.approx(expected)
+    expected = np.mean([spearmanr(a[:, j], b[:, j]).statistic for j in range(8)])
+    assert statistics.query_agreement(first, second)(rows, columns) == pytest.approx(expected)
+
+
+def test_within_a_condition_each_query_ranks_its_own_pairs(pair, rng):
+    first, second = pair
+    mask = rng.random(first.shape) < 0.4
+    mask[:, 2] = False
+    mask[:3, 2] = True  # too few
+    rows, columns = rng.integers(30, size=30), np.array([0, 0, 2, 3, 5, 5, 7, 1])
+    expected = []
+    for j in columns[columns != 2]:
+        kept = rows[mask[rows, j]]
+        expected.append(spearmanr(first[kept, j], second[kept, j]).statistic)
+    measure = statistics.query_agreement(first, second, mask)
+    if mask[rows, 2].sum() < statistics.LEAST:
+        assert measure(rows, columns) == pytest.approx(np.mean(expected))
+    offsets = 100 * np.arange(8)  # a query's level is nobody's agreement
+    shifted = statistics.query_agreement(first + offsets, second + offsets, mask)
+    assert whole(shifted, first.shape) == pytest.approx(whole(measure, first.shape))
+    none = statistics.query_agreement(first, second, np.zeros_like(mask))
+    assert np.isnan(whole(none, first.shape))
+
+
+def test_partial_correlation_is_that_of_residuals(pair, rng):
+    first, second = pair
+    given = [rng.normal(size=first.shape) + first, rng.normal(size=first.shape) + second]
+
+    def residuals(x, others):
+        design = np.column_stack([np.ones(len(x)), *map(rankdata, others)])
+        y = rankdata(x)
+        return y - design @ np.linalg.lstsq(design, y, rcond=None)[0]
+
+    def partial(values):
+        a, b, *others = values
+        return np.corrcoef(residuals(a, others), residuals(b, others))[0, 1]
+
+    matrices = [first, second, *given]
+    expected = partial([matrix.mean(1) for matrix in matrices])
+    measure = statistics.rank_agreement(first, second, given)
+    assert whole(measure, first.shape) == pytest.approx(expected)
+    expected = partial([matrix.ravel() for matrix in matrices])
+    measure = statistics.pair_agreement(first, second, given)
+    assert whole(measure, first.shape) == pytest.approx(expected)
+    expected = np.mean([partial([matrix[:, j] for matrix in matrices]) for j in range(8)])
+    measure = statistics.query_agreement(first, second, given=given)
+    assert whole(measure, first.shape) == pytest.approx(expected)
+    itself = statistics.rank_agreement(first, second, [first])
+    assert np.isnan(whole(itself, first.shape))  # nothing is left
+
+
+def test_overlap_by_hand_and_with_ties():
+    first = np.array([[5.0], [4], [3], [2], [1]])
+    second = np.array([[5.0], [1], [4], [2], [3]])
+    for k, end, expected in (
+        (2, "top", 1 / 2), (3, "top", 2 / 3), (5, "top", 1), (1, "bottom", 0), (2, "bottom", 1 / 2),
+    ):  # fmt: skip
+        measure = statistics.overlap(first, second, k, end)
+        assert whole(measure, first.shape) == pytest.approx(expected), (k, end)
+    tied = np.array([[2.0], [1], [1], [1], [0]])
+    others = [
+        len({0, *chosen} & {0, 2, 4}) / 3 for chosen in itertools.combinations((1, 2, 3), 2)
+    ]  # the three best of `second` are 0, 2 and 4
+    measure = statistics.overlap(tied, second, 3)
+    assert whole(measure, tied.shape) == pytest.approx(np.mean(others))
+    with pytest.raises(ValueError, match="k is 6, expected 1 to 5"):
+        statistics.overlap(first, second, 6)
+    with pytest.raises(ValueError, match="end is 'middle'"):
+        statistics.overlap(first, second, 2, "middle")
+
+
+def test_overlap_of_strangers_is_chance(rng):
+    first, second = rng.normal(size=(2, 4000, 1))
+    measure = statistics.overlap(first, second, 1000)
+    assert whole(measure, first.shape) == pytest.approx(0.25, abs=0.04)  # four standard errors
+
+
+def test_reliability_is_that_of_the_model(rng):
+    """Row means of signal + noise: the correlation of two sets of M queries is known."""
+    N, M, noise = 2000, 20, 2.0
+    scores = rng.normal(size=(N, 1)) + noise * rng.normal(size=(N, M))
+    pearson = 1 / (1 + noise**2 / M)
+    spearman = 6 / np.pi * np.arcsin(pearson / 2)  # of normal variables
+    assert statistics.reliability(scores, rng) == pytest.approx(spearman, abs=0.02)
+    assert statistics.reliability(np.arange(10.0)[:, None] + np.zeros(5), rng) == pytest.approx(1)
+    with pytest.raises(ValueError, match="at least two queries"):
+        statistics.reliability(scores[:, :1], rng)
+
+
+def test_the_crossed_interval_covers(rng):
+    """A mean of row effects + column effects + noise: its standard error has a closed form."""
+    N, M, runs, hits = 25, 25, 200, 0
+    for _ in range(runs):
+        values = rng.normal(size=(N, 1)) + rng.normal(size=M) + rng.normal(size=(N, M))
+        measure = statistics.pair_mean(values, np.ones_like(values, dtype=bool))
+        low, high = statistics.crossed_interval(measure, (N, M), rng, replicates=200)
+        hits += low <= 0 <= high
+    # resampling both sides is a little generous; resampling pairs would cover 40 %
+    assert 0.90 <= hits / runs <= 1.0
+    exact = 2 * norm.ppf(0.975) * np.sqrt(1 / N + 1 / M + 1 / (N * M))
+    assert high - low == pytest.approx(exact, rel=0.35)
+
+
+def test_p_values(rng):
+    x = np.arange(8.0)[:, None]
+    # 8! orders, of which two are as extreme as the identity
+    assert statistics.p_value(x, x, rng, resamples=10**5) == pytest.approx(2 / 40320, rel=1e-9)
+    strangers = [
+        statistics.p_value(rng.normal(size=(30, 2)), rng.normal(size=(30, 2)), rng, resamples=199)
+        for _ in range(200)
+    ]
+    assert np.mean(np.array(strangers) <= 0.2) == pytest.approx(0.2, abs=0.12)
+
+
+def test_holm_by_hand():
+    adjusted = statistics.holm([0.01, 0.04, 0.03, 0.005])
+    np.testing.assert_allclose(adjusted, [0.03, 0.06, 0.06, 0.02])
+    np.testing.assert_allclose(statistics.holm([0.9, 0.8]), [1, 1])
