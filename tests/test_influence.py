@@ -355,6 +355,8 @@ def test_errors_say_what_is_wrong(tiny):
         influence.gradient_dot(lm, train, train, loss_on="prompt")
     with pytest.raises(ValueError, match="reduction is 'max'"):
         influence.gradient_dot(lm, train, train, reduction="max")
+    with pytest.raises(ValueError, match="memory is -1, expected GiB from 0"):
+        influence.gradient_dot(lm, train, train, memory=-1)
     cut = language_model.Encoded("cut", train[0].prompt, ())
     with pytest.raises(ValueError, match="'cut': no completion token is left"):
         influence.gradient_dot(lm, train, [cut])

@@ -83,10 +83,12 @@ class GradientDot:
                 passes themselves; the rest goes to a temporary file (in TMPDIR, if set).
 
         Raises:
-            ValueError: If no layer matches, or a query has no completion tokens.
+            ValueError: If no layer matches, a query cannot be learnt, or memory is negative.
             FloatingPointError: If a gradient is not finite; names the queries.
             OSError: If the factors will not fit on the disk.
         """
+        if not memory >= 0:
+            raise ValueError(f"memory is {memory}, expected GiB from 0")
         self.lm, self.layers, self.max_length = lm, layers, max_length
         queries = language_model.encode(lm, queries, max_length)
         self.size = len(queries)
