@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from scipy.stats import norm, rankdata, spearmanr
+from scipy.stats import kendalltau, norm, rankdata, spearmanr
 
 from icprobe import statistics
 
@@ -30,11 +30,11 @@ def test_agreements_are_scipys(pair, rng):
     rows, columns = rng.integers(30, size=30), rng.integers(8, size=8)
     a, b = (matrix[rows][:, columns] for matrix in pair)
     expected = spearmanr(a.mean(1), b.mean(1)).statistic
-    assert statistics.rank_agreement(first, second)(rows, columns) == pytest.approx(expected)
+    assert statistics.agreement(first, second, "example")(rows, columns) == pytest.approx(expected)
     expected = spearmanr(a.ravel(), b.ravel()).statistic
-    assert statistics.pair_agreement(first, second)(rows, columns) == pytest.approx(expected)
+    assert statistics.agreement(first, second, "pair")(rows, columns) == pytest.approx(expected)
     expected = np.mean([spearmanr(a[:, j], b[:, j]).statistic for j in range(8)])
-    assert statistics.query_agreement(first, second)(rows, columns) == pytest.approx(expected)
+    assert statistics.agreement(first, second)(rows, columns) == pytest.approx(expected)
 
 
 def test_within_a_condition_each_query_ranks_its_own_pairs(pair, rng):
@@ -47,14 +47,86 @@ def test_within_a_condition_each_query_ranks_its_own_pairs(pair, rng):
     for j in columns[columns != 2]:
         kept = rows[mask[rows, j]]
         expected.append(spearmanr(first[kept, j], second[kept, j]).statistic)
-    measure = statistics.query_agreement(first, second, mask)
+    measure = statistics.agreement(first, second, mask=mask)
     if mask[rows, 2].sum() < statistics.LEAST:
         assert measure(rows, columns) == pytest.approx(np.mean(expected))
     offsets = 100 * np.arange(8)  # a query's level is nobody's agreement
-    shifted = statistics.query_agreement(first + offsets, second + offsets, mask)
+    shifted = statistics.agreement(first + offsets, second + offsets, mask=mask)
     assert whole(shifted, first.shape) == pytest.approx(whole(measure, first.shape))
-    none = statistics.query_agreement(first, second, np.zeros_like(mask))
+    none = statistics.agreement(first, second, mask=np.zeros_like(mask))
     assert np.isnan(whole(none, first.shape))
+
+
+def test_sets_of_queries_are_averaged_and_weigh_as_many_as_were_drawn(pair, rng):
+    first, second = pair
+    tasks = np.array(list("aabbbacc"))
+    rows, columns = rng.integers(30, size=30), np.array([0, 0, 1, 3, 3, 4, 5, 2])  # none of c
+    expected = 0
+    for task, weight in (("a", 4), ("b", 4)):
+        mine = columns[tasks[columns] == task]
+        a, b = (matrix[rows][:, mine].mean(1) for matrix in pair)
+        expected += weight / 8 * spearmanr(a, b).statistic
+    measure = statistics.agreement(first, second, tasks)
+    assert measure(rows, columns) == pytest.approx(expected)
+    with pytest.raises(ValueError, match="level is 'task'"):
+        statistics.agreement(first, second, "task")
+
+
+@pytest.mark.parametrize("level", ["query", "pair", "labels"])
+def test_a_table_of_many_is_many_tables_of_one(pair, rng, level):
+    first, second = pair
+    others = [rng.normal(size=first.shape).round() + x for x in pair]
+    if level == "labels":
+        level = np.array([0, 0, 1, 1, 1, 2, 2, 2])
+        groups = rng.integers(-1, 2, size=(30, 3))[:, level]
+    else:
+        groups = rng.integers(-1, 2, size=first.shape)
+    for given in ([], [rng.normal(size=first.shape)]):
+        table = statistics.agreements([first, *others], [second, first], level, groups, given)
+        for rows, columns in (
+            (np.arange(30), np.arange(8)),
+            (rng.integers(30, size=30), rng.integers(8, size=8)),
+        ):
+            found = table(rows, columns)
+            assert found.shape == (2, 3, 2)
+            for (group, a, b), value in np.ndenumerate(found):
+                one = [first, *others][a], [second, first][b]
+                alone = statistics.agreement(*one, level, groups == group, given)
+                assert value == pytest.approx(alone(rows, columns), nan_ok=True)
+
+
+def test_a_set_lies_in_one_group():
+    scores = np.arange(20.0).reshape(5, 4)
+    groups = np.array([[0, 1, 0, 0]] * 5)
+    with pytest.raises(ValueError, match="must be in the same groups"):
+        statistics.agreements([scores], [scores], np.array([0, 0, 1, 1]), groups)
+
+
+def test_a_matrix_that_does_not_vary_agrees_with_nothing_and_spoils_nothing(pair):
+    first, second = pair
+    constant = np.ones_like(first)
+    for given in ([], [second**2]):
+        table = statistics.agreements([constant, first], [second], given=given)
+        found = whole(table, first.shape)
+        alone = whole(statistics.agreement(first, second, given=given), first.shape)
+        assert np.isnan(found[0, 0, 0]) and found[0, 1, 0] == pytest.approx(alone)
+
+
+def test_intervals_of_a_table_are_those_of_its_entries(pair):
+    first, second = pair
+    table = statistics.agreements([first, second], [second])
+    one = statistics.agreement(first, second)
+    low, high = statistics.crossed_interval(table, first.shape, np.random.default_rng(1), 50)
+    alone = statistics.crossed_interval(one, first.shape, np.random.default_rng(1), 50)
+    assert (low[0, 0, 0], high[0, 0, 0]) == pytest.approx(alone)
+
+
+def test_kendall_is_scipys(pair, rng):
+    first, second = pair
+    rows, columns = rng.integers(30, size=30), rng.integers(8, size=8)
+    a, b = (matrix[rows][:, columns].sum(1) for matrix in pair)
+    found = statistics.kendall(first, second)(rows, columns)
+    assert found == pytest.approx(kendalltau(a, b).statistic)
 
 
 def test_partial_correlation_is_that_of_residuals(pair, rng):
@@ -72,15 +144,15 @@ def test_partial_correlation_is_that_of_residuals(pair, rng):
 
     matrices = [first, second, *given]
     expected = partial([matrix.mean(1) for matrix in matrices])
-    measure = statistics.rank_agreement(first, second, given)
+    measure = statistics.agreement(first, second, "example", given=given)
     assert whole(measure, first.shape) == pytest.approx(expected)
     expected = partial([matrix.ravel() for matrix in matrices])
-    measure = statistics.pair_agreement(first, second, given)
+    measure = statistics.agreement(first, second, "pair", given=given)
     assert whole(measure, first.shape) == pytest.approx(expected)
     expected = np.mean([partial([matrix[:, j] for matrix in matrices]) for j in range(8)])
-    measure = statistics.query_agreement(first, second, given=given)
+    measure = statistics.agreement(first, second, given=given)
     assert whole(measure, first.shape) == pytest.approx(expected)
-    itself = statistics.rank_agreement(first, second, [first])
+    itself = statistics.agreement(first, second, "example", given=[first])
     assert np.isnan(whole(itself, first.shape))  # nothing is left
 
 
@@ -122,6 +194,38 @@ def test_reliability_is_that_of_the_model(rng):
         statistics.reliability(scores[:, :1], rng)
 
 
+def test_the_ceiling_of_two_noisy_views_of_one_truth(rng):
+    """Truth that correlates 0.8, noise of each query's own, and noise that both methods share."""
+    N, M = 4000, 16
+    truth = rng.multivariate_normal([0, 0], [[1, 0.8], [0.8, 1]], size=N)
+    shared = rng.normal(size=(N, M))  # what a query does to both is no agreement
+    first, second = (truth[:, [k]] + 2 * shared + rng.normal(size=(N, M)) for k in (0, 1))
+    found = statistics.noise_ceiling(first, second, rng, splits=20)
+    pearson = 1 / (1 + 5 / M)
+    spearman = 6 / np.pi * np.arcsin(pearson / 2)
+    assert found.first[0] == pytest.approx(spearman, abs=0.02)
+    assert found.ceiling[0] == pytest.approx(np.sqrt(found.first[0] * found.second[0]))
+    # rank correlation of the truth
+    assert found.disattenuated[0] == pytest.approx(6 / np.pi * np.arcsin(0.4), abs=0.04)
+
+
+def test_the_ceiling_by_group_and_set_is_that_of_each_alone(pair):
+    first, second = (np.concatenate([matrix, matrix[::-1] ** 2]) for matrix in pair)
+    sets, groups = np.repeat([0, 1], 4), np.repeat([0, 1], 30)[:, None] + np.zeros(8, int)
+    groups[:, 4:] = 1 - groups[:, 4:]
+    splits = 400
+    found = statistics.noise_ceiling(first, second, np.random.default_rng(0), sets, groups, splits)
+    for group in (0, 1):
+        own = []
+        for columns in (slice(0, 4), slice(4, 8)):
+            rows = groups[:, columns][:, 0] == group
+            a, b = first[rows, columns], second[rows, columns]
+            alone = statistics.noise_ceiling(a, b, np.random.default_rng(1), splits=splits)
+            own.append(alone.first[0] / (2 - alone.first[0]))  # of a half
+        mean = np.mean(own)
+        assert found.first[group] == pytest.approx(2 * mean / (1 + mean), abs=0.02)
+
+
 def test_the_crossed_interval_covers(rng):
     """A mean of row effects + column effects + noise: its standard error has a closed form."""
     N, M, runs, hits = 25, 25, 200, 0
@@ -145,6 +249,22 @@ def test_p_values(rng):
         for _ in range(200)
     ]
     assert np.mean(np.array(strangers) <= 0.2) == pytest.approx(0.2, abs=0.12)
+
+
+def test_p_values_within_a_task_do_not_see_tasks(rng):
+    tasks = np.repeat(["a", "b", "c"], 8)
+    level = 10 * np.repeat([0, 1, 2], 8)[:, None]  # all the agreement there is
+    noise = [
+        statistics.p_values_within(
+            *(level + rng.normal(size=(24, 6)) for _ in range(2)), tasks, rng, resamples=59
+        )[0]
+        for _ in range(100)
+    ]
+    assert np.mean(np.array(noise) <= 0.2) == pytest.approx(0.2, abs=0.16)
+    truth = level + rng.normal(size=(24, 6))
+    groups = np.where(np.arange(24) < 16, 0, 1)[:, None] + np.zeros(6, int)
+    found = statistics.p_values_within(truth, truth, tasks, rng, groups=groups, resamples=99)
+    assert found.tolist() == [0.01, 0.01]
 
 
 def test_holm_by_hand():

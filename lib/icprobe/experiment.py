@@ -5,7 +5,7 @@ revisions, suite texts), so finished scores are found without the model and with
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import datasets
@@ -78,6 +78,13 @@ class Experiment:
         pool, queries = (data.load(*source) for source in self._sources.values())
         data.check_disjoint(pool, queries, warn=not suites)
         return pool, queries
+
+    def on(self, suite: str, n_train: int, n_query: int) -> "Experiment":
+        """Return the same on other examples: n_train and n_query of a suite's."""
+        splits = {"train_split": "train", "query_split": "query"}
+        columns = {"train_columns": None, "query_columns": None}
+        sizes = {"n_train": n_train, "n_query": n_query}
+        return replace(self, train=suite, queries=suite, **splits, **sizes, **columns)
 
     def load_model(self) -> LM:
         """Load the model."""

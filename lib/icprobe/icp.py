@@ -145,12 +145,13 @@ class Probe:
     Attributes:
         zero_shot: [M] log-likelihoods without any context, l0.
         demonstrated: [N, M] log-likelihoods after one demonstration, l.
-        neutral: [N, M] log-likelihoods after a neutral demonstration of the same form.
+        neutral: [N, M] log-likelihoods after a neutral demonstration of the same form; None where
+            they were not asked for.
     """
 
     zero_shot: np.ndarray
     demonstrated: np.ndarray
-    neutral: np.ndarray
+    neutral: np.ndarray | None = None
 
     @property
     def gain(self) -> np.ndarray:
@@ -168,6 +169,7 @@ def probe(
     lm: LM,
     preamble: str = "",
     separator: str = "\n\n",
+    neutral: bool = True,
     fresh: bool = False,
 ) -> Probe:
     """Score all pairs of the experiment through its store: finished blocks are reused.
@@ -177,6 +179,7 @@ def probe(
         lm: The experiment's model.
         preamble: See `log_likelihoods`.
         separator: See `log_likelihoods`.
+        neutral: Whether to score the neutral twins, too.
         fresh: Compute everything anew.
 
     Raises:
@@ -186,28 +189,28 @@ def probe(
     experiment.check_model(lm)
     language_model.check_packing(lm)
     demonstrations, queries = experiment.load_data()
-    neutral = neutral_demonstrations(lm, demonstrations, experiment.max_length)
+    twins = neutral_demonstrations(lm, demonstrations, experiment.max_length) if neutral else []
     queries = language_model.encode(lm, queries, experiment.max_length)
     shown = language_model.encode(lm, demonstrations, experiment.max_length)
     frame = {"preamble": preamble, "separator": separator}
-    contexts = [context(lm, demonstration, **frame) for demonstration in (*shown, *neutral)]
+    contexts = [context(lm, demonstration, **frame) for demonstration in (*shown, *twins)]
     language_model.check_lengths(lm, queries, contexts)
-    neutral_rows = _shared_rows(neutral, lambda texts: log_likelihoods(lm, queries, texts, **frame))
+    twin_rows = _shared_rows(twins, lambda texts: log_likelihoods(lm, queries, texts, **frame))
 
     score_block = {
         "zero_shot": lambda block: log_likelihoods(lm, queries)[None],
         "icp": lambda block: log_likelihoods(lm, queries, shown[block.start : block.stop], **frame),
-        "icp_neutral": neutral_rows,
+        "icp_neutral": twin_rows,
     }
     query_ids = [query.id for query in queries]
     scores = {}
-    for method, options in _options(preamble, separator).items():
+    for method, options in _options(preamble, separator, neutral).items():
         train_ids = ["zero-shot"] if method == "zero_shot" else [d.id for d in shown]
         kept = experiment.store(
             method, train_ids, query_ids, options, fresh=fresh, description=UNITS
         )
         scores[method] = kept.fill(score_block[method])
-    return Probe(scores["zero_shot"][0], scores["icp"], scores["icp_neutral"])
+    return Probe(scores["zero_shot"][0], scores["icp"], scores.get("icp_neutral"))
 
 
 def _shared_rows(
@@ -236,7 +239,11 @@ def _shared_rows(
 
 
 def find(
-    experiment: Experiment, made_by: str, preamble: str = "", separator: str = "\n\n"
+    experiment: Experiment,
+    made_by: str,
+    preamble: str = "",
+    separator: str = "\n\n",
+    neutral: bool = True,
 ) -> Probe:
     """Return finished scores; needs neither the model nor the data.
 
@@ -245,30 +252,24 @@ def find(
         made_by: What to run if the scores are not there, for the error message.
         preamble: See `log_likelihoods`.
         separator: See `log_likelihoods`.
+        neutral: Whether the neutral twins are wanted, too.
 
     Raises:
         store.ScoresNotFound: If they are not there.
     """
     scores = {
         method: experiment.find(method, options, made_by).matrix()
-        for method, options in _options(preamble, separator).items()
+        for method, options in _options(preamble, separator, neutral).items()
     }
-    return Probe(scores["zero_shot"][0], scores["icp"], scores["icp_neutral"])
+    return Probe(scores["zero_shot"][0], scores["icp"], scores.get("icp_neutral"))
 
 
-def _options(preamble: str, separator: str) -> dict[str, dict]:
+def _options(preamble: str, separator: str, neutral: bool) -> dict[str, dict]:
     """Return the options that determine each method's scores, beside the experiment."""
     frame = {"template": TEMPLATE_VERSION, "preamble": preamble, "separator": separator}
-    return {
-        "zero_shot": {"template": TEMPLATE_VERSION},
-        "icp": frame,
-        "icp_neutral": {
-            **frame,
-            "text": NEUTRAL_TEXT,
-            "steps": NEUTRAL_STEPS,
-            "frame": NEUTRAL_FRAME,
-        },
-    }
+    twins = {**frame, "text": NEUTRAL_TEXT, "steps": NEUTRAL_STEPS, "frame": NEUTRAL_FRAME}
+    options = {"zero_shot": {"template": TEMPLATE_VERSION}, "icp": frame, "icp_neutral": twins}
+    return options if neutral else {k: v for k, v in options.items() if k != "icp_neutral"}
 
 
 def gain(log_likelihoods: np.ndarray, zero_shot: np.ndarray) -> np.ndarray:

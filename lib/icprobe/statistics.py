@@ -1,16 +1,28 @@
-"""Statistics of score matrices [N, M]: estimates with intervals."""
+"""Statistics of score matrices [N, M]: agreement of two methods, with intervals.
 
+Agreement is Spearman's rank correlation over training examples. What is ranked is up to the level:
+
+- "example": the mean over all queries, as published: one ranking of the pool;
+- "query": each query's own scores, the correlation then averaged over queries, so that queries
+  whose scores lie higher than others' do not make an agreement;
+- labels [M] that put queries into sets, such as their tasks: each set's mean, then averaged over
+  sets by their size ("example" is one set, "query" is M sets);
+- "pair": all pairs in one ranking.
+"""
+
+import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.stats import permutation_test, rankdata
+from scipy.stats import kendalltau, permutation_test, rankdata
 
-# pairs of a query below which its rank correlation says nothing
+# observations below which a rank correlation says nothing
 LEAST = 4
 
-# takes row numbers [N] and column numbers [M], returns the statistic of that sample
-Measure = Callable[[np.ndarray, np.ndarray], float]
+# takes row numbers [N] and column numbers [M], returns the statistic(s) of that sample
+Measure = Callable[[np.ndarray, np.ndarray], float | np.ndarray]
 
 
 def crossed_interval(
@@ -19,7 +31,7 @@ def crossed_interval(
     rng: np.random.Generator,
     replicates: int = 1000,
     level: float = 0.95,
-) -> tuple[float, float]:
+) -> tuple:
     """Return a percentile interval from resampling training examples and queries together.
 
     Both are samples, and a pair's score depends on both: resampling pairs would give intervals
@@ -32,12 +44,17 @@ def crossed_interval(
         rng: The source of randomness.
         replicates: Number of resamples.
         level: Coverage.
+
+    Returns:
+        Lower and upper end, or arrays of them for a measure that returns an array.
     """
     N, M = shape
     values = [measure(rng.integers(N, size=N), rng.integers(M, size=M)) for _ in range(replicates)]
     tail = 50 * (1 - level)
-    low, high = np.nanpercentile(values, [tail, 100 - tail])
-    return float(low), float(high)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "All-NaN slice")  # undefined in every replicate
+        low, high = np.nanpercentile(values, [tail, 100 - tail], axis=0)
+    return low, high
 
 
 def pair_mean(values: np.ndarray, mask: np.ndarray) -> Measure:
@@ -56,71 +73,92 @@ def pair_mean(values: np.ndarray, mask: np.ndarray) -> Measure:
     return measure
 
 
-def rank_agreement(
-    first: np.ndarray, second: np.ndarray, given: Sequence[np.ndarray] = ()
+def agreements(
+    first: Sequence[np.ndarray],
+    second: Sequence[np.ndarray],
+    level: str | np.ndarray = "query",
+    groups: np.ndarray | None = None,
+    given: Sequence[np.ndarray] = (),
 ) -> Measure:
-    """Return the measure "Spearman's rho between the row means of two matrices [N, M]".
+    """Return the measure "agreement of each of A matrices with each of B, in each of G groups".
 
-    Ties have their mean rank. With `given`, matrices [N, M] of covariates, it is the partial rank
-    correlation: what is left of the agreement among examples alike in the covariates' means.
+    Ties have their mean rank. All agreements come from one ranking of each matrix, so a table of
+    many costs little more than one.
+
+    Args:
+        first: A matrices [N, M].
+        second: B matrices [N, M].
+        level: "example", "query", "pair", or labels [M]; see this module.
+        groups: [N, M] whole numbers: pairs are ranked within their group (0 to G - 1), negative
+            ones do not count; all are in one group by default. Sets of queries that fill a group
+            with fewer than `LEAST` training examples, or with equal scores throughout, are left
+            out of its average.
+        given: Covariates [N, M]: with them, agreements are partial rank correlations, what is left
+            among pairs alike in the covariates.
+
+    Returns:
+        The measure; it returns [G, A, B], not a number where there is no agreement to speak of.
+
+    Raises:
+        ValueError: If the level is unknown, or a set's queries are not all in the same groups.
     """
-    matrices = (first, second, *given)
+    matrices = np.stack([*first, *second, *given]).astype(float)
+    A, B = len(first), len(second)
+    M = matrices.shape[2]
+    sets = None if isinstance(level, str) and level == "pair" else _membership(level, M)
+    if groups is not None:
+        count = int(groups.max()) + 1
+        if sets is not None:
+            groups = _of_sets(groups, sets)
 
-    def measure(rows: np.ndarray, columns: np.ndarray) -> float:
-        weights = np.bincount(columns, minlength=first.shape[1]).astype(float)
-        means = np.stack([(matrix @ weights)[rows] for matrix in matrices])
-        return float(_correlations(means[..., None])[0])
+    def measure(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        if sets is None:
+            values = matrices[:, rows][:, :, columns].reshape(len(matrices), -1, 1)
+            labels = None if groups is None else groups[np.ix_(rows, columns)].reshape(-1, 1)
+            weights = np.ones(1)
+        else:
+            drawn = sets * np.bincount(columns, minlength=M)[:, None]
+            sizes = drawn.sum(0)
+            kept = sizes > 0
+            weights = sizes[kept]
+            values = (matrices @ (drawn[:, kept] / weights))[:, rows]
+            labels = None if groups is None else groups[np.ix_(rows, kept)]
+        rho = _rank_correlations(values, labels, 1 if groups is None else count)
+        rho = _partial(rho, A + B)[..., :A, A:]  # [G, sets, A, B]
+        known = np.isfinite(rho)
+        total = np.where(known, rho, 0) * weights[:, None, None]
+        with np.errstate(invalid="ignore"):
+            return total.sum(1) / (known * weights[:, None, None]).sum(1)
 
     return measure
 
 
-def query_agreement(
+def agreement(
     first: np.ndarray,
     second: np.ndarray,
+    level: str | np.ndarray = "query",
     mask: np.ndarray | None = None,
     given: Sequence[np.ndarray] = (),
 ) -> Measure:
-    """Return the measure "Spearman's rho over the training examples, averaged over queries".
+    """Return the measure "agreement of two matrices [N, M], over the pairs of mask [N, M]".
 
-    Each query ranks its own pairs, so that queries whose scores lie higher than others' do not
-    make an agreement.
-
-    Args:
-        first: [N, M].
-        second: [N, M].
-        mask: [N, M] bool, the pairs that count; queries with fewer than `LEAST` of them, or with
-            equal scores throughout, are left out of the average.
-        given: Covariates [N, M], see `rank_agreement`.
+    See `agreements` for the other arguments.
     """
-    matrices = np.stack([first, second, *given]).astype(float)
-    if mask is not None:
-        # ranks of the pairs that count are the same whatever comes after them
-        matrices[:, ~mask] = np.inf
+    groups = None if mask is None else np.where(mask, 0, -1)
+    if mask is not None and not mask.any():
+        return lambda rows, columns: np.nan
+    measure = agreements([first], [second], level, groups, given)
+    return lambda rows, columns: float(measure(rows, columns)[0, 0, 0])
+
+
+def kendall(first: np.ndarray, second: np.ndarray) -> Measure:
+    """Return the measure "Kendall's tau-b between the row means of two matrices [N, M]"."""
 
     def measure(rows: np.ndarray, columns: np.ndarray) -> float:
-        drawn, counts = np.unique(columns, return_counts=True)
-        pairs = np.ix_(rows, drawn)
-        counted = None if mask is None else mask[pairs]
-        rho = _correlations(matrices[:, *pairs], counted)
-        known = np.isfinite(rho)
-        return np.average(rho[known], weights=counts[known]) if known.any() else np.nan
-
-    return measure
-
-
-def pair_agreement(
-    first: np.ndarray, second: np.ndarray, given: Sequence[np.ndarray] = ()
-) -> Measure:
-    """Return the measure "Spearman's rho between two matrices [N, M], over all pairs".
-
-    For `given` see `rank_agreement`.
-    """
-    matrices = (first, second, *given)
-
-    def measure(rows: np.ndarray, columns: np.ndarray) -> float:
-        pairs = np.ix_(rows, columns)
-        values = np.stack([matrix[pairs].ravel() for matrix in matrices])
-        return float(_correlations(values[..., None])[0])
+        weights = np.bincount(columns, minlength=first.shape[1]).astype(float)
+        return float(
+            kendalltau(*((matrix @ weights)[rows] for matrix in (first, second))).statistic
+        )
 
     return measure
 
@@ -161,46 +199,178 @@ def _chosen(values: np.ndarray, k: int) -> np.ndarray:
     return above + tied * ((k - above.sum()) / tied.sum())
 
 
-def _correlations(values: np.ndarray, counted: np.ndarray | None = None) -> np.ndarray:
-    """Return rank correlations [m] of the first two of k variables, given the others.
+def _membership(level: str | np.ndarray, M: int) -> np.ndarray:
+    """Return which query is in which set: [M, C] of zeros and ones."""
+    if isinstance(level, str):
+        known = {"example": np.zeros(M), "query": np.arange(M)}
+        if level not in known:
+            raise ValueError(f"level is {level!r}, expected 'example', 'query', 'pair' or labels")
+        level = known[level]
+    labels = np.unique(level, return_inverse=True)[1]
+    return np.equal.outer(labels, np.arange(labels.max() + 1)).astype(float)
+
+
+def _of_sets(groups: np.ndarray, sets: np.ndarray) -> np.ndarray:
+    """Return the groups [N, C] of pairs of a training example and a set of queries."""
+    of_sets = groups[:, sets.argmax(0)]
+    if not np.array_equal(of_sets[:, sets.argmax(1)], groups):
+        raise ValueError("the queries of a set must be in the same groups for every row")
+    return of_sets
+
+
+def _rank_correlations(values: np.ndarray, groups: np.ndarray | None, count: int) -> np.ndarray:
+    """Return Spearman's rho between K variables in each group: [G, m, K, K].
 
     Args:
-        values: [k, n, m], n observations of k variables in each of m columns; infinite where they
-            are not counted.
-        counted: [n, m] bool; all by default.
+        values: [K, n, m], n observations of K variables in each of m columns.
+        groups: [n, m] from 0 to count - 1, or negative; None for one group of all.
+        count: G.
 
     Returns:
-        [m]; not a number where a variable does not vary (given the others), or fewer than `LEAST`
-        observations are counted.
+        Not a number for a variable that does not vary, or with fewer than `LEAST` observations.
     """
-    ranks = rankdata(values, axis=1)
-    weights = np.ones(values.shape[1:]) if counted is None else counted.astype(float)
-    n = weights.sum(0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        ranks -= (ranks * weights).sum(1, keepdims=True) / n
-        covariance = np.einsum("anm,bnm,nm->mab", ranks, ranks, weights)
-        scale = np.sqrt(np.einsum("maa->ma", covariance))
-        correlation = covariance / (scale[:, :, None] * scale[:, None, :])
-    known = (n >= LEAST) & np.isfinite(correlation).all((1, 2))
-    left = correlation[known]
-    if len(values) > 2:  # what a regression on the others leaves of the first two
-        slopes = left[:, :2, 2:] @ np.linalg.pinv(left[:, 2:, 2:], hermitian=True)
-        left = left[:, :2, :2] - slopes @ left[:, 2:, :2]
-    spread = left[:, 0, 0] * left[:, 1, 1]
-    rho = np.full(len(n), np.nan)
-    rho[known] = np.where(
-        spread > 1e-12, left[:, 0, 1] / np.sqrt(np.maximum(spread, 1e-12)), np.nan
-    )
+    K, n, m = values.shape
+    if groups is None:
+        ranks = rankdata(values, axis=1)
+        masks = np.ones((1, n, m))
+    else:
+        # sorted by group and then by value, ranks within a group are ranks less those before
+        order = np.broadcast_to(groups, values.shape)
+        places = np.lexsort((values, order), axis=1)
+        ranks = _mean_ranks(values, order, places)
+        masks = np.equal.outer(np.arange(count), groups).astype(float)
+    rho = np.full((count, m, K, K), np.nan)
+    for group, mask in enumerate(masks):
+        size = mask.sum(0)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            centred = (ranks - (ranks * mask).sum(1, keepdims=True) / size) * mask
+            by_column = centred.transpose(2, 0, 1)
+            covariance = by_column @ by_column.transpose(0, 2, 1)
+            scale = np.sqrt(np.einsum("maa->ma", covariance))
+            rho[group] = covariance / (scale[:, :, None] * scale[:, None, :])
+        rho[group, size < LEAST] = np.nan
     return rho
+
+
+def _mean_ranks(values: np.ndarray, groups: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Return places in the order by group and value, ties in both at their mean place."""
+    ordered = [np.take_along_axis(x, places, 1) for x in (groups, values)]
+    new = np.ones(values.shape, dtype=bool)
+    new[:, 1:] = np.logical_or(*(x[:, 1:] != x[:, :-1] for x in ordered))
+    # first and last place of each run of ties, spread over the run
+    place = np.arange(values.shape[1])[None, :, None]
+    begin = np.maximum.accumulate(np.where(new, place, 0), axis=1)
+    last = np.ones_like(new)
+    last[:, :-1] = new[:, 1:]
+    end = np.where(last, place, values.shape[1])
+    end = np.minimum.accumulate(end[:, ::-1], axis=1)[:, ::-1]
+    ranks = np.empty(values.shape)
+    np.put_along_axis(ranks, places, (begin + end) / 2, 1)
+    return ranks
+
+
+def _partial(rho: np.ndarray, k: int) -> np.ndarray:
+    """Return the correlations [..., k, k] of the first k of K variables, given the others."""
+    if rho.shape[-1] == k:
+        return rho
+    partial = np.full((*rho.shape[:-2], k, k), np.nan)
+    known = np.isfinite(rho[..., k:, k:]).all((-2, -1))
+    full = rho[known]
+    # where a variable does not vary, only its own partial correlations are unknown
+    cross = np.nan_to_num(full[:, :k, k:])
+    left = full[:, :k, :k] - cross @ np.linalg.pinv(full[:, k:, k:], hermitian=True) @ (
+        cross.transpose(0, 2, 1)
+    )
+    spread = np.einsum("maa->ma", left)
+    scale = np.sqrt(np.where(spread > 1e-12, spread, np.nan))
+    partial[known] = left / (scale[:, :, None] * scale[:, None, :])
+    return partial
+
+
+@dataclass(frozen=True)
+class Ceiling:
+    """How far two methods' rankings can and do agree, given the noise of so few queries.
+
+    Attributes:
+        first: [G] reliability of the first method's mean over queries, see `reliability`.
+        second: [G] of the second's.
+        ceiling: [G] sqrt(first * second), the most that the two could agree.
+        disattenuated: [G] agreement that two rankings free of noise would have.
+    """
+
+    first: np.ndarray
+    second: np.ndarray
+    ceiling: np.ndarray
+    disattenuated: np.ndarray
+
+
+def noise_ceiling(
+    first: np.ndarray,
+    second: np.ndarray,
+    rng: np.random.Generator,
+    level: str | np.ndarray = "example",
+    groups: np.ndarray | None = None,
+    splits: int = 100,
+    rows: np.ndarray | None = None,
+) -> Ceiling:
+    """Return reliabilities, the noise ceiling and the disattenuated agreement of row means.
+
+    The queries are halved at random (within each set of the level), and four rankings correlated:
+    either method's on either half, averaged over halvings. One method with itself gives its
+    reliability; the two on different halves share no query, so nothing that a query does to both
+    counts as agreement, and over the root of the two self-agreements this is the disattenuated
+    correlation (Spearman 1904). It is an estimate and may exceed one.
+
+    Args:
+        first: [N, M].
+        second: [N, M].
+        rng: Draws the halves.
+        level: "example", or labels [M] of sets of at least two queries.
+        groups: See `agreements`.
+        splits: Number of random halvings.
+        rows: Row numbers [n] of a resample of the training examples; all by default. Queries cannot
+            be resampled here: one drawn twice could be in both halves.
+
+    Raises:
+        ValueError: If a set has fewer than two queries.
+    """
+    sets = _membership(level, first.shape[1])
+    if (sets.sum(0) < 2).any():
+        raise ValueError("reliability over queries needs at least two queries")
+    rows = np.arange(len(first)) if rows is None else rows
+    labels = None if groups is None else _of_sets(groups, sets)[rows]
+    count = 1 if groups is None else int(groups.max()) + 1
+    matrices = np.stack([first, second])[:, rows].astype(float)
+    total = np.zeros((count, 4, 4))
+    for _ in range(splits):
+        halves = _halves(sets, rng)
+        values = np.concatenate([matrices @ (half / half.sum(0)) for half in halves])
+        rho = _rank_correlations(values, labels, count)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Mean of empty slice")
+            total += np.nanmean(rho, axis=1)
+    own = total[:, [0, 1], [2, 3]] / splits  # [G, 2], a method with itself
+    across = (total[:, 0, 3] + total[:, 1, 2]) / (2 * splits)
+    with np.errstate(invalid="ignore"):  # a negative self-agreement has no root
+        stepped_up = 2 * own / (1 + own)
+        return Ceiling(*stepped_up.T, np.sqrt(stepped_up.prod(1)), across / np.sqrt(own.prod(1)))
+
+
+def _halves(sets: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Halve each set of queries at random (one of an odd number stays out): two [M, C]."""
+    halves = np.zeros((2, *sets.shape))
+    for column, members in enumerate(sets.T):
+        drawn = rng.permutation(np.flatnonzero(members))
+        half = len(drawn) // 2
+        halves[0, drawn[:half], column] = halves[1, drawn[half : 2 * half], column] = 1
+    return halves[0], halves[1]
 
 
 def reliability(scores: np.ndarray, rng: np.random.Generator, splits: int = 200) -> float:
     """Return how well row means [N] over so many queries would agree with those of new queries.
 
     Split-half: the queries are halved at random, the halves' row means correlated (Spearman), and
-    the average over splits stepped up to all queries by Spearman and Brown's 2 r / (1 + r). The
-    square root of two scores' reliabilities' product is the most that they can agree, the noise
-    ceiling; their agreement over it is the disattenuated correlation.
+    the average over splits stepped up to all queries by Spearman and Brown's 2 r / (1 + r).
 
     Args:
         scores: [N, M].
@@ -210,17 +380,7 @@ def reliability(scores: np.ndarray, rng: np.random.Generator, splits: int = 200)
     Raises:
         ValueError: If there are fewer than two queries.
     """
-    M = scores.shape[1]
-    if M < 2:
-        raise ValueError("reliability over queries needs at least two queries")
-    halves = np.zeros((M, splits, 2))
-    for split in range(splits):
-        order = rng.permutation(M)
-        halves[order[: M // 2], split, 0] = 1
-        halves[order[M // 2 : 2 * (M // 2)], split, 1] = 1
-    means = np.einsum("nm,msh->hns", scores.astype(float), halves, optimize=True)
-    r = np.nanmean(_correlations(means))
-    return float(2 * r / (1 + r))
+    return float(noise_ceiling(scores, scores, rng, splits=splits).first[0])
 
 
 def p_value(
@@ -240,6 +400,47 @@ def p_value(
     return float(test.pvalue)
 
 
+def p_values_within(
+    first: np.ndarray,
+    second: np.ndarray,
+    tasks: np.ndarray,
+    rng: np.random.Generator,
+    level: str | np.ndarray = "query",
+    groups: np.ndarray | None = None,
+    resamples: int = 999,
+) -> np.ndarray:
+    """Return two-sided permutation p-values [G] of the agreement in each group.
+
+    The null hypothesis is that the methods agree on an example's task at most: training examples
+    exchange their rows of the first matrix within their task.
+
+    Args:
+        first: [N, M].
+        second: [N, M].
+        tasks: [N] labels; rows with the same label exchange, and must be in the same groups.
+        rng: Draws the permutations.
+        level: See `agreements`.
+        groups: See `agreements`.
+        resamples: Number of permutations.
+    """
+    codes = np.unique(tasks, return_inverse=True)[1]
+    start = np.argsort(codes, kind="stable")
+    everything = [np.arange(size) for size in first.shape]
+
+    def statistic(first: np.ndarray) -> np.ndarray:
+        return agreements([first], [second], level, groups)(*everything)[:, 0, 0]
+
+    def exchanged() -> np.ndarray:
+        order = np.empty(len(first), dtype=int)
+        order[start] = np.lexsort((rng.random(len(first)), codes))
+        return first[order]
+
+    observed = np.abs(statistic(first))
+    null = np.abs([statistic(exchanged()) for _ in range(resamples)])
+    # the observed order is one of the equally likely ones
+    return (1 + (null >= observed - 1e-12).sum(0)) / (1 + resamples)
+
+
 def holm(p_values: Sequence[float]) -> np.ndarray:
     """Return p-values adjusted for their number by Holm's step-down method, in their order."""
     p = np.asarray(p_values, dtype=float)
@@ -253,7 +454,7 @@ def pairs_agree(
 ) -> pd.DataFrame:
     """Return the rank agreement over all pairs of named pairs of matrices, with intervals."""
     measures = {
-        (name, "Spearman"): (pair_agreement(*both), both[0].shape, both[0].size)
+        (name, "Spearman"): (agreement(*both, level="pair"), both[0].shape, both[0].size)
         for name, both in compared.items()
     }
     return with_intervals(measures, rng)
@@ -298,7 +499,7 @@ def findings(
         for name, (values, mask) in means.items()
     }
     measures |= {
-        name: (rank_agreement(*both), both[0].shape, len(both[0]))
+        name: (agreement(*both, level="example"), both[0].shape, len(both[0]))
         for name, both in agreements.items()
     }
     return with_intervals(measures, rng)
