@@ -467,13 +467,14 @@ def test_an_interrupted_run_resumes_with_the_same_numbers(experiment, monkeypatc
 def test_parts_have_stores_of_their_own(experiment):
     lm = experiment.load_model()
     pool, queries = experiment.load_data()
-    scores = influence.attribute(experiment, lm, parts=["mlp", "attn"])
+    scores = influence.attribute(experiment, lm, parts={"mlp": "mlp", "attention": "attn"})
     close(scores.parts["mlp"], influence.gradient_dot(lm, pool, queries, layers="mlp"))
-    close(scores.parts["mlp"] + scores.parts["attn"], scores.dot)
-    found = influence.find(experiment, "02_influence", parts=["attn"])
-    np.testing.assert_array_equal(found.parts["attn"], scores.parts["attn"])
+    close(scores.parts["mlp"] + scores.parts["attention"], scores.dot)
+    found = influence.find(experiment, "02_influence")
+    assert list(found.parts) == ["attention", "mlp"]
+    np.testing.assert_array_equal(found.parts["attention"], scores.parts["attention"])
     with pytest.raises(ValueError, match="no layer among 'attn' matches the part 'mlp'"):
-        influence.attribute(experiment, lm, layers="attn", parts=["mlp"])
+        influence.attribute(experiment, lm, layers="attn", parts={"mlp": "mlp"})
 
 
 KILLED = """

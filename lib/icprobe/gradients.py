@@ -133,6 +133,25 @@ def last_blocks(lm: LM, count: int, layers: str = "") -> str:
     return f"^(?=.*(?:{layers})).*{last}" if layers else last
 
 
+def parts(lm: LM, layers: str = "", bands: int = 6) -> dict[str, str]:
+    """Return the kinds of layers and bands of blocks: by name, the regular expression for each.
+
+    Both cut the layers into parts whose dot products add up to the whole.
+
+    Args:
+        lm: The model.
+        layers: See `linear_layers`.
+        bands: Into how many runs of neighbouring blocks to cut them.
+    """
+    names = list(linear_layers(lm, layers))
+    kinds = sorted({BLOCK.split(name)[-1] for name in names})
+    numbers = sorted({int(number) for name in names for number in BLOCK.findall(name)})
+    by_name = {kind: rf"\.\d+\.{re.escape(kind)}$" for kind in kinds}
+    for band in np.array_split(numbers, min(bands, len(numbers))):
+        by_name[f"blocks {band[0]:02}-{band[-1]:02}"] = rf"\.({'|'.join(map(str, band))})\."
+    return by_name
+
+
 def batches(lm: LM, examples: Sequence[Encoded]) -> Iterator[list[int]]:
     """Cut examples into batches of like length, so that little is padded: lists of indices.
 

@@ -17,7 +17,7 @@ import numbers
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -337,7 +337,7 @@ class Influence:
     Attributes:
         dot: [N, M] gradient dot products, nats per unit of learning rate.
         cosine: [N, M] the same over both gradients' norms.
-        parts: [N, M] contributions to `dot` of the layers that a regular expression chooses.
+        parts: [N, M] contributions to `dot` of some of the layers, by name.
     """
 
     dot: np.ndarray
@@ -351,7 +351,7 @@ def attribute(
     layers: str = "",
     loss_on: str = "completion",
     reduction: str = "sum",
-    parts: Sequence[str] = (),
+    parts: Mapping[str, str] | None = None,
     memory: float = MEMORY,
     fresh: bool = False,
 ) -> Influence:
@@ -363,7 +363,8 @@ def attribute(
         layers: See `gradients.linear_layers`.
         loss_on: See `GradientDot.products`.
         reduction: See `GradientDot.products`.
-        parts: See `GradientDot.products`; each has a store of its own.
+        parts: By name, a regular expression that chooses some of the layers (such as
+            `gradients.parts`): what they contribute has a store of its own.
         memory: See `GradientDot`.
         fresh: Compute everything anew.
 
@@ -373,7 +374,8 @@ def attribute(
         FloatingPointError: If a gradient is not finite; names the examples.
     """
     experiment.check_model(lm)
-    for part in parts:
+    parts = parts or {}
+    for part in parts.values():
         if not any(re.search(part, name) for name in gradients.linear_layers(lm, layers)):
             raise ValueError(f"no layer among {layers or 'all'!r} matches the part {part!r}")
     pool, queries = (
@@ -391,7 +393,9 @@ def attribute(
     held = functools.cache(lambda: GradientDot(lm, queries, layers, memory=memory))
     matrices = store.fill_together(
         stores,
-        lambda rows: held().products(pool[rows.start : rows.stop], loss_on, reduction, parts),
+        lambda rows: held().products(
+            pool[rows.start : rows.stop], loss_on, reduction, list(parts.values())
+        ),
     )
     return Influence(*matrices[:2], dict(zip(parts, matrices[2:], strict=True)))
 
@@ -402,9 +406,8 @@ def find(
     layers: str = "",
     loss_on: str = "completion",
     reduction: str = "sum",
-    parts: Sequence[str] = (),
 ) -> Influence:
-    """Return finished scores; needs neither the model nor the data.
+    """Return finished scores, with all parts that there are; needs neither the model nor the data.
 
     Args:
         experiment: What was scored.
@@ -412,16 +415,20 @@ def find(
         layers: See `attribute`.
         loss_on: See `attribute`.
         reduction: See `attribute`.
-        parts: See `attribute`.
 
     Raises:
         store.ScoresNotFound: If they are not there.
     """
-    matrices = [
-        experiment.find(method, options, made_by).matrix()
-        for method, options in _stores(layers, loss_on, reduction, parts)
-    ]
-    return Influence(*matrices[:2], dict(zip(parts, matrices[2:], strict=True)))
+    wanted = _stores(layers, loss_on, reduction)
+    dot, cosine = (experiment.find(*which, made_by).matrix() for which in wanted)
+    identity = experiment.identity_of(*wanted[0])
+    parts = {}
+    for kept in store.finished(experiment.scores_dir, wanted[0][0]):
+        options = dict(kept.identity["options"])
+        part = options.pop("part", None)
+        if part and {**kept.identity, "options": options} == identity:
+            parts[part["name"]] = kept.matrix()
+    return Influence(dot, cosine, dict(sorted(parts.items())))
 
 
 def findings(
@@ -457,11 +464,14 @@ def findings(
 
 
 def _stores(
-    layers: str, loss_on: str, reduction: str, parts: Sequence[str]
+    layers: str, loss_on: str, reduction: str, parts: Mapping[str, str] | None = None
 ) -> list[tuple[str, dict]]:
     """Return each store's method and the options that determine it, beside the experiment."""
     options = {"layers": layers, "loss_on": loss_on, "reduction": reduction}
     return [
         *((method, options) for method in UNITS),
-        *(("gradient_dot", {**options, "part": part}) for part in parts),
+        *(
+            ("gradient_dot", {**options, "part": {"name": name, "layers": part}})
+            for name, part in (parts or {}).items()
+        ),
     ]

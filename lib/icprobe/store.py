@@ -439,6 +439,18 @@ def find(scores_dir: str | Path, method: str, identity: dict, made_by: str = "")
     return stored
 
 
+def finished(scores_dir: str | Path, method: str) -> Iterator[ScoreStore]:
+    """Yield all complete stores of a method, whatever they were made with.
+
+    Raises:
+        StoreError: a manifest is damaged.
+    """
+    for manifest in sorted(resolve(scores_dir).glob(f"{method}-*/{MANIFEST}")):
+        kept = load(manifest.parent)
+        if kept.method == method and kept.complete:
+            yield kept
+
+
 def load(folder: Path) -> ScoreStore:
     """Return the store in a folder, whatever made it.
 

@@ -1,0 +1,203 @@
+"""The claims table: what the paper says, what was measured here, and a verdict by a fixed rule.
+
+The rules stand here, before any result: a claim's rows are read from the findings that notebooks
+wrote (`<output_dir>/NN_findings.csv`), and the rule sees nothing else. Where there are none, the
+verdict is "not run".
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from icprobe import paths
+
+REPRODUCED, PARTLY, NOT = "reproduced", "partly", "not reproduced"
+NOT_TESTABLE, NOT_RUN = "not testable here", "not run"
+
+# takes the findings that a claim is tested by, in order: quantity, unit, estimate, low, high, n
+Rule = Callable[[pd.DataFrame], str]
+
+
+def above(full: float, least: float) -> Rule:
+    """Reproduced if the interval is above `full`, partly if it is above `least`."""
+
+    def rule(rows: pd.DataFrame) -> str:
+        low = rows["low"].iloc[0]
+        return REPRODUCED if low > full else PARTLY if low > least else NOT
+
+    return rule
+
+
+def all_positive(rows: pd.DataFrame) -> str:
+    """Reproduced if all intervals are above zero, partly if some are."""
+    positive = rows["low"] > 0
+    return REPRODUCED if positive.all() else PARTLY if positive.any() else NOT
+
+
+def exceeds(threshold: float) -> Rule:
+    """Reproduced if the interval is above the threshold, partly if it contains it."""
+
+    def rule(rows: pd.DataFrame) -> str:
+        low, high = rows["low"].iloc[0], rows["high"].iloc[0]
+        return REPRODUCED if low > threshold else PARTLY if high > threshold else NOT
+
+    return rule
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One row of the table.
+
+    Attributes:
+        id: The paper's claims are C1 to C5, those about its premise P1 to P3.
+        statement: What is claimed.
+        test: How it was tested, and the rule in words.
+        notebook: Number of the notebook whose findings have the rows.
+        quantities: The rows; the first is the one shown.
+        rule: The verdict; None while there is nothing to judge by.
+    """
+
+    id: str
+    statement: str
+    test: str
+    notebook: str
+    quantities: Sequence[str] = ()
+    rule: Rule | None = None
+
+
+CLAIMS = (
+    Claim(
+        "C1",
+        "ICP and gradient attribution rank training data alike where task type and content are "
+        "shared",
+        "ICP score against mean gradient dot product among 40 examples of the queries' own task, "
+        "mean over four tasks; reproduced if the interval is above 0.3, partly if above 0",
+        "03",
+        ["ICP score against product, same task"],
+        above(0.3, 0),
+    ),
+    Claim(
+        "C1, published scores",
+        "the same, over the authors' whole pool",
+        "the authors' ICP and influence scores of 52,002 examples; the same rule",
+        "07",
+        ["ICP score against mean influence"],
+        above(0.3, 0),
+    ),
+    Claim(
+        "C2",
+        "the agreement weakens as task type, content or both move away",
+        "agreement in the same task less that with the same type only, the same content only, and "
+        "neither (the last is shown); reproduced if all three intervals are above 0, partly if some",
+        "03",
+        [
+            "ICP score against product, same task less neither",
+            "ICP score against product, same task less same type",
+            "ICP score against product, same task less same content",
+        ],
+        all_positive,
+    ),
+    Claim(
+        "C3",
+        "models fine-tuned on data chosen by either method do equally well, and better than on "
+        "low-ranked data",
+        "fine-tuning on selected subsets",
+        "04",
+    ),
+    Claim(
+        "C4",
+        "on synthetic linear regression the same picture appears",
+        "a transformer trained to regress in context",
+        "05",
+    ),
+    Claim(
+        "C5",
+        "ICP needs no backward pass and is cheaper",
+        "time and memory against good gradient code",
+        "06",
+    ),
+    Claim(
+        "rho > 0.85",
+        "a summary of the paper: Spearman above 0.85",
+        "the authors' scores; reproduced if the interval is above 0.85, partly if it contains it",
+        "07",
+        ["ICP score against mean influence"],
+        exceeds(0.85),
+    ),
+    Claim(
+        "P1",
+        "beyond the paper: a query's gains predict what a training step on each example does to it",
+        "gain against the effect of one SGD step of finite size, per query; reproduced if the "
+        "interval is above 0.3, partly if above 0",
+        "03",
+        ["gain against training effect, per query"],
+        above(0.3, 0),
+    ),
+    Claim(
+        "P2",
+        "beyond the paper: they do so better than the similarity of texts does",
+        "the same less that of the better of TF-IDF and embedding similarity; reproduced if the "
+        "interval is above 0, partly if it contains 0",
+        "03",
+        ["gain less best similarity, per query"],
+        exceeds(0),
+    ),
+    Claim(
+        "P3",
+        "beyond the paper: gradients do so better than gains do",
+        "the same of gradient cosines, less that of gains; reproduced if the interval is above 0, "
+        "partly if it contains 0",
+        "03",
+        ["cosine less gain, per query"],
+        exceeds(0),
+    ),
+)
+
+
+def judge(output_dir: str | Path) -> list[dict]:
+    """Return one record per claim, from the findings in a folder.
+
+    Args:
+        output_dir: Folder of the findings.
+
+    Returns:
+        id, statement, test, notebook, estimate, low, high, unit, n, verdict; numbers are None where
+        there are no results.
+
+    Raises:
+        KeyError: If findings are there but lack a row that a claim is tested by.
+    """
+    folder = paths.resolve(output_dir)
+    records = []
+    for claim in CLAIMS:
+        record = {key: getattr(claim, key) for key in ("id", "statement", "test", "notebook")}
+        numbers = dict.fromkeys(("estimate", "low", "high", "unit", "n"))
+        verdict, file = NOT_RUN, folder / f"{claim.notebook}_findings.csv"
+        if claim.rule and file.exists():
+            findings = pd.read_csv(file).set_index("quantity")
+            missing = [name for name in claim.quantities if name not in findings.index]
+            if missing:
+                raise KeyError(f"{paths.shown(file)} has no row {missing[0]!r} for {claim.id}")
+            rows = findings.loc[list(claim.quantities)]
+            if rows[["estimate", "low", "high"]].isna().any(axis=None):
+                verdict = NOT_TESTABLE  # such as in data with a single task
+            else:
+                verdict = claim.rule(rows)
+                numbers = {key: rows[key].iloc[0] for key in numbers} | {
+                    "n": int(rows["n"].iloc[0])
+                }
+        records.append({**record, **numbers, "verdict": verdict})
+    return records
+
+
+def write(output_dir: str | Path) -> pd.DataFrame:
+    """Judge all claims and write <output_dir>/claims.json; return them as a table."""
+    records = judge(output_dir)
+    file = paths.resolve(output_dir) / "claims.json"
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
+    temporary.replace(file)
+    return pd.DataFrame(records)
