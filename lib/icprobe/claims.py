@@ -91,7 +91,7 @@ CLAIMS = (
         "C2",
         "the agreement weakens as task type, content or both move away",
         "agreement in the same task less that with the same type only, the same content only, and "
-        "neither (the last is shown); reproduced if all three intervals are above 0, partly if some",
+        "neither (shown); reproduced if all three intervals are above 0, partly if some are",
         "03",
         [
             "ICP score against product, same task less neither",

@@ -230,42 +230,51 @@ def _rank_correlations(values: np.ndarray, groups: np.ndarray | None, count: int
         Not a number for a variable that does not vary, or with fewer than `LEAST` observations.
     """
     K, n, m = values.shape
-    if groups is None:
-        ranks = rankdata(values, axis=1)
-        masks = np.ones((1, n, m))
-    else:
-        # sorted by group and then by value, ranks within a group are ranks less those before
-        order = np.broadcast_to(groups, values.shape)
-        places = np.lexsort((values, order), axis=1)
-        ranks = _mean_ranks(values, order, places)
-        masks = np.equal.outer(np.arange(count), groups).astype(float)
-    rho = np.full((count, m, K, K), np.nan)
-    for group, mask in enumerate(masks):
-        size = mask.sum(0)
+    labels = None if groups is None else np.ascontiguousarray(groups.T)
+    ranks = _ranks(np.ascontiguousarray(values.transpose(2, 0, 1)), labels)  # [m, K, n]
+    rho = np.empty((count, m, K, K))
+    for group in range(count):
+        mask = np.ones((m, 1, n)) if labels is None else (labels == group)[:, None].astype(float)
+        size = mask.sum(2, keepdims=True)
         with np.errstate(invalid="ignore", divide="ignore"):
-            centred = (ranks - (ranks * mask).sum(1, keepdims=True) / size) * mask
-            by_column = centred.transpose(2, 0, 1)
-            covariance = by_column @ by_column.transpose(0, 2, 1)
+            centred = (ranks - (ranks * mask).sum(2, keepdims=True) / size) * mask
+            covariance = centred @ centred.transpose(0, 2, 1)
             scale = np.sqrt(np.einsum("maa->ma", covariance))
             rho[group] = covariance / (scale[:, :, None] * scale[:, None, :])
-        rho[group, size < LEAST] = np.nan
+        rho[group, size[:, 0, 0] < LEAST] = np.nan
     return rho
 
 
-def _mean_ranks(values: np.ndarray, groups: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """Return places in the order by group and value, ties in both at their mean place."""
-    ordered = [np.take_along_axis(x, places, 1) for x in (groups, values)]
-    new = np.ones(values.shape, dtype=bool)
-    new[:, 1:] = np.logical_or(*(x[:, 1:] != x[:, :-1] for x in ordered))
-    # first and last place of each run of ties, spread over the run
-    place = np.arange(values.shape[1])[None, :, None]
-    begin = np.maximum.accumulate(np.where(new, place, 0), axis=1)
-    last = np.ones_like(new)
-    last[:, :-1] = new[:, 1:]
-    end = np.where(last, place, values.shape[1])
-    end = np.minimum.accumulate(end[:, ::-1], axis=1)[:, ::-1]
+def _ranks(values: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
+    """Return mean ranks along the last axis of values [m, K, n], those of a group [m, n] together.
+
+    Ranks start anywhere: in one group they are those of the group alone, plus a constant.
+    """
+    order = np.argsort(values, axis=-1)
+    new = np.ones(values.shape, dtype=bool)  # where a run of equal values in one group begins
+    if groups is None:
+        ordered = np.take_along_axis(values, order, -1)
+        new[..., 1:] = ordered[..., 1:] != ordered[..., :-1]
+    else:
+        # sorting small whole numbers is fast, and keeps the order of values within a group
+        small = np.broadcast_to(groups.astype(np.int16)[:, None], values.shape)
+        by_group = np.argsort(np.take_along_axis(small, order, -1), axis=-1, kind="stable")
+        order = np.take_along_axis(order, by_group, -1)
+        ordered, of_group = (np.take_along_axis(x, order, -1) for x in (values, small))
+        new[..., 1:] = ordered[..., 1:] != ordered[..., :-1]
+        new[..., 1:] |= of_group[..., 1:] != of_group[..., :-1]
+    place = np.broadcast_to(np.arange(values.shape[-1]), values.shape)
     ranks = np.empty(values.shape)
-    np.put_along_axis(ranks, places, (begin + end) / 2, 1)
+    if new.all():
+        np.put_along_axis(ranks, order, place, -1)
+        return ranks
+    # ties share the mean of the first and the last place of their run
+    begin = np.maximum.accumulate(np.where(new, place, 0), axis=-1)
+    last = np.ones_like(new)
+    last[..., :-1] = new[..., 1:]
+    end = np.where(last, place, values.shape[-1])
+    end = np.minimum.accumulate(end[..., ::-1], axis=-1)[..., ::-1]
+    np.put_along_axis(ranks, order, (begin + end) / 2, -1)
     return ranks
 
 

@@ -1,0 +1,305 @@
+"""Where two attribution methods agree, how far they could, and what else would agree as well.
+
+Every function takes finished matrices [N, M] (positive = helps) and returns a table. Intervals are
+95 % bootstrap intervals over training examples and queries together, see `statistics`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import datasets
+import numpy as np
+import pandas as pd
+from scipy.stats import rankdata
+
+from icprobe import statistics
+
+CONDITIONS = ("same task", "same type", "same content", "neither")
+
+# methods by name, each a matrix [N, M]
+Methods = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What training examples and queries are about.
+
+    Attributes:
+        train: N rows with columns task, type and content.
+        queries: M rows like them.
+    """
+
+    train: pd.DataFrame
+    queries: pd.DataFrame
+
+    @classmethod
+    def of(cls, pool: datasets.Dataset, queries: datasets.Dataset) -> "Labels":
+        """Take the labels of examples (see `data.load`)."""
+        columns = ["task", "type", "content"]
+        return cls(*(rows.select_columns(columns).to_pandas() for rows in (pool, queries)))
+
+    def same(self, column: str) -> np.ndarray:
+        """Return whether pairs share their task, type or content: [N, M] bool.
+
+        What is unknown is not shared.
+        """
+        ours, theirs = self.train[column].to_numpy(), self.queries[column].to_numpy()
+        return np.equal.outer(ours, theirs) & (ours != "unknown")[:, None]
+
+    def conditions(self) -> np.ndarray:
+        """Return each pair's condition, its place in `CONDITIONS`: whole numbers [N, M].
+
+        "same type" is of another content, "same content" of another type; sharing both counts as
+        the same task.
+        """
+        same_type, same_content = self.same("type"), self.same("content")
+        same_task = self.same("task") | (same_type & same_content)
+        return np.select([same_task, same_type, same_content], [0, 1, 2], 3)
+
+
+def agreement_table(
+    first: Methods,
+    second: Methods,
+    levels: Mapping[str, str | np.ndarray],
+    rng: np.random.Generator,
+    given: Sequence[np.ndarray] = (),
+    replicates: int = 1000,
+) -> pd.DataFrame:
+    """Return the agreement of each of the first methods with each of the second, at each level.
+
+    Args:
+        first: A methods.
+        second: B methods.
+        levels: By name; see `statistics`.
+        rng: For the bootstrap.
+        given: Covariates [N, M], see `statistics.agreements`.
+        replicates: Number of resamples.
+
+    Returns:
+        One row each: level, first, second, estimate, low, high.
+    """
+    rows = []
+    for name, level in levels.items():
+        measure = statistics.agreements([*first.values()], [*second.values()], level, given=given)
+        numbers = _estimate(measure, next(iter(first.values())).shape, rng, replicates)
+        rows += [
+            (name, a, b, *(x[0, i, j] for x in numbers))
+            for i, a in enumerate(first)
+            for j, b in enumerate(second)
+        ]
+    return pd.DataFrame(rows, columns=["level", "first", "second", "estimate", "low", "high"])
+
+
+def reliabilities(methods: Methods, rng: np.random.Generator) -> pd.DataFrame:
+    """Return each method's split-half reliability over queries: method, reliability, low, high.
+
+    Intervals are over training examples; see `statistics.noise_ceiling` for why.
+    """
+    rows = []
+    for name, scores in methods.items():
+        found = with_ceiling(scores, scores, rng)
+        rows.append((name, *(found[f"first{end}"][0] for end in ("", "_low", "_high"))))
+    return pd.DataFrame(rows, columns=["method", "reliability", "low", "high"])
+
+
+def with_ceiling(
+    first: np.ndarray,
+    second: np.ndarray,
+    rng: np.random.Generator,
+    level: str | np.ndarray = "example",
+    groups: np.ndarray | None = None,
+    replicates: int = 200,
+) -> dict[str, np.ndarray]:
+    """Return the fields of `statistics.Ceiling` [G], and their intervals over training examples.
+
+    The ends of an interval have the field's name with _low and _high.
+    """
+    N = len(first)
+    where = {"level": level, "groups": groups}
+    found = vars(statistics.noise_ceiling(first, second, rng, **where))
+    resampled = [
+        vars(
+            statistics.noise_ceiling(
+                first, second, rng, splits=10, rows=rng.integers(N, size=N), **where
+            )
+        )
+        for _ in range(replicates)
+    ]
+    for name in tuple(found):
+        ends = np.nanpercentile([one[name] for one in resampled], [2.5, 97.5], axis=0)
+        found = found | dict(zip((f"{name}_low", f"{name}_high"), ends, strict=True))
+    return found
+
+
+def by_condition(
+    first: np.ndarray,
+    second: np.ndarray,
+    labels: Labels,
+    rng: np.random.Generator,
+    replicates: int = 1000,
+    resamples: int = 999,
+) -> pd.DataFrame:
+    """Return the agreement within each similarity condition, and the differences from the first.
+
+    Each ranking is of the training examples in one condition with one query ("per query"), or with
+    the queries of one task by their mean ("per example", the published aggregation where pool and
+    queries are chosen to meet the condition).
+
+    Args:
+        first: [N, M].
+        second: [N, M].
+        labels: Of the N training examples and M queries.
+        rng: For the bootstrap, the halvings and the permutations.
+        replicates: Resamples of the bootstrap.
+        resamples: Permutations for the p-values; 0 for none.
+
+    Returns:
+        One row per level and condition: level, condition, estimate, low, high, n (pairs), ranked
+        (training examples in a ranking), ceiling, disattenuated, disattenuated_low,
+        disattenuated_high (per example only), p (the null hypothesis: the methods agree on tasks
+        at most); then one per level and difference: level, condition ("same task less neither"),
+        estimate, low, high, n. Conditions without pairs are left out.
+    """
+    groups = labels.conditions()
+    there = [k for k in range(len(CONDITIONS)) if (groups == k).any()]
+    tasks = labels.queries["task"].to_numpy()
+    several = pd.Series(tasks).value_counts().min() > 1
+    rows = []
+    for name, level in (("per query", "query"), ("per example", tasks)):
+        measure = statistics.agreements([first], [second], level, groups)
+        with_differences = _then_differences(measure, there)
+        estimate, low, high = _estimate(with_differences, first.shape, rng, replicates)
+        p = np.full(len(CONDITIONS), np.nan)
+        if resamples:
+            of_train = labels.train["task"].to_numpy()
+            options = {"level": level, "groups": groups, "resamples": resamples}
+            found = statistics.p_values_within(first, second, of_train, rng, **options)
+            p[: len(found)] = found
+        ceiling = {}
+        if name == "per example" and several:
+            ceiling = with_ceiling(first, second, rng, level, groups)
+        names = [CONDITIONS[k] for k in there]
+        names += [f"{names[0]} less {other}" for other in names[1:]]
+        for place, condition in enumerate(names):
+            row = {"level": name, "condition": condition}
+            row |= {"estimate": estimate[place], "low": low[place], "high": high[place]}
+            if place < len(there):
+                k = there[place]
+                row |= {
+                    "n": (groups == k).sum(),
+                    "ranked": np.median((groups == k).sum(0)),
+                    "p": p[k],
+                }
+                kept = ["ceiling", "disattenuated", "disattenuated_low", "disattenuated_high"]
+                row |= {key: ceiling[key][k] for key in kept if ceiling}
+            else:
+                row["n"] = np.isin(groups, [there[0], there[place - len(there) + 1]]).sum()
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _then_differences(measure: statistics.Measure, there: Sequence[int]) -> statistics.Measure:
+    """Return the measure of the groups that are there, then the first less each other."""
+
+    def measured(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        values = measure(rows, columns)[there, 0, 0]
+        return np.concatenate([values, values[0] - values[1:]])
+
+    return measured
+
+
+def cells(first: np.ndarray, second: np.ndarray, labels: Labels) -> pd.DataFrame:
+    """Return the mean per-query agreement by task of the training example (row) and of the query.
+
+    Args:
+        first: [N, M].
+        second: [N, M].
+        labels: Of the N training examples and M queries.
+    """
+    train, queries = labels.train["task"].to_numpy(), labels.queries["task"].to_numpy()
+    rows = pd.unique(train)
+    groups = np.repeat(pd.Index(rows).get_indexer(train)[:, None], len(queries), axis=1)
+    measure = statistics.agreements([first], [second], "query", groups)
+    all_rows = np.arange(len(train))
+    columns = {
+        task: measure(all_rows, np.flatnonzero(queries == task))[:, 0, 0]
+        for task in pd.unique(queries)
+    }
+    return pd.DataFrame(columns, index=rows)
+
+
+def by_similarity(
+    first: np.ndarray,
+    second: np.ndarray,
+    similarity: np.ndarray,
+    rng: np.random.Generator,
+    bins: int = 5,
+    replicates: int = 1000,
+) -> tuple[pd.DataFrame, tuple[float, float, float]]:
+    """Return the per-query agreement among training examples that are about equally similar.
+
+    Each query's training examples are cut into bins of equal size by their similarity to it.
+
+    Args:
+        first: [N, M].
+        second: [N, M].
+        similarity: [N, M].
+        rng: For the bootstrap.
+        bins: How many.
+        replicates: Number of resamples.
+
+    Returns:
+        One row per bin: similarity (mean), estimate, low, high; and the slope of a line through
+        the bins (agreement per bin) with its interval.
+    """
+    groups = ((rankdata(similarity, axis=0, method="ordinal") - 1) * bins // len(first)).astype(int)
+    measure = statistics.agreements([first], [second], "query", groups)
+
+    def with_slope(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        values = measure(rows, columns)[:, 0, 0]
+        known = np.isfinite(values)
+        slope = (
+            np.polyfit(np.arange(bins)[known], values[known], 1)[0] if known.sum() > 1 else np.nan
+        )
+        return np.append(values, slope)
+
+    estimate, low, high = _estimate(with_slope, first.shape, rng, replicates)
+    frame = pd.DataFrame({"similarity": [similarity[groups == k].mean() for k in range(bins)]})
+    frame = frame.assign(estimate=estimate[:-1], low=low[:-1], high=high[:-1])
+    return frame, (estimate[-1], low[-1], high[-1])
+
+
+def differences(
+    pairs: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    truth: np.ndarray,
+    rng: np.random.Generator,
+    level: str | np.ndarray = "query",
+    replicates: int = 1000,
+) -> pd.DataFrame:
+    """Return how much better one method agrees with the truth than another: quantity, estimate, ...
+
+    Args:
+        pairs: By name, two methods [N, M]: the first's agreement less the second's.
+        truth: [N, M].
+        rng: For the bootstrap.
+        level: See `statistics`.
+        replicates: Number of resamples.
+    """
+    methods = [matrix for pair in pairs.values() for matrix in pair]
+    measure = statistics.agreements(methods, [truth], level)
+
+    def less(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        values = measure(rows, columns)[0, :, 0]
+        return values[::2] - values[1::2]
+
+    estimate, low, high = _estimate(less, truth.shape, rng, replicates)
+    frame = pd.DataFrame({"quantity": [*pairs], "unit": "Spearman"})
+    return frame.assign(estimate=estimate, low=low, high=high, n=truth.shape[0])
+
+
+def _estimate(
+    measure: statistics.Measure, shape: tuple[int, int], rng: np.random.Generator, replicates: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return a measure's value on all there is, and the ends of its interval."""
+    low, high = statistics.crossed_interval(measure, shape, rng, replicates)
+    return measure(*map(np.arange, shape)), low, high
