@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from icprobe import __version__, paths
 
 BLUE, ORANGE, GREEN, PINK, GREY = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#555555"
+SERIES = [BLUE, ORANGE, GREEN, PINK, GREY, "#56B4E9", "#D55E00", "black"]
 DIVERGING = "PuOr"
 
 STYLE = {
@@ -97,23 +98,29 @@ def task_heatmap(
         )
         for axes, (label, means) in zip(row[0], tables.items(), strict=True):
             # one task with huge scores would leave all others white
-            limit = max(np.percentile(np.abs(means), 95), 1e-9)
-            image = axes.imshow(means, cmap=DIVERGING, vmin=-limit, vmax=limit, aspect="auto")
-            digits = 0 if limit >= 100 else 1 if limit >= 1 else 2
-            for (i, j), value in np.ndenumerate(means.to_numpy()):
-                colour = "white" if abs(value) > 0.65 * limit else "black"
-                text = f"{round(value, digits) + 0.0:.{digits}f}"  # + 0.0 turns -0.0 into 0.0
-                axes.text(j, i, text, ha="center", va="center", color=colour, fontsize=8)
-            axes.set_xticks(range(columns), means.columns, rotation=40, ha="right")
-            axes.set_yticks(range(rows), means.index)
+            _heatmap(axes, means, label, max(np.percentile(np.abs(means), 95), 1e-9))
             axes.set_xlabel("task of the query")
-            axes.spines[:].set_visible(False)
-            bar = figure.colorbar(image, extend="both", shrink=0.8)
-            bar.set_label(label)
         row[0][0].set_ylabel("task of the training example")
         for axes in row[0][1:]:
             axes.set_yticklabels([])
     return figure
+
+
+def _heatmap(axes: plt.Axes, table: pd.DataFrame, label: str, limit: float) -> None:
+    """Draw a table with its values on a scale from -limit to limit; what is unknown stays white."""
+    extend = "both" if np.nanmax(np.abs(table)) > limit else "neither"
+    image = axes.imshow(table, cmap=DIVERGING, vmin=-limit, vmax=limit, aspect="auto")
+    digits = 0 if limit >= 100 else 1 if limit > 1 else 2
+    for (i, j), value in np.ndenumerate(table.to_numpy()):
+        if np.isfinite(value):
+            colour = "white" if abs(value) > 0.65 * limit else "black"
+            text = f"{round(value, digits) + 0.0:.{digits}f}"  # + 0.0 turns -0.0 into 0.0
+            axes.text(j, i, text, ha="center", va="center", color=colour, fontsize=8)
+    axes.set_xticks(range(table.shape[1]), table.columns, rotation=40, ha="right")
+    axes.set_yticks(range(table.shape[0]), table.index)
+    axes.spines[:].set_visible(False)
+    bar = axes.figure.colorbar(image, extend=extend, shrink=0.8)
+    bar.set_label(label)
 
 
 def task_means(
@@ -251,4 +258,147 @@ def projection_error(errors: pd.DataFrame) -> Figure:
             axes.set_xlabel("size of the projection, each side of a layer")
             axes.set_xticks(errors["size"], [str(size) for size in errors["size"]])
             axes.minorticks_off()
+    return figure
+
+
+def scatter_with_margins(
+    x: np.ndarray, y: np.ndarray, groups: Sequence[str], x_name: str, y_name: str
+) -> Figure:
+    """Two scores [N] of the same training examples, by group, with their histograms."""
+    with mpl.rc_context(STYLE):
+        figure, places = plt.subplot_mosaic(
+            [["top", "."], ["main", "side"]], figsize=(6.4, 5), width_ratios=[4, 1],
+            height_ratios=[1, 4],
+        )  # fmt: skip
+        main, top, side = places["main"], places["top"], places["side"]
+        for group, colour, marker in zip(
+            pd.unique(np.asarray(groups)), SERIES * 4, "osD^vPX*" * 4, strict=False
+        ):
+            mine = np.asarray(groups) == group
+            main.scatter(
+                x[mine], y[mine], s=22, color=colour, marker=marker, alpha=0.8, label=group
+            )
+        top.hist(x, bins=25, color=GREY)
+        side.hist(y, bins=25, color=GREY, orientation="horizontal")
+        top.set_xlim(main.get_xlim())
+        side.set_ylim(main.get_ylim())
+        top.tick_params(labelbottom=False)
+        side.tick_params(labelleft=False)
+        top.set_ylabel("examples")
+        side.set_xlabel("examples")
+        main.set(xlabel=x_name, ylabel=y_name)
+        main.axhline(0, color="black", linewidth=0.6)
+        main.axvline(0, color="black", linewidth=0.6)
+        main.legend(loc="best", fontsize=9)
+    return figure
+
+
+def agreement_heatmaps(table: pd.DataFrame) -> Figure:
+    """Agreement of methods with methods, a panel per level; below each value its interval.
+
+    `table` has columns level, first, second, estimate, low, high.
+    """
+    levels = list(pd.unique(table["level"]))
+    with mpl.rc_context(STYLE):
+        rows, columns = table["first"].nunique(), table["second"].nunique()
+        figure, panels = plt.subplots(
+            1, len(levels), figsize=(0.8 + (0.5 + 0.95 * columns) * len(levels), 1.5 + 0.6 * rows),
+            squeeze=False, sharey=True,
+        )  # fmt: skip
+        for axes, level in zip(panels[0], levels, strict=True):
+            mine = table[table["level"] == level]
+            names = {"index": "first", "columns": "second", "values": "estimate"}
+            grid = mine.pivot_table(**names, sort=False)
+            image = axes.imshow(grid, cmap=DIVERGING, vmin=-1, vmax=1, aspect="auto")
+            for row in mine.itertuples():
+                place = grid.columns.get_loc(row.second), grid.index.get_loc(row.first)
+                colour = "white" if abs(row.estimate) > 0.65 else "black"
+                text = f"{row.estimate:.2f}\n{row.low:.2f} to {row.high:.2f}"
+                axes.text(*place, text, ha="center", va="center", color=colour, fontsize=7)
+            axes.set_xticks(range(columns), grid.columns, rotation=35, ha="right")
+            axes.set_yticks(range(rows), grid.index)
+            axes.spines[:].set_visible(False)
+            axes.set_title(level)
+        figure.colorbar(image, ax=panels, shrink=0.8, label="Spearman")
+    return figure
+
+
+def intervals(panels: dict[str, pd.DataFrame], label: str) -> Figure:
+    """Dots with intervals, a panel per name: rows by the column `row`, colours by `series`.
+
+    Frames have columns row, series, estimate, low, high; the panels share rows and scale. A column
+    `ceiling` is drawn as a bar where it is known.
+    """
+    first = pd.concat(panels.values())
+    names, series = list(pd.unique(first["row"])), list(pd.unique(first["series"]))
+    with mpl.rc_context(STYLE):
+        height = 1.3 + len(names) * (0.16 + 0.14 * len(series))
+        figure, row = plt.subplots(
+            1, len(panels), figsize=(2 + 2.7 * len(panels), height), sharex=True, sharey=True,
+            squeeze=False,
+        )  # fmt: skip
+        for axes, (title, frame) in zip(row[0], panels.items(), strict=True):
+            for number, (name, colour, marker) in enumerate(
+                zip(series, SERIES * 2, "osD^vPX*" * 2, strict=False)
+            ):
+                mine = frame[frame["series"] == name]
+                shift = 0.7 * ((number + 0.5) / len(series) - 0.5)
+                places = -np.array([names.index(one) for one in mine["row"]]) - shift
+                errors = [mine["estimate"] - mine["low"], mine["high"] - mine["estimate"]]
+                axes.errorbar(
+                    mine["estimate"], places, xerr=np.array(errors).clip(min=0), fmt=marker,
+                    color=colour, markersize=5, capsize=2, label=name,
+                )  # fmt: skip
+                if "ceiling" in mine:
+                    axes.scatter(
+                        mine["ceiling"], places, marker="|", s=90, color=colour, linewidths=2
+                    )
+            axes.axvline(0, color="black", linewidth=1)
+            axes.set_title(title)
+            axes.set_xlabel(label)
+            axes.grid(axis="x", color="#DDDDDD", linewidth=0.6)
+            axes.set_axisbelow(True)
+        row[0][0].set_yticks(-np.arange(len(names)), names)
+        row[0][0].set_ylim(-len(names) + 0.4, 0.6)
+        if len(series) > 1:
+            handles, labels = row[0][0].get_legend_handles_labels()
+            figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(series)))
+    return figure
+
+
+def agreement_by_task(table: pd.DataFrame, label: str) -> Figure:
+    """Agreement by task of the training example (rows) and of the query (columns)."""
+    with mpl.rc_context(STYLE):
+        rows, columns = table.shape
+        figure, axes = plt.subplots(figsize=(3 + 0.6 * columns, 1.9 + 0.42 * rows))
+        _heatmap(axes, table, label, 1.0)
+        axes.set_xlabel("task of the query")
+        axes.set_ylabel("task of the training example")
+    return figure
+
+
+def agreement_by_similarity(panels: dict[str, dict[str, pd.DataFrame]], label: str) -> Figure:
+    """Agreement from the least to the most similar part of the pool, a panel per pool.
+
+    `panels` has, by pool and by similarity, one row per bin: estimate, low, high.
+    """
+    with mpl.rc_context(STYLE):
+        figure, row = plt.subplots(
+            1, len(panels), figsize=(1 + 3 * len(panels), 3.4), sharey=True, squeeze=False
+        )
+        for axes, (title, frames) in zip(row[0], panels.items(), strict=True):
+            for number, (name, frame) in enumerate(frames.items()):
+                colour, marker = SERIES[number], "os"[number % 2]
+                places = np.arange(1, len(frame) + 1) + 0.08 * (number - 0.5)
+                errors = [frame["estimate"] - frame["low"], frame["high"] - frame["estimate"]]
+                axes.errorbar(
+                    places, frame["estimate"], yerr=np.array(errors).clip(min=0), fmt=marker + "-",
+                    color=colour, capsize=3, label=name,
+                )  # fmt: skip
+            axes.axhline(0, color="black", linewidth=1)
+            axes.set_xticks(range(1, len(frame) + 1))
+            axes.set_title(title)
+            axes.set_xlabel("least to most similar part of the pool")
+        row[0][0].set_ylabel(label)
+        row[0][0].legend()
     return figure

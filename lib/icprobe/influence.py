@@ -423,7 +423,7 @@ def find(
     dot, cosine = (experiment.find(*which, made_by).matrix() for which in wanted)
     identity = experiment.identity_of(*wanted[0])
     parts = {}
-    for kept in store.finished(experiment.scores_dir, wanted[0][0]):
+    for kept in store.find_all(experiment.scores_dir, wanted[0][0]):
         options = dict(kept.identity["options"])
         part = options.pop("part", None)
         if part and {**kept.identity, "options": options} == identity:

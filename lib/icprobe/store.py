@@ -439,7 +439,7 @@ def find(scores_dir: str | Path, method: str, identity: dict, made_by: str = "")
     return stored
 
 
-def finished(scores_dir: str | Path, method: str) -> Iterator[ScoreStore]:
+def find_all(scores_dir: str | Path, method: str) -> Iterator[ScoreStore]:
     """Yield all complete stores of a method, whatever they were made with.
 
     Raises:
