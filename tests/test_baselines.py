@@ -85,12 +85,22 @@ def test_embeddings_equal_one_forward_pass_per_example(tiny, family, bos, layer)
         assert np.std(expected) > 0.01, "the reference must tell pairs apart"
 
 
+@pytest.fixture
+def threads():
+    """Return a function that sets torch's threads; they are set back afterwards."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("n_threads", [1, 3])
 @pytest.mark.parametrize("budget", [1, 60, 100_000])
-def test_batches_and_order_do_not_matter(tiny, monkeypatch, budget):
+def test_batches_order_and_threads_do_not_matter(tiny, monkeypatch, threads, budget, n_threads):
     lm = tiny("gpt2")
     encoded = language_model.encode(lm, examples(9, words=20))
     whole = baselines.mean_states(lm, encoded)
     monkeypatch.setitem(gradients.TOKENS_PER_PASS, "cpu", budget)
+    threads(n_threads)
     np.testing.assert_allclose(baselines.mean_states(lm, encoded), whole, rtol=RTOL, atol=ATOL)
     backwards = baselines.mean_states(lm, encoded[::-1])
     np.testing.assert_allclose(backwards[::-1], whole, rtol=RTOL, atol=ATOL)

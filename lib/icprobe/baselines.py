@@ -129,7 +129,8 @@ def mean_states(lm: LM, examples: Sequence[Encoded], layer: int | None = None) -
     layer = _checked_layer(lm, layer)
     _check_readable(lm, examples)
     means = np.zeros((len(examples), lm.model.config.get_text_config().hidden_size))
-    for batch in gradients.batches(lm, examples):
+
+    def read(batch: list[int]) -> None:
         sequences = [language_model.sequence(lm, examples[i])[0] for i in batch]
         lengths = torch.tensor([len(ids) for ids in sequences])
         real = torch.arange(int(lengths.max())) < lengths[:, None]
@@ -145,6 +146,8 @@ def mean_states(lm: LM, examples: Sequence[Encoded], layer: int | None = None) -
         # not a product with the mask: at padding there may be anything, even NaN
         total = states.masked_fill(~real[:, 1:, None], 0).sum(1)
         means[batch] = (total / (lengths[:, None] - 1)).numpy()
+
+    language_model.side_by_side(read, list(gradients.batches(lm, examples)), lm.device)
     for example, mean in zip(examples, means, strict=True):
         if not np.isfinite(mean).all():
             raise FloatingPointError(f"a hidden state of {example.id!r} is not finite")
