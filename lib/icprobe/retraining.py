@@ -187,8 +187,7 @@ class Retraining:
                         raise FloatingPointError(
                             f"{step.name} on {example.id!r} diverged: {error}"
                         ) from None
-                    finally:
-                        self._restore()
+                    self._restore()
         return effects
 
     def _log_likelihoods(self) -> np.ndarray:
@@ -220,6 +219,7 @@ class Retraining:
                 weight.requires_grad_(True)
             yield
         finally:
+            self._restore()
             for weight, (requires_grad, gradient) in zip(self._weights, states, strict=True):
                 weight.requires_grad_(requires_grad)
                 weight.grad = gradient
