@@ -111,6 +111,15 @@ def test_stores_filled_together_share_one_computation(tmp_path, capsys):
     assert "dot: reused 3 of 7" in capsys.readouterr().out
     store.fill_together([one, other], both)
     assert len(calls) == 3
+    new = opened(tmp_path, method="new")
+    new.write(1, expected[3:6])
+
+    def only_new(rows):
+        assert one.finished(rows) and not new.finished(rows)
+        return None, expected[list(rows)]
+
+    results = store.fill_together([one, new], only_new)
+    assert bits(results[0]) == bits(results[1]) == bits(expected)
     ragged = opened(tmp_path, method="ragged", block_size=2)
     with pytest.raises(store.StoreError, match="their blocks are not the same"):
         store.fill_together([one, ragged], both)

@@ -234,18 +234,29 @@ def factors(
     return result
 
 
-def whole(
-    lm: LM, example: Encoded, parameters: Sequence[nn.Parameter], loss_on: str = "completion"
-) -> list[torch.Tensor]:
-    """Return the gradient of one example's summed loss by each of the parameters, as autograd does.
-
-    As large as the parameters themselves: for checks and for estimators that need every entry.
-    """
-    ids, rows, columns, targets, weights = loss_inputs(lm, [example], loss_on, "sum")
+def loss(
+    lm: LM, example: Encoded, loss_on: str = "completion", reduction: str = "sum"
+) -> torch.Tensor:
+    """Return one example's loss in nats, a scalar with its graph; options as for `factors`."""
+    ids, rows, columns, targets, weights = loss_inputs(lm, [example], loss_on, reduction)
     with torch.enable_grad(), language_model.selective_head(lm):
         logits = language_model.logits_at(lm, rows, columns, input_ids=ids.to(lm.device))
         nats = nn.functional.cross_entropy(logits, targets, reduction="none")
-        return list(torch.autograd.grad((nats * weights).sum(), list(parameters)))
+        return (nats * weights).sum()
+
+
+def whole(
+    lm: LM,
+    example: Encoded,
+    parameters: Sequence[nn.Parameter],
+    loss_on: str = "completion",
+    reduction: str = "sum",
+) -> list[torch.Tensor]:
+    """Return the gradient of one example's loss by each of the parameters, as autograd does.
+
+    As large as the parameters themselves: for checks and for estimators that need every entry.
+    """
+    return list(torch.autograd.grad(loss(lm, example, loss_on, reduction), list(parameters)))
 
 
 def products(one: Sequence[Factors], other: Sequence[Factors]) -> dict[str, torch.Tensor]:

@@ -301,6 +301,7 @@ def log_likelihoods(
     queries: Sequence[Encoded],
     contexts: Sequence[Sequence[int]] = ((),),
     tokens_per_forward: int | None = None,
+    dtype: type = np.float32,
 ) -> np.ndarray:
     """Return the log-likelihood of every query's completion after every context.
 
@@ -314,6 +315,7 @@ def log_likelihoods(
         contexts: C token sequences to stand before the query's prompt (BOS is added here).
         tokens_per_forward: Tokens in one forward pass, which bounds memory (on a CPU a pass may run
             on each thread at once).
+        dtype: Of the result; float64 where small differences of log-likelihoods matter.
 
     Returns:
         float32 [C, M], in nats.
@@ -348,7 +350,7 @@ def log_likelihoods(
         raise FloatingPointError(
             f"log-likelihood of {queries[q].id!r} after context {c} is not finite"
         )
-    return nats.astype(np.float32)
+    return nats.astype(dtype)
 
 
 def check_lengths(lm: LM, queries: Sequence[Encoded], contexts: Sequence[Sequence[int]]) -> None:

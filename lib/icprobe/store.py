@@ -119,6 +119,10 @@ class ScoreStore:
         """Return the path of a block's part, whether or not it is there."""
         return self.folder / f"part-{block:05d}.parquet"
 
+    def finished(self, rows: range) -> bool:
+        """Return whether the block of these rows, as `rows` gives them, is finished."""
+        return self.part(rows.start // self.block_size).exists()
+
     def missing(self) -> list[int]:
         """Return the unfinished blocks; one look at the folder, no part is opened."""
         # Parts appear whole under their names, so a name is enough to know that a block is done.
@@ -332,13 +336,14 @@ def compute(
 
     Args:
         stores: with the same rows, in blocks of the same size.
-        score_block: takes row numbers and returns one matrix [n, M] for each store.
+        score_block: takes row numbers and returns one matrix [n, M] for each store, or None for a
+            store where these rows are `finished`.
         progress: show a progress bar.
 
     Raises:
         StoreError: as `ScoreStore.fill`, or the stores' blocks differ.
     """
-    first, label = stores[0], ", ".join(kept.method for kept in stores)
+    first, label = stores[0], ", ".join(dict.fromkeys(kept.method for kept in stores))
     if any((s.train_ids, s.block_size) != (first.train_ids, first.block_size) for s in stores):
         raise StoreError(f"{label}: filled together, but their blocks are not the same")
     missing = sorted({block for kept in stores for block in kept.missing()})
@@ -355,9 +360,10 @@ def compute(
             for block in missing:
                 rows = first.rows(block)
                 # another process may have been faster
-                if not all(kept.part(block).exists() for kept in stores):
+                if not all(kept.finished(rows) for kept in stores):
                     for kept, scores in zip(stores, score_block(rows), strict=True):
-                        kept.write(block, scores)
+                        if scores is not None:
+                            kept.write(block, scores)
                 bar.update(len(rows) * M)
     for kept in stores:
         kept.tidy()
