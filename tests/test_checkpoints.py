@@ -55,13 +55,13 @@ def experiment(tmp_path, monkeypatch):
 def test_training_lowers_the_loss_and_leaves_the_model_as_it_was(tiny, tmp_path):
     lm = tiny(bos=True)
     pool, before = encoded(lm, 22, seed=1), {n: w.clone() for n, w in weights(lm).items()}
-    padding, training = lm.tokenizer.pad_token, lm.model.training
+    lm.tokenizer.pad_token = None  # as for many models; the trainer sets one
     found = checkpoints.train(lm, pool, tmp_path, Recipe(batch_size=4, rate=3e-3, saves=4))
     assert [Path(folder).name for folder, _ in found] == [
         f"checkpoint-{step}" for step in (0, 2, 3, 5, 6)
     ]
     assert same(before, weights(lm)) and same(before, weights(load(found[0][0])))
-    assert (padding, training) == (lm.tokenizer.pad_token, lm.model.training)
+    assert lm.tokenizer.pad_token is None and not lm.model.training
     falling = [losses(load(folder), pool).mean() for folder, _ in found]
     assert falling == sorted(falling, reverse=True) and falling[-1] < 0.95 * falling[0]
     assert load(found[-1][0]).bos == lm.bos
