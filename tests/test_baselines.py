@@ -181,6 +181,7 @@ def test_rivals_through_the_store(what, monkeypatch, capsys):
     direct = {
         "length": baselines.length(lm, pool, asked),
         "completion_length": baselines.length(lm, pool, asked, part="completion"),
+        "query_length": baselines.length(lm, asked, pool, part="completion").T,
         "lexical": baselines.lexical(pool, asked),
         "embedding": baselines.embedding(lm, pool, asked),
         "own_loss": baselines.own_loss(lm, pool, asked),

@@ -20,6 +20,7 @@ from icprobe.lm import LM, Encoded
 UNITS = {
     "length": "tokens of the training example; positive = presumed to help",
     "completion_length": "tokens of its completion; positive = presumed to help",
+    "query_length": "tokens of the query's completion; a control, no rival: the same for all rows",
     "lexical": "cosine of TF-IDF vectors, without unit, 0 to 1; positive = presumed to help",
     "embedding": "cosine of mean hidden states, without unit; positive = presumed to help",
     "own_loss": "the training example's own loss, nats per token; positive = presumed to help",
@@ -54,6 +55,17 @@ def length(
     shown = language_model.encode(lm, train, max_length)
     counts = [len(example.ids if part == "text" else example.completion) for example in shown]
     return _along_rows(counts, queries)
+
+
+def query_length(
+    lm: LM, train: Iterable, queries: Iterable, max_length: int | None = None
+) -> np.ndarray:
+    """Return the tokens of each query's completion: float32 [N, M], the same along a column.
+
+    No rival, since it ranks no training example above another for any query; a control for what is
+    said of all pairs. Arguments and errors are those of `length`.
+    """
+    return length(lm, queries, train, max_length, part="completion").T
 
 
 def lexical(train: Iterable[dict], queries: Iterable[dict]) -> np.ndarray:
@@ -240,8 +252,8 @@ def measure(
         fresh: Compute everything anew.
 
     Returns:
-        float32 [N, M] for each of `UNITS`: length, completion_length, lexical, embedding, own_loss,
-        random.
+        float32 [N, M] for each of `UNITS`: length, completion_length, query_length, lexical,
+        embedding, own_loss, random.
 
     Raises:
         ValueError: If the model is not the experiment's, there is no such layer, or an example has
@@ -258,6 +270,7 @@ def measure(
     compute = {
         "length": lambda: length(lm, pool, asked),
         "completion_length": lambda: length(lm, pool, asked, part="completion"),
+        "query_length": lambda: query_length(lm, pool, asked),
         "lexical": lambda: lexical(*texts),
         "embedding": lambda: embedding(lm, pool, asked, layer=layer, centre=centre),
         "own_loss": lambda: own_loss(lm, pool, asked),
@@ -314,6 +327,7 @@ def _options(layer: int | None, centre: bool, seed: int) -> dict[str, dict]:
     own = {
         "length": {"part": "text"},
         "completion_length": {"part": "completion"},
+        "query_length": {},
         "lexical": TFIDF,
         "embedding": {"layer": layer, "centre": centre},
         "own_loss": {},

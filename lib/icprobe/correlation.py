@@ -4,6 +4,7 @@ Every function takes finished matrices [N, M] (positive = helps) and returns a t
 95 % bootstrap intervals over training examples and queries together, see `statistics`.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,7 +13,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
 
-from icprobe import statistics
+from icprobe import baselines, icp, influence, statistics
+from icprobe.experiment import Experiment
 
 CONDITIONS = ("same task", "same type", "same content", "neither")
 
@@ -90,6 +92,79 @@ def agreement_table(
     return pd.DataFrame(rows, columns=["level", "first", "second", "estimate", "low", "high"])
 
 
+@dataclass(frozen=True)
+class Pool:
+    """Finished scores of one pool and its queries, all [N, M], and what they are about.
+
+    Attributes:
+        labels: Task, type and content.
+        gain: From probing, nats.
+        product: Gradient dot products, nats per unit of learning rate.
+        cosine: The same over both gradients' norms.
+        rivals: See `baselines`.
+    """
+
+    labels: Labels
+    gain: np.ndarray
+    product: np.ndarray
+    cosine: np.ndarray
+    rivals: dict[str, np.ndarray]
+
+    @classmethod
+    def read(
+        cls, experiment: Experiment, made_by: str, preamble: str = "", **options: str
+    ) -> "Pool":
+        """Read what notebooks 01 and 02 made; `options` are those of `influence.find`.
+
+        Raises:
+            store.ScoresNotFound: If something is not there.
+        """
+        found = influence.find(experiment, made_by, **options)
+        return cls(
+            Labels.of(*experiment.load_data()),
+            icp.find(experiment, made_by, preamble, neutral=False).gain,
+            found.dot,
+            found.cosine,
+            baselines.find(experiment, made_by),
+        )
+
+    @property
+    def forms(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """The published forms of both scores, and those that keep most of either."""
+        return {
+            "ICP score and product": ((self.gain > 0).astype(float), self.product),
+            "gain and cosine": (self.gain, self.cosine),
+        }
+
+
+def rank_measures(first: np.ndarray, second: np.ndarray, rng: np.random.Generator) -> pd.DataFrame:
+    """Return agreements of row means as ranks: quantity, estimate, low, high, chance.
+
+    Spearman, Kendall, and the share that the best and the worst tenth, quarter and half have in
+    common.
+
+    Args:
+        first: [N, M].
+        second: [N, M].
+        rng: For the bootstrap.
+    """
+    N = len(first)
+    measures = {
+        "Spearman": (statistics.agreement(first, second, "example"), 0.0),
+        "Kendall": (statistics.kendall(first, second), 0.0),
+    }
+    for share in (0.1, 0.25, 0.5):
+        k = max(1, round(share * N))
+        for end in ("top", "bottom"):
+            overlap = statistics.overlap(first, second, k, end)
+            measures[f"{end} {k} in common"] = (overlap, k / N)
+    rows = [
+        (name, *map(float, _estimate(measure, first.shape, rng, 1000)), chance)
+        for name, (measure, chance) in measures.items()
+    ]
+    return pd.DataFrame(rows, columns=["quantity", "estimate", "low", "high", "chance"])
+
+
 def reliabilities(methods: Methods, rng: np.random.Generator) -> pd.DataFrame:
     """Return each method's split-half reliability over queries: method, reliability, low, high.
 
@@ -125,9 +200,11 @@ def with_ceiling(
         )
         for _ in range(replicates)
     ]
-    for name in tuple(found):
-        ends = np.nanpercentile([one[name] for one in resampled], [2.5, 97.5], axis=0)
-        found = found | dict(zip((f"{name}_low", f"{name}_high"), ends, strict=True))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "All-NaN slice")
+        for name in tuple(found):
+            ends = np.nanpercentile([one[name] for one in resampled], [2.5, 97.5], axis=0)
+            found = found | dict(zip((f"{name}_low", f"{name}_high"), ends, strict=True))
     return found
 
 
@@ -154,55 +231,45 @@ def by_condition(
         resamples: Permutations for the p-values; 0 for none.
 
     Returns:
-        One row per level and condition: level, condition, estimate, low, high, n (pairs), ranked
-        (training examples in a ranking), ceiling, disattenuated, disattenuated_low,
-        disattenuated_high (per example only), p (the null hypothesis: the methods agree on tasks
-        at most); then one per level and difference: level, condition ("same task less neither"),
-        estimate, low, high, n. Conditions without pairs are left out.
+        One row per level and condition, then per level and difference ("same task less neither"):
+        level, condition, estimate, low, high, n (pairs); of conditions also ranked (training
+        examples in a ranking), p (null hypothesis: the methods agree on tasks at most), and per
+        example the fields of `with_ceiling`. What there is none of is not a number.
     """
     groups = labels.conditions()
-    there = [k for k in range(len(CONDITIONS)) if (groups == k).any()]
     tasks = labels.queries["task"].to_numpy()
     several = pd.Series(tasks).value_counts().min() > 1
-    rows = []
+    names = [*CONDITIONS, *(f"{CONDITIONS[0]} less {other}" for other in CONDITIONS[1:])]
+    pairs = np.bincount(groups.ravel(), minlength=len(CONDITIONS))
+    frames = []
     for name, level in (("per query", "query"), ("per example", tasks)):
-        measure = statistics.agreements([first], [second], level, groups)
-        with_differences = _then_differences(measure, there)
-        estimate, low, high = _estimate(with_differences, first.shape, rng, replicates)
-        p = np.full(len(CONDITIONS), np.nan)
+        measure = _with_differences(statistics.agreements([first], [second], level, groups))
+        numbers = _estimate(measure, first.shape, rng, replicates)
+        frame = pd.DataFrame({"level": name, "condition": names})
+        frame = frame.assign(**dict(zip(("estimate", "low", "high"), numbers, strict=True)))
+        frame["n"] = [*pairs, *(pairs[0] + pairs[1:])]
+        of_conditions = {"ranked": np.median([(groups == k).sum(0) for k in range(4)], axis=1)}
         if resamples:
             of_train = labels.train["task"].to_numpy()
             options = {"level": level, "groups": groups, "resamples": resamples}
-            found = statistics.p_values_within(first, second, of_train, rng, **options)
-            p[: len(found)] = found
-        ceiling = {}
+            p = statistics.p_values_within(first, second, of_train, rng, **options)
+            of_conditions["p"] = np.where(np.isfinite(numbers[0][: len(p)]), p, np.nan)
         if name == "per example" and several:
-            ceiling = with_ceiling(first, second, rng, level, groups)
-        names = [CONDITIONS[k] for k in there]
-        names += [f"{names[0]} less {other}" for other in names[1:]]
-        for place, condition in enumerate(names):
-            row = {"level": name, "condition": condition}
-            row |= {"estimate": estimate[place], "low": low[place], "high": high[place]}
-            if place < len(there):
-                k = there[place]
-                row |= {
-                    "n": (groups == k).sum(),
-                    "ranked": np.median((groups == k).sum(0)),
-                    "p": p[k],
-                }
-                kept = ["ceiling", "disattenuated", "disattenuated_low", "disattenuated_high"]
-                row |= {key: ceiling[key][k] for key in kept if ceiling}
-            else:
-                row["n"] = np.isin(groups, [there[0], there[place - len(there) + 1]]).sum()
-            rows.append(row)
-    return pd.DataFrame(rows)
+            found = with_ceiling(first, second, rng, level, groups)
+            of_conditions |= {key: found[key] for key in found if not key.startswith(("fi", "se"))}
+        for key, values in of_conditions.items():
+            frame[key] = pd.Series(values)  # differences, and conditions without pairs, have none
+        frames.append(frame)
+    return pd.concat(frames, ignore_index=True)
 
 
-def _then_differences(measure: statistics.Measure, there: Sequence[int]) -> statistics.Measure:
-    """Return the measure of the groups that are there, then the first less each other."""
+def _with_differences(measure: statistics.Measure) -> statistics.Measure:
+    """Return the measure of each condition [4], then of the first less each other [3]."""
 
     def measured(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        values = measure(rows, columns)[there, 0, 0]
+        values = np.full(len(CONDITIONS), np.nan)
+        found = measure(rows, columns)[:, 0, 0]
+        values[: len(found)] = found
         return np.concatenate([values, values[0] - values[1:]])
 
     return measured
