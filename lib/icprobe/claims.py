@@ -58,6 +58,7 @@ class Claim:
         notebook: Number of the notebook whose findings have the rows.
         quantities: The rows; the first is the one shown.
         rule: The verdict; None while there is nothing to judge by.
+        unit: Of the rows.
     """
 
     id: str
@@ -66,6 +67,7 @@ class Claim:
     notebook: str
     quantities: Sequence[str] = ()
     rule: Rule | None = None
+    unit: str = "Spearman"
 
 
 CLAIMS = (
@@ -177,7 +179,8 @@ def judge(output_dir: str | Path) -> list[dict]:
         numbers = dict.fromkeys(("estimate", "low", "high", "unit", "n"))
         verdict, file = NOT_RUN, folder / f"{claim.notebook}_findings.csv"
         if claim.rule and file.exists():
-            findings = pd.read_csv(file).set_index("quantity")
+            findings = pd.read_csv(file)
+            findings = findings[findings["unit"] == claim.unit].set_index("quantity")
             missing = [name for name in claim.quantities if name not in findings.index]
             if missing:
                 raise KeyError(f"{paths.shown(file)} has no row {missing[0]!r} for {claim.id}")

@@ -12,7 +12,7 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.colors import PowerNorm
+from matplotlib.colors import LogNorm, PowerNorm
 from matplotlib.figure import Figure
 
 from icprobe import __version__, paths
@@ -401,4 +401,86 @@ def agreement_by_similarity(panels: dict[str, dict[str, pd.DataFrame]], label: s
             axes.set_xlabel("least to most similar part of the pool")
         row[0][0].set_ylabel(label)
         row[0][0].legend()
+    return figure
+
+
+def score_density(across: np.ndarray, upright: np.ndarray, step: float) -> Figure:
+    """Density of two scores [N] of the same examples, with their histograms on the margins.
+
+    `across` has steps of `step`, so its bins are these; the line is the median of `upright` there.
+    """
+    with mpl.rc_context(STYLE):
+        figure, grid = plt.subplot_mosaic(
+            [["top", "."], ["main", "side"]], figsize=(6.6, 5.2),
+            width_ratios=[4, 1], height_ratios=[1, 4],
+        )  # fmt: skip
+        main, top, side = grid["main"], grid["top"], grid["side"]
+        edges = np.arange(across.min() - step / 2, across.max() + step, step)
+        levels = np.linspace(upright.min(), upright.max(), 71)
+        counts, *_ = np.histogram2d(across, upright, [edges, levels])
+        image = main.pcolormesh(
+            edges, levels, np.where(counts, counts, np.nan).T, norm=LogNorm(), cmap="cividis",
+            rasterized=True,
+        )  # fmt: skip
+        medians = pd.Series(upright).groupby(np.rint(across / step)).agg(["median", "size"])
+        medians = medians[medians["size"] >= 20]  # fewer would only wag its ends
+        line = {"color": ORANGE, "linewidth": 2, "label": "median (of at least 20)"}
+        main.plot(medians.index * step, medians["median"], **line)
+        main.legend(loc="lower right")
+        main.set(xlabel="ICP score (share of queries helped)")
+        main.set_ylabel("mean influence over queries\n(sum of signed logarithms, no unit)")
+        top.hist(across, bins=edges, color=GREEN)
+        side.hist(upright, bins=levels, color=BLUE, orientation="horizontal")
+        top.sharex(main), side.sharey(main)
+        top.tick_params(labelbottom=False), side.tick_params(labelleft=False)
+        top.set_ylabel("examples"), side.set_xlabel("examples")
+        figure.colorbar(image, ax=side, fraction=0.3, label="examples in a cell")
+    return figure
+
+
+def correlation_by_query(rho: np.ndarray, all_queries: float) -> Figure:
+    """Histogram of each query's rank correlation [M], beside that of the mean over all queries."""
+    with mpl.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(6, 3.2))
+        low = np.floor(20 * min(rho.min(), 0)) / 20
+        axes.hist(rho, bins=np.arange(low, 1.001, 0.05), color=BLUE)
+        axes.axvline(0, color="black", linewidth=1)
+        for value, style, name in (
+            (np.median(rho), "--", "median query"), (all_queries, "-", "mean over all queries"),
+        ):  # fmt: skip
+            axes.axvline(value, color=ORANGE, linestyle=style, label=f"{name}: {value:.2f}")
+        axes.set(xlabel="Spearman of ICP score and influence on one query", ylabel="queries")
+        axes.legend(loc="upper left")
+    return figure
+
+
+def overlap_curves(curves: dict[str, pd.Series], cuts: dict[str, pd.DataFrame], N: int) -> Figure:
+    """Share in common of two scores' sets of k examples, by k, against chance k / N.
+
+    Args:
+        curves: By name, the share at each k (the index).
+        cuts: By name, rows (label, estimate, low, high, n = k) drawn as dots with intervals.
+        N: Size of the pool.
+    """
+    with mpl.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(7, 4.4))
+        k = np.geomspace(min(curve.index.min() for curve in curves.values()), N, 100)
+        axes.plot(k, k / N, color=GREY, linestyle=":", label="chance, k / N")
+        for (name, curve), colour, style in zip(
+            curves.items(), (BLUE, PINK), ("-", "--"), strict=False
+        ):
+            axes.plot(curve.index, curve, color=colour, linestyle=style, label=name)
+        for (name, rows), colour, marker in zip(
+            cuts.items(), (ORANGE, GREEN), ("o", "s"), strict=False
+        ):
+            # not as error bars: an interval of few resamples may miss its estimate
+            axes.vlines(rows["n"], rows["low"], rows["high"], color=colour, linewidth=2)
+            axes.plot(rows["n"], rows["estimate"], marker, color=colour, label=name)
+        axes.set_xscale("log")
+        axes.set(xlabel=f"k, size of each set (of {N:,})", ylabel="share in common", ylim=(0, 1.02))
+        above = axes.secondary_xaxis("top")
+        above.set_xticks(rows["n"], rows["label"])
+        above.set_xlabel("where the paper cuts by ICP score")
+        above.minorticks_off()
+        figure.legend(loc="outside lower center", ncols=2)
     return figure

@@ -38,6 +38,7 @@ from traitlets import Unicode, default
 from traitlets.config import Config
 
 from icprobe import __version__, paths
+from icprobe.assets import Unavailable
 
 log = logging.getLogger("icprobe.runner")
 
@@ -405,7 +406,8 @@ def execute(
     A copy that stopped half way is kept as `<name>.failed.ipynb`, and `copy` stays as it was.
 
     Returns:
-        The row for the table, with status done, failed or interrupted; a failure has been reported.
+        The row for the table, with status done, skipped, failed or interrupted; what is to be said
+        about it has been said. A notebook is skipped where it raised `Unavailable`.
     """
     partial = copy.with_name(f"{notebook.name}.partial.ipynb")
     failed = copy.with_name(f"{notebook.name}.failed.ipynb")
@@ -438,7 +440,10 @@ def execute(
         # nbclient's tasks for the cell are still open: asyncio would complain about each at exit
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     except PapermillExecutionError as error:
-        report = _describe_error(error)
+        if error.ename == Unavailable.__name__:  # raised in the kernel: only its name comes over
+            status, report = "skipped", error.evalue
+        else:
+            report = _describe_error(error)
         log.error("%s", error)
     except DeadKernelError:
         report = (
@@ -454,6 +459,10 @@ def execute(
         partial.replace(copy)
         failed.unlink(missing_ok=True)
         return row
+    if status == "skipped":
+        partial.unlink(missing_ok=True)
+        say(f"\nSKIPPED: {notebook.name}\n\n{_indent(report)}\n")
+        return Row(notebook.name, None, status)  # what it took says nothing about the notebook
     if partial.exists():
         partial.replace(failed)
     if status == "failed":
@@ -517,7 +526,11 @@ def run_records(rows: list[Row]) -> list[dict[str, object]]:
 def timing_records(rows: list[Row]) -> list[dict[str, object]]:
     """Return the records of logs/timing.csv: minutes, and the machine that took them."""
     machine = {"cores": usable_cores(), "processor": processor(), "icprobe": __version__}
-    return [{"notebook": row.notebook, "minutes": f"{row.minutes:.2f}"} | machine for row in rows]
+    return [
+        {"notebook": row.notebook, "minutes": f"{row.minutes:.2f}"} | machine
+        for row in rows
+        if row.status == "done"
+    ]
 
 
 def usable_cores() -> int:
@@ -547,7 +560,10 @@ def run(
     log_file: Path,
     root: Path,
 ) -> list[Row]:
-    """Execute the notebooks until one fails or the user interrupts; return all rows."""
+    """Execute the notebooks until one fails or the user interrupts; return all rows.
+
+    A skipped notebook stops nothing.
+    """
     copies = folder / "notebooks"
     copies.mkdir(parents=True, exist_ok=True)
     rows = [Row(notebook.name) for notebook in chosen]
@@ -556,9 +572,10 @@ def run(
         log.info("parameters: %s", parameters)
         rows[i] = execute(notebook, parameters, copies / notebook.path.name, log_file, root)
         write_csv(folder / "run.csv", run_records(rows))
-        if rows[i].status != "done":
+        if rows[i].status == "done":
+            say(f"      done in {rows[i].minutes:.2f} minutes")
+        elif rows[i].status != "skipped":
             break
-        say(f"      done in {rows[i].minutes:.2f} minutes")
     return rows
 
 
@@ -626,13 +643,13 @@ def main(argv: list[str] | None = None, root: Path = paths.ROOT) -> int:
         rows = run(chosen, planned, folder, log_file, root)
         say(f"\n{table(rows)}\n\nlog: {paths.shown(log_file)}")
     statuses = {row.status for row in rows}
-    if statuses == {"done"}:
+    if statuses <= {"done", "skipped"}:
         # only a complete run of the profile as it stands may say how long the profile takes
         anew = all(
             (notebook.defaults | parameters).get("fresh", True)
             for notebook, parameters in zip(chosen, planned, strict=True)
         )
-        if anew and args.only is None and not overrides:
+        if anew and args.only is None and not overrides and "done" in statuses:
             write_csv(folder / "logs" / "timing.csv", timing_records(rows))
         return 0
     return 130 if "interrupted" in statuses else 1
