@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import datasets
+import numpy as np
+import pandas as pd
 
 from icprobe import data, store
 from icprobe import lm as language_model
@@ -85,6 +87,21 @@ class Experiment:
         columns = {"train_columns": None, "query_columns": None}
         sizes = {"n_train": n_train, "n_query": n_query}
         return replace(self, train=suite, queries=suite, **splits, **sizes, **columns)
+
+    def places(self, part: "Experiment") -> tuple[np.ndarray, np.ndarray]:
+        """Return where the examples of a smaller experiment are: row numbers, column numbers.
+
+        Raises:
+            ValueError: If some are not among this experiment's.
+        """
+        found = []
+        for mine, theirs in zip(self.load_data(), part.load_data(), strict=True):
+            found.append(pd.Index(mine["id"]).get_indexer(theirs["id"]))
+            if (found[-1] < 0).any():
+                raise ValueError(
+                    f"{theirs['id'][int(found[-1].argmin())]!r} is not in {self.train}"
+                )
+        return tuple(found)
 
     def load_model(self) -> LM:
         """Load the model."""
