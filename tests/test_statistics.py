@@ -152,6 +152,8 @@ def test_partial_correlation_is_that_of_residuals(pair, rng):
     expected = np.mean([partial([matrix[:, j] for matrix in matrices]) for j in range(8)])
     measure = statistics.agreement(first, second, given=given)
     assert whole(measure, first.shape) == pytest.approx(expected)
+    constant = statistics.agreement(first, second, given=[*given, np.ones_like(first)])
+    assert whole(constant, first.shape) == pytest.approx(expected)  # explains nothing
     itself = statistics.agreement(first, second, "example", given=[first])
     assert np.isnan(whole(itself, first.shape))  # nothing is left
 

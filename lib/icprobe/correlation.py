@@ -187,7 +187,8 @@ def with_ceiling(
 ) -> dict[str, np.ndarray]:
     """Return the fields of `statistics.Ceiling` [G], and their intervals over training examples.
 
-    The ends of an interval have the field's name with _low and _high.
+    The ends of an interval have the field's name with _low and _high; there is none where a tenth
+    of the resamples has no ceiling.
     """
     N = len(first)
     where = {"level": level, "groups": groups}
@@ -203,7 +204,9 @@ def with_ceiling(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "All-NaN slice")
         for name in tuple(found):
-            ends = np.nanpercentile([one[name] for one in resampled], [2.5, 97.5], axis=0)
+            values = np.array([one[name] for one in resampled])
+            ends = np.nanpercentile(values, [2.5, 97.5], axis=0)
+            ends[:, np.isnan(values).mean(axis=0) > 0.1] = np.nan
             found = found | dict(zip((f"{name}_low", f"{name}_high"), ends, strict=True))
     return found
 

@@ -362,7 +362,8 @@ def intervals(panels: dict[str, pd.DataFrame], label: str) -> Figure:
         row[0][0].set_ylim(-len(names) + 0.4, 0.6)
         if len(series) > 1:
             handles, labels = row[0][0].get_legend_handles_labels()
-            figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(series)))
+            columns = 2 if len(series) == 4 else min(3, len(series))
+            figure.legend(handles, labels, loc="outside lower center", ncols=columns)
     return figure
 
 

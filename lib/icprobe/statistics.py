@@ -282,18 +282,13 @@ def _partial(rho: np.ndarray, k: int) -> np.ndarray:
     """Return the correlations [..., k, k] of the first k of K variables, given the others."""
     if rho.shape[-1] == k:
         return rho
-    partial = np.full((*rho.shape[:-2], k, k), np.nan)
-    known = np.isfinite(rho[..., k:, k:]).all((-2, -1))
-    full = rho[known]
-    # where a variable does not vary, only its own partial correlations are unknown
-    cross = np.nan_to_num(full[:, :k, k:])
-    left = full[:, :k, :k] - cross @ np.linalg.pinv(full[:, k:, k:], hermitian=True) @ (
-        cross.transpose(0, 2, 1)
-    )
-    spread = np.einsum("maa->ma", left)
+    # a covariate that does not vary explains nothing; a variable that does not vary stays unknown
+    cross, among = np.nan_to_num(rho[..., :k, k:]), np.nan_to_num(rho[..., k:, k:])
+    explained = cross @ np.linalg.pinv(among, hermitian=True) @ np.swapaxes(cross, -2, -1)
+    left = rho[..., :k, :k] - explained
+    spread = np.einsum("...aa->...a", left)
     scale = np.sqrt(np.where(spread > 1e-12, spread, np.nan))
-    partial[known] = left / (scale[:, :, None] * scale[:, None, :])
-    return partial
+    return left / (scale[..., :, None] * scale[..., None, :])
 
 
 @dataclass(frozen=True)
@@ -303,8 +298,9 @@ class Ceiling:
     Attributes:
         first: [G] reliability of the first method's mean over queries, see `reliability`.
         second: [G] of the second's.
-        ceiling: [G] sqrt(first * second), the most that the two could agree.
-        disattenuated: [G] agreement that two rankings free of noise would have.
+        ceiling: [G] sqrt(first * second), the most that the two could agree; not a number where
+            one of them is not positive.
+        disattenuated: [G] agreement that two rankings free of noise would have; the same.
     """
 
     first: np.ndarray
@@ -360,9 +356,11 @@ def noise_ceiling(
             total += np.nanmean(rho, axis=1)
     own = total[:, [0, 1], [2, 3]] / splits  # [G, 2], a method with itself
     across = (total[:, 0, 3] + total[:, 1, 2]) / (2 * splits)
-    with np.errstate(invalid="ignore"):  # a negative self-agreement has no root
-        stepped_up = 2 * own / (1 + own)
-        return Ceiling(*stepped_up.T, np.sqrt(stepped_up.prod(1)), across / np.sqrt(own.prod(1)))
+    stepped_up = 2 * own / (1 + own)
+    # no ceiling can be told from rankings that do not repeat at all
+    root = np.sqrt(np.where(own > 0, own, np.nan).prod(1))
+    ceiling = np.sqrt(np.where(own > 0, stepped_up, np.nan).prod(1))
+    return Ceiling(*stepped_up.T, ceiling, across / root)
 
 
 def _halves(sets: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

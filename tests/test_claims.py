@@ -1,0 +1,74 @@
+"""The claims table: rules by hand, and never a verdict without a result."""
+
+import json
+
+import pandas as pd
+import pytest
+
+from icprobe import claims, paths
+from icprobe.claims import NOT, NOT_RUN, NOT_TESTABLE, PARTLY, REPRODUCED
+
+
+def rows(*intervals):
+    return pd.DataFrame(intervals, columns=["low", "high"]).assign(estimate=0.0)
+
+
+@pytest.mark.parametrize(
+    ("rule", "intervals", "verdict"),
+    [
+        (claims.above(0.3, 0), [(0.31, 0.5)], REPRODUCED),
+        (claims.above(0.3, 0), [(0.3, 0.5)], PARTLY),
+        (claims.above(0.3, 0), [(0, 0.5)], NOT),
+        (claims.all_positive, [(0.1, 1), (0.1, 1)], REPRODUCED),
+        (claims.all_positive, [(0.1, 1), (-0.1, 1)], PARTLY),
+        (claims.all_positive, [(-0.1, 1), (0, 1)], NOT),
+        (claims.exceeds(0.85), [(0.86, 0.9)], REPRODUCED),
+        (claims.exceeds(0.85), [(0.8, 0.9)], PARTLY),
+        (claims.exceeds(0.85), [(0.7, 0.85)], NOT),
+    ],
+)
+def test_rules_by_hand(rule, intervals, verdict):
+    assert rule(rows(*intervals)) == verdict
+
+
+def findings(folder, notebook, low=0.4, without=(), unit="Spearman"):
+    names = {q for claim in claims.CLAIMS if claim.notebook == notebook for q in claim.quantities}
+    frame = pd.DataFrame({"quantity": sorted(names - set(without)), "unit": unit})
+    frame = frame.assign(estimate=0.5, low=low, high=0.6, n=7)
+    frame.to_csv(folder / f"{notebook}_findings.csv", index=False)
+
+
+def test_without_results_nothing_is_reproduced(tmp_path):
+    table = claims.write(tmp_path)
+    assert set(table["verdict"]) == {NOT_RUN}
+    assert table[["estimate", "low", "high", "n"]].isna().all(axis=None)
+
+
+def test_verdicts_come_from_the_findings_that_are_there(tmp_path):
+    findings(tmp_path, "03")
+    table = claims.write(tmp_path).set_index("id")
+    assert table.loc["C1", "verdict"] == REPRODUCED
+    assert table.loc["C1", ["estimate", "low", "high", "n"]].tolist() == [0.5, 0.4, 0.6, 7]
+    assert table.loc[["C3", "C4", "C5", "rho > 0.85"], "verdict"].tolist() == [NOT_RUN] * 4
+    findings(tmp_path, "07")
+    assert claims.write(tmp_path).set_index("id").loc["rho > 0.85", "verdict"] == NOT
+    written = json.loads((tmp_path / "claims.json").read_text())
+    assert [record["id"] for record in written] == [claim.id for claim in claims.CLAIMS]
+
+
+def test_what_data_cannot_show_is_not_testable(tmp_path):
+    findings(tmp_path, "03", low=float("nan"))
+    assert claims.write(tmp_path).set_index("id").loc["C2", "verdict"] == NOT_TESTABLE
+
+
+def test_a_missing_row_is_an_error(tmp_path):
+    gone = "ICP score against product, same task"
+    findings(tmp_path, "03", without=[gone])
+    with pytest.raises(KeyError, match="no row 'ICP score against product, same task' for C1"):
+        claims.write(tmp_path)
+
+
+def test_committed_claims_are_those_of_the_committed_findings():
+    folder = paths.ROOT / "figures" / "laptop"
+    committed = json.loads((folder / "claims.json").read_text())
+    assert committed == json.loads(json.dumps(claims.judge(folder)))

@@ -1,0 +1,153 @@
+"""Tables of agreement against plain loops and made-up truths."""
+
+import datasets
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import kendalltau, spearmanr
+
+from icprobe import correlation, statistics
+from icprobe.correlation import CONDITIONS, Labels
+
+QUICK = {"replicates": 20}
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+def labels_of(train, queries):
+    """Make labels from "type content" strings; the task is both."""
+    frames = []
+    for names in (train, queries):
+        rows = [(name, *name.split()) for name in names]
+        frames.append(pd.DataFrame(rows, columns=["task", "type", "content"]))
+    return Labels(*frames)
+
+
+@pytest.fixture
+def crossed():
+    """Two types by two contents, 8 training examples and 3 queries each, in turns."""
+    tasks = ["ask qasc", "answer qasc", "ask mctaco", "answer mctaco"]
+    return labels_of(tasks * 8, tasks * 3)
+
+
+def test_conditions_by_hand():
+    labels = labels_of(["ask qasc", "ask mctaco", "answer qasc", "answer mctaco"], ["ask qasc"])
+    assert labels.conditions().ravel().tolist() == [0, 1, 2, 3]
+    # what is unknown is not shared, but a task is
+    own = Labels(
+        pd.DataFrame({"task": ["a", "b"], "type": "unknown", "content": "unknown"}),
+        pd.DataFrame({"task": ["a", "a"], "type": "unknown", "content": "unknown"}),
+    )
+    assert own.conditions().tolist() == [[0, 0], [3, 3]]
+    rows = {"id": ["x"], "prompt": ["p"], "completion": [" c"]}
+    one = datasets.Dataset.from_dict({**rows, "task": ["t"], "content": ["c"], "type": ["y"]})
+    assert Labels.of(one, one).conditions().tolist() == [[0]]
+
+
+def test_agreement_by_condition_is_that_of_plain_loops(crossed, rng):
+    first = rng.normal(size=(32, 12))
+    second = first + rng.normal(size=first.shape)
+    second[crossed.conditions() == 3] *= -1  # where nothing is shared, they disagree
+    table = correlation.by_condition(first, second, crossed, rng, resamples=99, **QUICK)
+    groups, tasks = crossed.conditions(), crossed.queries["task"]
+    for k, condition in enumerate(CONDITIONS):
+        rhos = [
+            spearmanr(*(x[groups[:, j] == k, j] for x in (first, second))).statistic
+            for j in range(12)
+        ]
+        row = table[(table["level"] == "per query") & (table["condition"] == condition)].iloc[0]
+        assert row["estimate"] == pytest.approx(np.mean(rhos))
+        assert row["low"] <= row["estimate"] <= row["high"]
+        assert (row["n"], row["ranked"]) == (96, 8)
+        rhos = []
+        for task in tasks.unique():
+            mine = np.flatnonzero(tasks == task)
+            rows = groups[:, mine[0]] == k
+            rhos.append(spearmanr(*(x[rows][:, mine].mean(1) for x in (first, second))).statistic)
+        row = table[(table["level"] == "per example") & (table["condition"] == condition)].iloc[0]
+        assert row["estimate"] == pytest.approx(np.mean(rhos))
+        assert row["ceiling"] > 0 or np.isnan(row["ceiling"])
+    by_name = table[table["level"] == "per query"].set_index("condition")
+    less = by_name.loc["same task", "estimate"] - by_name.loc["neither", "estimate"]
+    assert by_name.loc["same task less neither", "estimate"] == pytest.approx(less)
+    assert by_name.loc["same task less neither", "low"] > 0
+    assert by_name.loc["same task", "p"] == 0.01 == by_name.loc["neither", "p"]
+    assert by_name["p"].isna().tolist() == [False] * 4 + [True] * 3
+
+
+def test_conditions_that_are_not_there_are_unknown(rng):
+    one = labels_of(["ask qasc"] * 8, ["ask qasc"] * 4)
+    first, second = rng.normal(size=(2, 8, 4))
+    table = correlation.by_condition(first, second, one, rng, resamples=9, **QUICK)
+    known = table["condition"] == "same task"
+    assert table.loc[known, ["estimate", "p"]].notna().all(axis=None)
+    assert table.loc[~known, ["estimate", "low", "high", "p", "ceiling"]].isna().all(axis=None)
+
+
+def test_cells_are_agreements_of_tasks_with_tasks(crossed, rng):
+    first, second = rng.normal(size=(2, 32, 12))
+    table = correlation.cells(first, second, crossed)
+    train, queries = crossed.train["task"], crossed.queries["task"]
+    for row in table.index:
+        for column in table.columns:
+            pairs = np.ix_(train == row, queries == column)
+            a, b = first[pairs], second[pairs]
+            rhos = [spearmanr(a[:, j], b[:, j]).statistic for j in range(3)]
+            assert table.loc[row, column] == pytest.approx(np.mean(rhos))
+
+
+def test_agreement_that_grows_with_similarity_has_a_slope(rng):
+    similarity = rng.random((60, 10))
+    first = rng.normal(size=(60, 10))
+    second = similarity * first + (1 - similarity) * rng.normal(size=first.shape)
+    bins, (slope, low, high) = correlation.by_similarity(first, second, similarity, rng, 4, **QUICK)
+    assert bins["similarity"].is_monotonic_increasing and len(bins) == 4
+    assert 0 < low < slope < high
+    lowest = similarity.argsort(axis=0).argsort(axis=0) < 15
+    rhos = [spearmanr(first[lowest[:, j], j], second[lowest[:, j], j]).statistic for j in range(10)]
+    assert bins["estimate"][0] == pytest.approx(np.mean(rhos))
+
+
+def test_rank_measures_and_their_chance(rng):
+    first, second = rng.normal(size=(2, 40, 6)) + rng.normal(size=(40, 1))
+    table = correlation.rank_measures(first, second, rng).set_index("quantity")
+    means = first.mean(1), second.mean(1)
+    assert table.loc["Kendall", "estimate"] == pytest.approx(kendalltau(*means).statistic)
+    top = [set(np.argsort(-mean)[:10]) for mean in means]
+    row = table.loc["top 10 in common"]
+    assert (row["estimate"], row["chance"]) == (len(top[0] & top[1]) / 10, 0.25)
+
+
+def test_a_better_proxy_is_better(rng):
+    truth = rng.normal(size=(40, 8))
+    good, poor = (truth + noise * rng.normal(size=truth.shape) for noise in (0.5, 3))
+    pairs = {"good less poor": (good, poor), "good less good": (good, good)}
+    table = correlation.differences(pairs, truth, rng, **QUICK).set_index("quantity")
+    everything = tuple(map(np.arange, truth.shape))
+    expected = [statistics.agreement(x, truth)(*everything) for x in (good, poor)]
+    row = table.loc["good less poor"]
+    assert row["estimate"] == pytest.approx(expected[0] - expected[1]) and row["low"] > 0
+    assert table.loc["good less good", ["estimate", "low", "high"]].tolist() == [0, 0, 0]
+
+
+def test_a_table_names_every_pair(rng):
+    a, b, c = rng.normal(size=(3, 20, 5))
+    levels = {"per example": "example", "per query": "query"}
+    table = correlation.agreement_table({"a": a, "b": b}, {"c": c}, levels, rng, **QUICK)
+    names = table[["level", "first", "second"]].to_numpy().tolist()
+    assert names == [[level, x, "c"] for level in levels for x in "ab"]
+    row = table.set_index(["level", "first"]).loc[("per example", "b")]
+    assert row["estimate"] == pytest.approx(spearmanr(b.mean(1), c.mean(1)).statistic)
+
+
+def test_reliabilities_by_method(rng):
+    signal = rng.normal(size=(200, 1))
+    methods = {
+        "sure": signal + 0.1 * rng.normal(size=(200, 10)),
+        "noise": rng.normal(size=(200, 10)),
+    }
+    table = correlation.reliabilities(methods, rng).set_index("method")
+    assert table.loc["sure", "low"] > 0.98 and table.loc["noise", "low"] < 0.2
