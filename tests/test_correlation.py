@@ -151,3 +151,37 @@ def test_reliabilities_by_method(rng):
     }
     table = correlation.reliabilities(methods, rng).set_index("method")
     assert table.loc["sure", "low"] > 0.98 and table.loc["noise", "low"] < 0.2
+
+
+def test_row_norms_are_the_lengths_of_gradients(rng):
+    train, queries = rng.normal(size=(30, 6)), rng.normal(size=(9, 6))
+    lengths = np.linalg.norm(train, axis=1)
+    product = train @ queries.T
+    cosine = product / np.outer(lengths, np.linalg.norm(queries, axis=1))
+    cosine[3, 2] = product[3, 2] = 0  # nothing can be told from this one
+    found = correlation.row_norms(product, cosine)
+    np.testing.assert_allclose(found, lengths / np.median(lengths), rtol=0.2)
+    np.testing.assert_allclose(found / found[0], lengths / lengths[0], rtol=1e-9)
+
+
+def test_rivalry_takes_the_better_similarity(rng):
+    truth = rng.normal(size=(40, 8))
+    noise = {"gain": 1, "product": 2, "cosine": 0.5, "lexical": 9, "embedding": 1.5}
+    proxies = {k: truth + x * rng.normal(size=truth.shape) for k, x in noise.items()}
+    table = correlation.rivalry(proxies, truth, rng, 20).set_index("quantity")
+    everything = tuple(map(np.arange, truth.shape))
+    rho = {k: statistics.agreement(x, truth)(*everything) for k, x in proxies.items()}
+    found = table.loc["gain less best similarity, per query", "estimate"]
+    assert found == pytest.approx(rho["gain"] - rho["embedding"])
+    assert table.loc["cosine less gain, per query", "low"] > 0
+
+
+def test_the_best_of_many_p_values_is_corrected(crossed, rng):
+    first, second = rng.normal(size=(2, 32, 12))
+    rivals = {"lexical": first}
+    one = correlation.Pool(crossed, first, second, second, rivals, {})
+    table = correlation.by_condition_and_pool({"a": one, "b": one}, rng, replicates=10)
+    tested = table["p"].notna()
+    assert tested.sum() == 2 * 2 * 2 * 4  # pools, forms, levels, conditions
+    np.testing.assert_allclose(table.loc[tested, "p_holm"], statistics.holm(table["p"][tested]))
+    assert table.loc[~tested, "p_holm"].isna().all()

@@ -1,6 +1,7 @@
 """Laws of in-context probing, and scores that survive interruption."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -136,6 +137,32 @@ def test_probing_through_the_store(tmp_path, model, monkeypatch, capsys):
     again = icp.probe(what, lm)
     assert (again.demonstrated == probe.demonstrated).all()
     assert "reused 10 of 10 rows" in capsys.readouterr().out
+
+
+def test_twins_are_scored_only_where_asked_for(tmp_path, model):
+    what = experiment(tmp_path / "scores", model)
+    with pytest.warns(UserWarning, match="queries are also"):
+        probe = icp.probe(what, what.load_model(), neutral=False)
+    assert probe.neutral is None
+    assert not list((tmp_path / "scores").glob("icp_neutral-*"))
+    found = icp.find(what, made_by="run notebook 01", neutral=False)
+    assert (found.gain == probe.gain).all()
+    with pytest.raises(ScoresNotFound, match="no icp_neutral scores"):
+        icp.find(what, made_by="run notebook 01")
+
+
+@pytest.mark.filterwarnings("ignore:.*queries are also training examples")
+def test_a_part_of_an_experiment_knows_its_places(tmp_path, model):
+    what = experiment(tmp_path / "scores", model)
+    part = replace(what, n_train=4, n_query=2)
+    rows, columns = what.places(part)
+    for whole, some, at in zip(what.load_data(), part.load_data(), (rows, columns), strict=True):
+        assert [whole[int(i)]["id"] for i in at] == list(some["id"])
+    with pytest.raises(ValueError, match="is not in"):
+        part.places(what)
+    other = what.on("sentiment", 8, 4)
+    assert (other.train, other.queries, other.n_train, other.n_query) == (*["sentiment"] * 2, 8, 4)
+    assert (other.model, other.seed, other.max_length) == (what.model, what.seed, what.max_length)
 
 
 def test_scores_never_go_under_another_key(tmp_path, model, tiny):

@@ -477,6 +477,18 @@ def test_parts_have_stores_of_their_own(experiment):
         influence.attribute(experiment, lm, layers="attn", parts={"mlp": "mlp"})
 
 
+def test_kinds_and_bands_of_layers_add_up(tiny):
+    for family in ("llama", "gpt_neox", "gpt2"):
+        lm = tiny(family)
+        parts = gradients.parts(lm, bands=2)
+        bands = [name for name in parts if name.startswith("blocks")]
+        assert bands == ["blocks 00-01", "blocks 02-02"]
+        for names in (bands, [name for name in parts if name not in bands]):
+            chosen = [set(gradients.linear_layers(lm, parts[name])) for name in names]
+            assert set().union(*chosen) == set(gradients.linear_layers(lm))
+            assert sum(map(len, chosen)) == len(gradients.linear_layers(lm))
+
+
 KILLED = """
 import os, signal
 from icprobe import influence, store

@@ -102,6 +102,7 @@ class Pool:
         product: Gradient dot products, nats per unit of learning rate.
         cosine: The same over both gradients' norms.
         rivals: See `baselines`.
+        parts: Of the products, see `influence.Influence`.
     """
 
     labels: Labels
@@ -109,6 +110,7 @@ class Pool:
     product: np.ndarray
     cosine: np.ndarray
     rivals: dict[str, np.ndarray]
+    parts: dict[str, np.ndarray]
 
     @classmethod
     def read(
@@ -126,6 +128,7 @@ class Pool:
             found.dot,
             found.cosine,
             baselines.find(experiment, made_by),
+            found.parts,
         )
 
     @property
@@ -266,6 +269,24 @@ def by_condition(
     return pd.concat(frames, ignore_index=True)
 
 
+def by_condition_and_pool(
+    pools: Mapping[str, Pool], rng: np.random.Generator, replicates: int = 1000
+) -> pd.DataFrame:
+    """Return `by_condition` of every pool's two `Pool.forms`, with columns pool and scores.
+
+    Its p-values with Holm's correction for their number stand in p_holm.
+    """
+    found = [
+        by_condition(*pair, pool.labels, rng, replicates).assign(pool=name, scores=scores)
+        for name, pool in pools.items()
+        for scores, pair in pool.forms.items()
+    ]
+    table = pd.concat(found, ignore_index=True)
+    tested = table["p"].notna()
+    table.loc[tested, "p_holm"] = statistics.holm(table.loc[tested, "p"])
+    return table
+
+
 def _with_differences(measure: statistics.Measure) -> statistics.Measure:
     """Return the measure of each condition [4], then of the first less each other [3]."""
 
@@ -339,6 +360,53 @@ def by_similarity(
     return frame, (estimate[-1], low[-1], high[-1])
 
 
+def rivalry(
+    proxies: Methods, truth: np.ndarray, rng: np.random.Generator, replicates: int = 1000
+) -> pd.DataFrame:
+    """Return `differences` between probing, gradients and the better of the similarities.
+
+    Args:
+        proxies: With gain, product, cosine, lexical and embedding.
+        truth: [N, M] training effects.
+        rng: For the bootstrap.
+        replicates: Number of resamples.
+    """
+    everything = tuple(map(np.arange, truth.shape))
+    similar = [proxies["lexical"], proxies["embedding"]]
+    rho = statistics.agreements(similar, [truth], "query")(*everything)[0, :, 0]
+    best = similar[int(rho[1] > rho[0])]
+    per_query = {
+        "gain less best similarity, per query": (proxies["gain"], best),
+        "cosine less best similarity, per query": (proxies["cosine"], best),
+        "cosine less gain, per query": (proxies["cosine"], proxies["gain"]),
+        "cosine less product, per query": (proxies["cosine"], proxies["product"]),
+    }
+    per_example = {
+        "gain less product, per example": (proxies["gain"], proxies["product"]),
+        "gain less best similarity, per example": (proxies["gain"], best),
+    }
+    tables = [
+        differences(pairs, truth, rng, level, replicates)
+        for level, pairs in (("query", per_query), ("example", per_example))
+    ]
+    return pd.concat(tables, ignore_index=True)
+
+
+def row_norms(product: np.ndarray, cosine: np.ndarray) -> np.ndarray:
+    """Return the length of each training example's gradient, up to a factor they share: [N].
+
+    A product is the cosine times both lengths, so a row's product over cosine is its length times
+    each query's; queries whose cosine is too small to divide by are left out by the median.
+
+    Args:
+        product: [N, M] gradient dot products.
+        cosine: [N, M] their cosines.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        both = np.where(cosine == 0, np.nan, product / cosine)
+    return np.nanmedian(both / np.nanmedian(both, axis=0), axis=1)
+
+
 def differences(
     pairs: Mapping[str, tuple[np.ndarray, np.ndarray]],
     truth: np.ndarray,
@@ -365,6 +433,43 @@ def differences(
     estimate, low, high = _estimate(less, truth.shape, rng, replicates)
     frame = pd.DataFrame({"quantity": [*pairs], "unit": "Spearman"})
     return frame.assign(estimate=estimate, low=low, high=high, n=truth.shape[0])
+
+
+def findings(
+    conditions: pd.DataFrame,
+    by_level: pd.DataFrame,
+    predicted: pd.DataFrame,
+    shape: tuple[int, int],
+    truth_shape: tuple[int, int],
+) -> pd.DataFrame:
+    """Return the numbers to keep: quantity, unit, estimate, low, high, n.
+
+    Args:
+        conditions: Rows of `by_condition` for one pool, with a column scores; n counts pairs.
+        by_level: Rows of `agreement_table` for the whole pool, whose N is n.
+        predicted: Rows of `agreement_table` with the training effect.
+        shape: (N, M) of the pool.
+        truth_shape: (N, M) of the training effect.
+    """
+    forms = {
+        "ICP score and product": ("ICP score", "product"),
+        "gain and cosine": ("gain", "cosine"),
+    }
+    rows = []
+    for row in conditions.itertuples():
+        level = "" if row.level == "per example" else f", {row.level}"
+        name = f"{' against '.join(forms[row.scores])}, {row.condition}{level}"
+        rows.append((name, row.estimate, row.low, row.high, row.n))
+    for row in by_level.itertuples():
+        if (row.first, row.second) in forms.values():
+            name = f"{row.first} against {row.second}, whole pool, {row.level}"
+            rows.append((name, row.estimate, row.low, row.high, shape[0]))
+    for row in predicted.itertuples():
+        name = f"{row.first} against training effect, {row.level}"
+        rows.append((name, row.estimate, row.low, row.high, truth_shape[0]))
+    frame = pd.DataFrame(rows, columns=["quantity", "estimate", "low", "high", "n"])
+    frame.insert(1, "unit", "Spearman")
+    return frame
 
 
 def _estimate(

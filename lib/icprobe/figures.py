@@ -378,6 +378,27 @@ def agreement_by_task(table: pd.DataFrame, label: str) -> Figure:
     return figure
 
 
+def overshoot(promised: np.ndarray, effect: np.ndarray, norm: np.ndarray, step: str) -> Figure:
+    """Mean effect of a step [N] against its first order (nats), and what is missing by length."""
+    with mpl.rc_context(STYLE):
+        figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6))
+        dots = {"s": 18, "color": BLUE, "alpha": 0.7}
+        left.scatter(promised, effect, **dots)
+        left.axline((0, 0), slope=1, color="black", linewidth=1, label="as promised")
+        left.set_xlabel("what the small step promises (nats, mean over queries)")
+        left.set_ylabel(f"effect of {step}\n(nats, mean over queries)")
+        left.axhline(0, color=GREY, linewidth=0.6)
+        left.legend()
+        right.scatter(norm**2, effect - promised, **dots)
+        right.set_xscale("log")
+        right.axhline(0, color="black", linewidth=1)
+        right.set_xlabel("squared length of the example's gradient (median 1)")
+        right.set_ylabel("effect less promise (nats)")
+        rho = pd.Series(norm).corr(pd.Series(effect - promised), method="spearman")
+        right.set_title(f"Spearman {rho:+.2f} (n = {len(norm)})")
+    return figure
+
+
 def agreement_by_similarity(panels: dict[str, dict[str, pd.DataFrame]], label: str) -> Figure:
     """Agreement from the least to the most similar part of the pool, a panel per pool.
 

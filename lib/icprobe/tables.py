@@ -114,6 +114,22 @@ def _text(row: dict, width: int) -> str:
     )
 
 
+def in_words(findings: pd.DataFrame) -> dict[str, str]:
+    """Return "estimate (low to high)" by quantity, for sentences."""
+    return {
+        row.quantity: f"{row.estimate:.2f} ({row.low:.2f} to {row.high:.2f})"
+        for row in findings.itertuples()
+    }
+
+
+def compared(findings: pd.DataFrame, difference: str) -> str:
+    """Return how a difference's interval lies: "better than", "worse than" or neither."""
+    row = findings.set_index("quantity").loc[difference]
+    if row["low"] > 0:
+        return "better than"
+    return "worse than" if row["high"] < 0 else "not distinguishable from"
+
+
 def wrapped(frame: pd.DataFrame) -> HTML:
     """Show a table with its text wrapped and numbers at two decimals."""
     style = frame.style.format(precision=2).set_properties(
