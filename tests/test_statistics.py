@@ -267,6 +267,26 @@ def test_p_values_within_a_task_do_not_see_tasks(rng):
     groups = np.where(np.arange(24) < 16, 0, 1)[:, None] + np.zeros(6, int)
     found = statistics.p_values_within(truth, truth, tasks, rng, groups=groups, resamples=99)
     assert found.tolist() == [0.01, 0.01]
+    # a query whose scores do not vary, or has no pair in a group, does not count in it
+    flat = truth.copy()
+    flat[:, 2] = 1
+    groups[:, 4] = 0
+    groups[16:, 4] = -1
+    expected = statistics.agreements([flat], [truth], "query", groups)
+    assert np.isfinite(whole(expected, flat.shape)).all()
+    found = statistics.p_values_within(flat, truth, tasks, rng, groups=groups, resamples=99)
+    assert found.tolist() == [0.01, 0.01]
+
+
+def test_permuted_rankings_are_those_of_permuted_matrices(rng):
+    """With one exchange possible, the p-value is 1/2 or 1 by whether it agrees less."""
+    first, second = rng.normal(size=(2, 6, 3))
+    tasks = np.array(["a", "a", "b", "c", "d", "e"])
+    swapped = first[[1, 0, 2, 3, 4, 5]]
+    rho = [whole(statistics.agreement(x, second), first.shape) for x in (first, swapped)]
+    found = statistics.p_values_within(first, second, tasks, rng, resamples=4000)[0]
+    expected = 0.5 if abs(rho[1]) < abs(rho[0]) else 1
+    assert found == pytest.approx(expected, abs=0.03)  # four standard errors
 
 
 def test_holm_by_hand():

@@ -26,6 +26,15 @@ UNITS = {
     "own_loss": "the training example's own loss, nats per token; positive = presumed to help",
     "random": "standard normal, without unit; no reason to help",
 }
+# rivals by how figures call them
+TITLES = {
+    "length": "length",
+    "completion length": "completion_length",
+    "words (TF-IDF)": "lexical",
+    "hidden states": "embedding",
+    "own loss": "own_loss",
+    "random": "random",
+}
 VERSION = 1  # raise it when the same options begin to give other scores
 
 # scikit-learn's defaults, but for words of one letter or digit, which it would drop

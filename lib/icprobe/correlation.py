@@ -18,6 +18,9 @@ from icprobe.experiment import Experiment
 
 CONDITIONS = ("same task", "same type", "same content", "neither")
 
+# rivals that are similarities, as `baselines.TITLES` calls them
+SIMILARITIES = ("words (TF-IDF)", "hidden states")
+
 # methods by name, each a matrix [N, M]
 Methods = Mapping[str, np.ndarray]
 
@@ -186,7 +189,7 @@ def with_ceiling(
     rng: np.random.Generator,
     level: str | np.ndarray = "example",
     groups: np.ndarray | None = None,
-    replicates: int = 200,
+    replicates: int = 100,
 ) -> dict[str, np.ndarray]:
     """Return the fields of `statistics.Ceiling` [G], and their intervals over training examples.
 
@@ -366,13 +369,13 @@ def rivalry(
     """Return `differences` between probing, gradients and the better of the similarities.
 
     Args:
-        proxies: With gain, product, cosine, lexical and embedding.
+        proxies: With gain, product, cosine and both `SIMILARITIES`.
         truth: [N, M] training effects.
         rng: For the bootstrap.
         replicates: Number of resamples.
     """
     everything = tuple(map(np.arange, truth.shape))
-    similar = [proxies["lexical"], proxies["embedding"]]
+    similar = [proxies[name] for name in SIMILARITIES]
     rho = statistics.agreements(similar, [truth], "query")(*everything)[0, :, 0]
     best = similar[int(rho[1] > rho[0])]
     per_query = {

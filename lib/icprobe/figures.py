@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.colors import LogNorm, PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from icprobe import __version__, paths
 
@@ -362,7 +363,11 @@ def intervals(panels: dict[str, pd.DataFrame], label: str) -> Figure:
         row[0][0].set_ylim(-len(names) + 0.4, 0.6)
         if len(series) > 1:
             handles, labels = row[0][0].get_legend_handles_labels()
-            columns = 2 if len(series) == 4 else min(3, len(series))
+            if "ceiling" in first:
+                bar = {"marker": "|", "markersize": 11, "markeredgewidth": 2, "linestyle": ""}
+                handles.append(Line2D([], [], color="black", **bar))
+                labels.append("upright bar: its noise ceiling")
+            columns = 2 if len(series) == 4 else min(3, len(labels))
             figure.legend(handles, labels, loc="outside lower center", ncols=columns)
     return figure
 

@@ -221,28 +221,43 @@ def _of_sets(groups: np.ndarray, sets: np.ndarray) -> np.ndarray:
 def _rank_correlations(values: np.ndarray, groups: np.ndarray | None, count: int) -> np.ndarray:
     """Return Spearman's rho between K variables in each group: [G, m, K, K].
 
+    Arguments are those of `_standard_ranks`. Not a number for a variable that does not vary, or
+    with fewer than `LEAST` observations.
+    """
+    ranks = _standard_ranks(values, groups, count)
+    if groups is None:
+        return (ranks @ ranks.transpose(0, 2, 1))[None]
+    masks = np.equal.outer(np.arange(count), groups.T)[:, :, None]
+    of_groups = (np.where(mask, ranks, 0) for mask in masks)
+    return np.stack([mine @ mine.transpose(0, 2, 1) for mine in of_groups])
+
+
+def _standard_ranks(values: np.ndarray, groups: np.ndarray | None, count: int) -> np.ndarray:
+    """Return ranks within their group, less their mean and over their length there: [m, K, n].
+
+    So the sum over a group of the products of two variables is their rank correlation.
+
     Args:
         values: [K, n, m], n observations of K variables in each of m columns.
         groups: [n, m] from 0 to count - 1, or negative; None for one group of all.
         count: G.
 
     Returns:
-        Not a number for a variable that does not vary, or with fewer than `LEAST` observations.
+        Zero in negative groups; not a number in groups of fewer than `LEAST`, or without variance.
     """
-    K, n, m = values.shape
+    n, m = values.shape[1:]
     labels = None if groups is None else np.ascontiguousarray(groups.T)
-    ranks = _ranks(np.ascontiguousarray(values.transpose(2, 0, 1)), labels)  # [m, K, n]
-    rho = np.empty((count, m, K, K))
+    ranks = _ranks(np.ascontiguousarray(values.transpose(2, 0, 1)), labels)
+    standard = np.zeros(ranks.shape)
     for group in range(count):
         mask = np.ones((m, 1, n)) if labels is None else (labels == group)[:, None].astype(float)
         size = mask.sum(2, keepdims=True)
         with np.errstate(invalid="ignore", divide="ignore"):
             centred = (ranks - (ranks * mask).sum(2, keepdims=True) / size) * mask
-            covariance = centred @ centred.transpose(0, 2, 1)
-            scale = np.sqrt(np.einsum("maa->ma", covariance))
-            rho[group] = covariance / (scale[:, :, None] * scale[:, None, :])
-        rho[group, size[:, 0, 0] < LEAST] = np.nan
-    return rho
+            scale = np.sqrt((centred**2).sum(2, keepdims=True))
+            scale = np.where((scale > 0) & (size >= LEAST), scale, np.nan)
+            standard += np.where(mask > 0, centred / scale, 0)
+    return standard
 
 
 def _ranks(values: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
@@ -430,20 +445,32 @@ def p_values_within(
         groups: See `agreements`.
         resamples: Number of permutations.
     """
+    sets = _membership(level, first.shape[1])
+    weights = sets.sum(0)
+    count = 1 if groups is None else int(groups.max()) + 1
+    labels = None if groups is None else _of_sets(groups, sets)
+    values = np.stack([first, second]).astype(float) @ (sets / weights)
+    # groups are the same for all that are exchanged, so their ranks are, too
+    ours, theirs = _standard_ranks(values, labels, count).transpose(1, 0, 2)  # [C, N] each
+    masks = np.ones((1, *ours.shape)) if groups is None else np.equal.outer(range(count), labels.T)
+    undefined = (masks * np.isnan(ours * theirs)).sum(2) > 0
+    known = ~undefined & (masks.sum(2) >= LEAST)
+
+    def statistic(order: np.ndarray) -> np.ndarray:
+        rho = np.einsum("gcn,cn->gc", masks, np.nan_to_num(ours[:, order] * theirs))
+        return (rho * known) @ weights / (known @ weights)
+
     codes = np.unique(tasks, return_inverse=True)[1]
     start = np.argsort(codes, kind="stable")
-    everything = [np.arange(size) for size in first.shape]
-
-    def statistic(first: np.ndarray) -> np.ndarray:
-        return agreements([first], [second], level, groups)(*everything)[:, 0, 0]
 
     def exchanged() -> np.ndarray:
         order = np.empty(len(first), dtype=int)
         order[start] = np.lexsort((rng.random(len(first)), codes))
-        return first[order]
+        return order
 
-    observed = np.abs(statistic(first))
-    null = np.abs([statistic(exchanged()) for _ in range(resamples)])
+    with np.errstate(invalid="ignore"):
+        observed = np.abs(statistic(np.arange(len(first))))
+        null = np.abs([statistic(exchanged()) for _ in range(resamples)])
     # the observed order is one of the equally likely ones
     return (1 + (null >= observed - 1e-12).sum(0)) / (1 + resamples)
 
