@@ -309,12 +309,13 @@ def agreement_heatmaps(table: pd.DataFrame) -> Figure:
         for axes, level in zip(panels[0], levels, strict=True):
             mine = table[table["level"] == level]
             names = {"index": "first", "columns": "second", "values": "estimate"}
-            grid = mine.pivot_table(**names, sort=False)
+            grid = mine.pivot_table(**names, aggfunc="first", sort=False, dropna=False)
             image = axes.imshow(grid, cmap=DIVERGING, vmin=-1, vmax=1, aspect="auto")
             for row in mine.itertuples():
                 place = grid.columns.get_loc(row.second), grid.index.get_loc(row.first)
                 colour = "white" if abs(row.estimate) > 0.65 else "black"
-                text = f"{row.estimate:.2f}\n{row.low:.2f} to {row.high:.2f}"
+                known = np.isfinite(row.estimate)
+                text = f"{row.estimate:.2f}\n{row.low:.2f} to {row.high:.2f}" if known else "–"
                 axes.text(*place, text, ha="center", va="center", color=colour, fontsize=7)
             axes.set_xticks(range(columns), grid.columns, rotation=35, ha="right")
             axes.set_yticks(range(rows), grid.index)
