@@ -1,6 +1,7 @@
 """The committed scores are those of the committed laptop profile, and the figures are theirs."""
 
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import yaml
 from scipy.stats import spearmanr
 
-from icprobe import icp, influence, paths, store
+from icprobe import baselines, icp, influence, paths, retraining, store
 from icprobe.experiment import Experiment
 
 
@@ -38,13 +39,15 @@ def test_a_fresh_clone_finds_its_scores_without_model_and_data(monkeypatch, tmp_
     listed = ["git", "ls-files", "*/manifest.json"]
     files = subprocess.check_output(listed, cwd=paths.resolve(profile["scores_dir"]), text=True)
     methods = sorted(Path(file).parent.name.rpartition("-")[0] for file in files.split())
-    expected = ["clamped_log", "ekfac", "gradient_cosine", "gradient_dot", "gradient_dot"]
-    expected += ["icp", "icp_neutral", *["projected"] * 5, "zero_shot"]
-    assert methods == expected, "no scores of other parameters"
+    pools = 1 + len(profile["condition_pools"])
+    kinds, bands = 7, 6
+    expected = ["clamped_log", "ekfac", "icp_neutral", "tracin", *["projected"] * 5]
+    expected += ["training_effect"] * len(profile["steps"])
+    expected += ["gradient_dot"] * (kinds + bands + 1)
+    expected += ["gradient_cosine", "gradient_dot", "icp", "zero_shot", *baselines.UNITS] * pools
+    assert methods == sorted(expected), "no scores of other parameters"
 
-    last = [rf"\.({'|'.join(str(29 - k) for k in reversed(range(profile['ekfac_blocks'])))})\."]
-    options = {"loss_on": profile["loss_on"], "parts": last}
-    found = influence.find(experiment, "run ./run_all.sh --fresh", **options)
+    found = influence.find(experiment, "run ./run_all.sh --fresh", loss_on=profile["loss_on"])
     table = pd.read_csv(paths.resolve(profile["output_dir"]) / "02_training_examples.csv")
     np.testing.assert_allclose(table["mean_product"], found.dot.mean(1), rtol=1e-5, atol=1e-3)
     np.testing.assert_allclose(table["mean_cosine"], found.cosine.mean(1), rtol=1e-5, atol=1e-6)
@@ -61,7 +64,7 @@ def test_a_fresh_clone_finds_its_scores_without_model_and_data(monkeypatch, tmp_
         [list(ids).index(one) for one in part]
         for ids, part in ((table["id"], clamped.train_ids), (asked["id"], clamped.query_ids))
     )
-    plain, (last,) = found.dot[np.ix_(rows, columns)], found.parts.values()
+    plain, last = found.dot[np.ix_(rows, columns)], found.parts["last 2 blocks"]
     rho = spearmanr(plain.ravel(), clamped.matrix().ravel()).statistic
     assert other["clamp and log against product, all pairs"] == pytest.approx(rho, rel=1e-5)
     flipped = (np.sign(plain) != np.sign(clamped.matrix())).mean()
@@ -69,3 +72,21 @@ def test_a_fresh_clone_finds_its_scores_without_model_and_data(monkeypatch, tmp_
     rho = spearmanr(last.ravel(), ekfac.matrix().ravel()).statistic
     (name,) = (name for name in other.index if name.startswith("EK-FAC against product, last"))
     assert other[name] == pytest.approx(rho, rel=1e-5)
+
+    # ground truth: what each method's scores say of the effect of the larger step
+    sizes = {"n_train": profile["n_trained"], "n_query": profile["m_trained"]}
+    part = replace(experiment, **sizes)
+    steps = [retraining.Step(*step) for step in profile["steps"]]
+    effect = list(retraining.find(part, "run ./run_all.sh --fresh", steps).values())[1]
+    kept = next(k for k in store.find_all(folder, "training_effect"))
+    rows, columns = (
+        [list(ids).index(one) for one in part]
+        for ids, part in ((table["id"], kept.train_ids), (asked["id"], kept.query_ids))
+    )
+    known = pd.read_csv(paths.resolve(profile["output_dir"]) / "03_findings.csv")
+    known = known.set_index("quantity")["estimate"]
+    for name, scores in (("cosine", found.cosine), ("gain", probe.gain)):
+        mine = scores[np.ix_(rows, columns)]
+        rhos = [spearmanr(mine[:, j], effect[:, j]).statistic for j in range(len(columns))]
+        expected = known[f"{name} against training effect, per query"]
+        assert np.mean(rhos) == pytest.approx(expected, rel=1e-5)

@@ -4,11 +4,12 @@ What stands between `<!-- NAME: ... -->` and `<!-- end -->` is generated; a test
 README says something else than the committed results.
 """
 
+import json
 import re
 
 import pandas as pd
 
-from icprobe import paths
+from icprobe import paths, tables
 
 README = paths.ROOT / "README.md"
 FIGURES = paths.ROOT / "figures"
@@ -22,11 +23,57 @@ def render(text: str) -> str:
         KeyError: If a block has an unknown name.
     """
     blocks = {
+        "headline": headline,
+        "claims": claims,
         "findings-01": lambda: findings("01"),
         "findings-02": lambda: findings("02"),
         "minutes": minutes,
     }
     return BLOCK.sub(lambda match: f"{match[1]}{blocks[match['name']]()}\n{match[3]}", text)
+
+
+def headline() -> str:
+    """Return what 03 and 07 found on the laptop profile, in sentences."""
+    found = pd.read_csv(FIGURES / "laptop" / "03_findings.csv")
+    published = pd.read_csv(FIGURES / "laptop" / "07_findings.csv")
+    (authors,) = tables.in_words(published[:1]).values()
+    said = tables.in_words(found)
+    task, kind, content, neither = (
+        said[f"gain against cosine, {condition}, per query"]
+        for condition in ("same task", "same type", "same content", "neither")
+    )
+    cosine, gain, states, words = (
+        said[f"{method} against training effect, per query"]
+        for method in ("cosine", "gain", "hidden states", "words (TF-IDF)")
+    )
+    rival = tables.compared(found, "gain less best similarity, per query")
+    gradients = tables.compared(found, "cosine less gain, per query")
+    return f"""\
+- **Where probing and gradients agree.** Among training examples of a query's own task, gains and
+  gradient cosines agree with Spearman {task}; where only the type is shared, {kind}, only
+  the content, {content}, neither, {neither}. The published forms, ICP score
+  against product averaged over queries, give {said["ICP score against product, same task"]} in the
+  same task. The authors' own two scores, over their whole pool, give {authors}.
+- **What predicts training.** The effect of one real training step on each query is ranked by
+  gradient cosines with {cosine}, by gains with {gain}, by the similarity of
+  hidden states with {states} and of words with {words}. **So here probing
+  predicts training {rival} plain similarity**, and gradients do
+  {gradients} probing."""
+
+
+def claims() -> str:
+    """Return the table of claims and verdicts on the laptop profile."""
+    records = json.loads((FIGURES / "laptop" / "claims.json").read_text(encoding="utf-8"))
+    lines = [
+        "| claim | | how tested | estimate (95 %) | n | verdict |",
+        "|---|---|---|---|---|---|",
+    ]
+    for claim in records:
+        number = "{estimate:.2f} ({low:.2f} to {high:.2f})".format(**claim) if claim["n"] else "–"
+        notebook = f"{claim['test']} (notebook {claim['notebook']})"
+        cells = (claim["id"], claim["statement"], notebook, number, str(claim["n"] or "–"))
+        lines.append(f"| {' | '.join(cells)} | **{claim['verdict']}** |")
+    return "\n".join(lines)
 
 
 def findings(notebook: str) -> str:

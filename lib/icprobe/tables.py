@@ -123,11 +123,11 @@ def in_words(findings: pd.DataFrame) -> dict[str, str]:
 
 
 def compared(findings: pd.DataFrame, difference: str) -> str:
-    """Return how a difference's interval lies: "better than", "worse than" or neither."""
+    """Return "better than", "worse than" or neither, as a difference's interval has it."""
     row = findings.set_index("quantity").loc[difference]
     if row["low"] > 0:
         return "better than"
-    return "worse than" if row["high"] < 0 else "not distinguishable from"
+    return "worse than" if row["high"] < 0 else "neither measurably better nor worse than"
 
 
 def wrapped(frame: pd.DataFrame) -> HTML:
