@@ -36,12 +36,12 @@ def crossed():
 def test_conditions_by_hand():
     labels = labels_of(["ask qasc", "ask mctaco", "answer qasc", "answer mctaco"], ["ask qasc"])
     assert labels.conditions().ravel().tolist() == [0, 1, 2, 3]
-    # what is unknown is not shared, but a task is
+    # what is unknown is neither shared nor different, but a task is shared
     own = Labels(
         pd.DataFrame({"task": ["a", "b"], "type": "unknown", "content": "unknown"}),
         pd.DataFrame({"task": ["a", "a"], "type": "unknown", "content": "unknown"}),
     )
-    assert own.conditions().tolist() == [[0, 0], [3, 3]]
+    assert own.conditions().tolist() == [[0, 0], [-1, -1]]
     rows = {"id": ["x"], "prompt": ["p"], "completion": [" c"]}
     one = datasets.Dataset.from_dict({**rows, "task": ["t"], "content": ["c"], "type": ["y"]})
     assert Labels.of(one, one).conditions().tolist() == [[0]]
@@ -61,7 +61,7 @@ def test_agreement_by_condition_is_that_of_plain_loops(crossed, rng):
         row = table[(table["level"] == "per query") & (table["condition"] == condition)].iloc[0]
         assert row["estimate"] == pytest.approx(np.mean(rhos))
         assert row["low"] <= row["estimate"] <= row["high"]
-        assert (row["n"], row["ranked"]) == (96, 8)
+        assert (row["pairs"], row["ranked"], row["rankings"]) == (96, 8, 12)
         rhos = []
         for task in tasks.unique():
             mine = np.flatnonzero(tasks == task)
@@ -69,7 +69,13 @@ def test_agreement_by_condition_is_that_of_plain_loops(crossed, rng):
             rhos.append(spearmanr(*(x[rows][:, mine].mean(1) for x in (first, second))).statistic)
         row = table[(table["level"] == "per example") & (table["condition"] == condition)].iloc[0]
         assert row["estimate"] == pytest.approx(np.mean(rhos))
-        assert row["ceiling"] > 0 or np.isnan(row["ceiling"])
+        assert row["rankings"] == 4
+        one, other = (
+            statistics.noise_ceiling(x, x, np.random.default_rng(1), tasks.to_numpy(), groups)
+            for x in (first, second)
+        )
+        expected = np.sqrt(np.maximum(one.first[k], 0) * np.maximum(other.first[k], 0)) or np.nan
+        assert row["ceiling"] == pytest.approx(expected, abs=0.1, nan_ok=True)
     by_name = table[table["level"] == "per query"].set_index("condition")
     less = by_name.loc["same task", "estimate"] - by_name.loc["neither", "estimate"]
     assert by_name.loc["same task less neither", "estimate"] == pytest.approx(less)
@@ -85,6 +91,31 @@ def test_conditions_that_are_not_there_are_unknown(rng):
     known = table["condition"] == "same task"
     assert table.loc[known, ["estimate", "p"]].notna().all(axis=None)
     assert table.loc[~known, ["estimate", "low", "high", "p", "ceiling"]].isna().all(axis=None)
+    # tasks that are not shared, and nothing known of them
+    frame = pd.DataFrame({"task": ["a"] * 8, "type": "unknown", "content": "unknown"})
+    nothing = Labels(frame, frame[:4].assign(task="b"))
+    table = correlation.by_condition(first, second, nothing, rng, resamples=9, **QUICK)
+    assert table[["estimate", "low", "high"]].isna().all(axis=None)
+
+
+def test_one_task_of_several_types_is_several_sets(rng):
+    one = labels_of(["ask qasc", "answer qasc"] * 8, ["ask qasc", "answer qasc"] * 4)
+    for frame in (one.train, one.queries):
+        frame["task"] = "mine"
+    first, second = rng.normal(size=(2, 16, 8))
+    table = correlation.by_condition(first, second, one, rng, resamples=9, **QUICK)
+    assert table["estimate"].notna().any()
+
+
+@pytest.mark.parametrize(("N", "M"), [(3, 1), (6, 1), (2, 5)])
+def test_a_handful_is_unknown_and_no_error(rng, N, M):
+    few = labels_of(["ask qasc"] * N, ["ask qasc"] * M)
+    first, second = rng.normal(size=(2, N, M))
+    table = correlation.by_condition(first, second, few, rng, resamples=9, **QUICK)
+    assert len(table) == 14
+    bins, _ = correlation.by_similarity(first, second, first, rng, **QUICK)
+    assert len(bins) == 5
+    assert len(correlation.reliabilities({"a": first}, rng)) == 1
 
 
 def test_cells_are_agreements_of_tasks_with_tasks(crossed, rng):

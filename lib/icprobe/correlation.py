@@ -44,22 +44,28 @@ class Labels:
         return cls(*(rows.select_columns(columns).to_pandas() for rows in (pool, queries)))
 
     def same(self, column: str) -> np.ndarray:
-        """Return whether pairs share their task, type or content: [N, M] bool.
-
-        What is unknown is not shared.
-        """
-        ours, theirs = self.train[column].to_numpy(), self.queries[column].to_numpy()
-        return np.equal.outer(ours, theirs) & (ours != "unknown")[:, None]
+        """Return whether pairs share their task, type or content: [N, M] bool."""
+        return np.equal.outer(*(frame[column].to_numpy() for frame in (self.train, self.queries)))
 
     def conditions(self) -> np.ndarray:
         """Return each pair's condition, its place in `CONDITIONS`: whole numbers [N, M].
 
         "same type" is of another content, "same content" of another type; sharing both counts as
-        the same task.
+        the same task. Pairs of other tasks whose type or content is unknown have none: -1.
         """
         same_type, same_content = self.same("type"), self.same("content")
-        same_task = self.same("task") | (same_type & same_content)
-        return np.select([same_task, same_type, same_content], [0, 1, 2], 3)
+        known = ~np.logical_or.outer(
+            *((frame[["type", "content"]] == "unknown").any(axis=1).to_numpy()
+              for frame in (self.train, self.queries))
+        )  # fmt: skip
+        same_task = self.same("task") | (known & same_type & same_content)
+        conditions = np.select([same_task, same_type, same_content], [0, 1, 2], 3)
+        return np.where(same_task | known, conditions, -1)
+
+    @staticmethod
+    def kinds(frame: pd.DataFrame) -> np.ndarray:
+        """Return one label for each task, type and content: all of a label are in one condition."""
+        return (frame["task"] + "\0" + frame["type"] + "\0" + frame["content"]).to_numpy(str)
 
 
 def agreement_table(
@@ -144,10 +150,10 @@ class Pool:
 
 
 def rank_measures(first: np.ndarray, second: np.ndarray, rng: np.random.Generator) -> pd.DataFrame:
-    """Return agreements of row means as ranks: quantity, estimate, low, high, chance.
+    """Return agreements of row means as ranks: quantity, estimate, low, high, chance, p.
 
-    Spearman, Kendall, and the share that the best and the worst tenth, quarter and half have in
-    common.
+    Spearman (p by permutation), Kendall, and the share that the best and the worst tenth, quarter
+    and half have in common.
 
     Args:
         first: [N, M].
@@ -156,19 +162,21 @@ def rank_measures(first: np.ndarray, second: np.ndarray, rng: np.random.Generato
     """
     N = len(first)
     measures = {
-        "Spearman": (statistics.agreement(first, second, "example"), 0.0),
-        "Kendall": (statistics.kendall(first, second), 0.0),
+        "Spearman": (statistics.agreement(first, second, "example"), 0.0, "fisher"),
+        "Kendall": (statistics.kendall(first, second), 0.0, "fisher"),
     }
     for share in (0.1, 0.25, 0.5):
         k = max(1, round(share * N))
         for end in ("top", "bottom"):
             overlap = statistics.overlap(first, second, k, end)
-            measures[f"{end} {k} in common"] = (overlap, k / N)
+            measures[f"{end} {k} in common"] = (overlap, k / N, "percentile")
     rows = [
-        (name, *map(float, _estimate(measure, first.shape, rng, 1000)), chance)
-        for name, (measure, chance) in measures.items()
+        (name, *map(float, _estimate(measure, first.shape, rng, 1000, kind)), chance)
+        for name, (measure, chance, kind) in measures.items()
     ]
-    return pd.DataFrame(rows, columns=["quantity", "estimate", "low", "high", "chance"])
+    table = pd.DataFrame(rows, columns=["quantity", "estimate", "low", "high", "chance"])
+    table.loc[table["quantity"] == "Spearman", "p"] = statistics.p_value(first, second, rng)
+    return table
 
 
 def reliabilities(methods: Methods, rng: np.random.Generator) -> pd.DataFrame:
@@ -178,8 +186,11 @@ def reliabilities(methods: Methods, rng: np.random.Generator) -> pd.DataFrame:
     """
     rows = []
     for name, scores in methods.items():
-        found = with_ceiling(scores, scores, rng)
-        rows.append((name, *(found[f"first{end}"][0] for end in ("", "_low", "_high"))))
+        numbers = (np.nan,) * 3  # one query has no halves
+        if scores.shape[1] > 1:
+            found = with_ceiling(scores, scores, rng)
+            numbers = (found[f"first{end}"][0] for end in ("", "_low", "_high"))
+        rows.append((name, *numbers))
     return pd.DataFrame(rows, columns=["method", "reliability", "low", "high"])
 
 
@@ -223,7 +234,7 @@ def by_condition(
     labels: Labels,
     rng: np.random.Generator,
     replicates: int = 1000,
-    resamples: int = 999,
+    resamples: int = 4999,
 ) -> pd.DataFrame:
     """Return the agreement within each similarity condition, and the differences from the first.
 
@@ -241,28 +252,32 @@ def by_condition(
 
     Returns:
         One row per level and condition, then per level and difference ("same task less neither"):
-        level, condition, estimate, low, high, n (pairs); of conditions also ranked (training
-        examples in a ranking), p (null hypothesis: the methods agree on tasks at most), and per
-        example the fields of `with_ceiling`. What there is none of is not a number.
+        level, condition, estimate, low, high; of conditions also pairs, ranked (training examples
+        in a ranking, the median), rankings (that could be made), p (null hypothesis: the methods
+        agree on tasks at most), and per example the fields of `with_ceiling`. What there is none of
+        is not a number.
     """
     groups = labels.conditions()
-    tasks = labels.queries["task"].to_numpy()
-    several = pd.Series(tasks).value_counts().min() > 1
+    sets = labels.kinds(labels.queries)
+    several = pd.Series(sets).value_counts().min() > 1
     names = [*CONDITIONS, *(f"{CONDITIONS[0]} less {other}" for other in CONDITIONS[1:])]
-    pairs = np.bincount(groups.ravel(), minlength=len(CONDITIONS))
+    kinds = np.array(["fisher"] * 4 + ["normal"] * 3)
+    in_condition = np.array([(groups == k).sum(0) for k in range(len(CONDITIONS))])  # [4, M]
     frames = []
-    for name, level in (("per query", "query"), ("per example", tasks)):
-        measure = _with_differences(statistics.agreements([first], [second], level, groups))
-        numbers = _estimate(measure, first.shape, rng, replicates)
+    for name, level in (("per query", "query"), ("per example", sets)):
         frame = pd.DataFrame({"level": name, "condition": names})
+        measure = _with_differences(statistics.agreements([first], [second], level, groups))
+        numbers = _estimate(measure, first.shape, rng, replicates, kinds)
         frame = frame.assign(**dict(zip(("estimate", "low", "high"), numbers, strict=True)))
-        frame["n"] = [*pairs, *(pairs[0] + pairs[1:])]
-        of_conditions = {"ranked": np.median([(groups == k).sum(0) for k in range(4)], axis=1)}
+        of_conditions = {
+            "pairs": in_condition.sum(1),
+            "ranked": [np.median(row[row > 0]) if row.any() else 0 for row in in_condition],
+            "rankings": statistics.rankings(first, second, level, groups),
+        }
         if resamples:
-            of_train = labels.train["task"].to_numpy()
             options = {"level": level, "groups": groups, "resamples": resamples}
-            p = statistics.p_values_within(first, second, of_train, rng, **options)
-            of_conditions["p"] = np.where(np.isfinite(numbers[0][: len(p)]), p, np.nan)
+            rows = labels.kinds(labels.train)
+            of_conditions["p"] = statistics.p_values_within(first, second, rows, rng, **options)
         if name == "per example" and several:
             found = with_ceiling(first, second, rng, level, groups)
             of_conditions |= {key: found[key] for key in found if not key.startswith(("fi", "se"))}
@@ -294,9 +309,7 @@ def _with_differences(measure: statistics.Measure) -> statistics.Measure:
     """Return the measure of each condition [4], then of the first less each other [3]."""
 
     def measured(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        values = np.full(len(CONDITIONS), np.nan)
-        found = measure(rows, columns)[:, 0, 0]
-        values[: len(found)] = found
+        values = _padded(measure(rows, columns)[:, 0, 0], len(CONDITIONS))
         return np.concatenate([values, values[0] - values[1:]])
 
     return measured
@@ -349,16 +362,18 @@ def by_similarity(
     groups = ((rankdata(similarity, axis=0, method="ordinal") - 1) * bins // len(first)).astype(int)
     measure = statistics.agreements([first], [second], "query", groups)
 
+    kinds = np.array(["fisher"] * bins + ["normal"])
+
     def with_slope(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        values = measure(rows, columns)[:, 0, 0]
+        values = _padded(measure(rows, columns)[:, 0, 0], bins)
         known = np.isfinite(values)
         slope = (
             np.polyfit(np.arange(bins)[known], values[known], 1)[0] if known.sum() > 1 else np.nan
         )
         return np.append(values, slope)
 
-    estimate, low, high = _estimate(with_slope, first.shape, rng, replicates)
-    frame = pd.DataFrame({"similarity": [similarity[groups == k].mean() for k in range(bins)]})
+    estimate, low, high = _estimate(with_slope, first.shape, rng, replicates, kinds)
+    frame = pd.DataFrame({"similarity": [_mean(similarity[groups == k]) for k in range(bins)]})
     frame = frame.assign(estimate=estimate[:-1], low=low[:-1], high=high[:-1])
     return frame, (estimate[-1], low[-1], high[-1])
 
@@ -433,7 +448,7 @@ def differences(
         values = measure(rows, columns)[0, :, 0]
         return values[::2] - values[1::2]
 
-    estimate, low, high = _estimate(less, truth.shape, rng, replicates)
+    estimate, low, high = _estimate(less, truth.shape, rng, replicates, "normal")
     frame = pd.DataFrame({"quantity": [*pairs], "unit": "Spearman"})
     return frame.assign(estimate=estimate, low=low, high=high, n=truth.shape[0])
 
@@ -448,7 +463,7 @@ def findings(
     """Return the numbers to keep: quantity, unit, estimate, low, high, n.
 
     Args:
-        conditions: Rows of `by_condition` for one pool, with a column scores; n counts pairs.
+        conditions: Rows of `by_condition` for one pool, with a column scores; n is ranked.
         by_level: Rows of `agreement_table` for the whole pool, whose N is n.
         predicted: Rows of `agreement_table` with the training effect.
         shape: (N, M) of the pool.
@@ -462,7 +477,7 @@ def findings(
     for row in conditions.itertuples():
         level = "" if row.level == "per example" else f", {row.level}"
         name = f"{' against '.join(forms[row.scores])}, {row.condition}{level}"
-        rows.append((name, row.estimate, row.low, row.high, row.n))
+        rows.append((name, row.estimate, row.low, row.high, row.ranked))
     for row in by_level.itertuples():
         if (row.first, row.second) in forms.values():
             name = f"{row.first} against {row.second}, whole pool, {row.level}"
@@ -472,12 +487,27 @@ def findings(
         rows.append((name, row.estimate, row.low, row.high, truth_shape[0]))
     frame = pd.DataFrame(rows, columns=["quantity", "estimate", "low", "high", "n"])
     frame.insert(1, "unit", "Spearman")
+    frame["n"] = frame["n"].fillna(frame["n"][0]).astype(int)  # differences: of the first
     return frame
 
 
+def _padded(values: np.ndarray, size: int) -> np.ndarray:
+    """Return values followed by unknown ones: groups after the last that has pairs."""
+    return np.append(values, np.full(size - len(values), np.nan))
+
+
+def _mean(values: np.ndarray) -> float:
+    """Return the mean, not a number for none."""
+    return float(values.mean()) if len(values) else np.nan
+
+
 def _estimate(
-    measure: statistics.Measure, shape: tuple[int, int], rng: np.random.Generator, replicates: int
+    measure: statistics.Measure,
+    shape: tuple[int, int],
+    rng: np.random.Generator,
+    replicates: int,
+    kind: str | np.ndarray = "fisher",
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return a measure's value on all there is, and the ends of its interval."""
-    low, high = statistics.crossed_interval(measure, shape, rng, replicates)
+    low, high = statistics.crossed_interval(measure, shape, rng, replicates, kind)
     return measure(*map(np.arange, shape)), low, high

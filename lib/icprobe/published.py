@@ -217,7 +217,11 @@ def findings(
         resampled.append(agreement(scores.icp[rows], mean[rows], M, sizes, reliable))
         given = spearmanr(scores.icp[rows], scores.mean_influence[rows]).statistic
         same_queries.append(given)
-    lows, highs = np.percentile(pd.DataFrame(resampled), [2.5, 97.5], axis=0)
+    plain = {
+        ("ICP score against mean influence", unit) for unit in ("Spearman", "Kendall", "Pearson")
+    }
+    kinds = np.array(["fisher" if name in plain else "percentile" for name in whole])
+    lows, highs = statistics.ends([*whole.values()], pd.DataFrame(resampled).to_numpy(), kinds)
     table = [
         (*name, estimate, low, high, sizes.get(name[0], (None, N))[1])
         for (name, estimate), low, high in zip(whole.items(), lows, highs, strict=True)
@@ -236,7 +240,7 @@ def findings(
     }
     for name, measure in measures.items():
         interval = statistics.crossed_interval(lambda _, j, m=measure: m(rho[j]), (1, M), rng)
-        table.append((*name, float(measure(rho)), *interval, M))
+        table.append((*name, float(measure(rho)), *map(float, interval), M))
     name = ("reliability of the mean influence, split-half", "Spearman")
     table.append((*name, reliable, *reliability_interval(scores.influence, rng), N))
     return pd.DataFrame(table, columns=["quantity", "unit", "estimate", "low", "high", "n"])

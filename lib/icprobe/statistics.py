@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.stats import kendalltau, permutation_test, rankdata
+from scipy.stats import kendalltau, norm, permutation_test, rankdata
 
 # observations below which a rank correlation says nothing
 LEAST = 4
@@ -30,9 +30,9 @@ def crossed_interval(
     shape: tuple[int, int],
     rng: np.random.Generator,
     replicates: int = 1000,
-    level: float = 0.95,
+    kind: str | np.ndarray = "percentile",
 ) -> tuple:
-    """Return a percentile interval from resampling training examples and queries together.
+    """Return a 95 % interval from resampling training examples and queries together.
 
     Both are samples, and a pair's score depends on both: resampling pairs would give intervals
     that are far too short.
@@ -43,18 +43,47 @@ def crossed_interval(
         shape: (N, M).
         rng: The source of randomness.
         replicates: Number of resamples.
-        level: Coverage.
+        kind: See `ends`.
 
     Returns:
         Lower and upper end, or arrays of them for a measure that returns an array.
     """
     N, M = shape
     values = [measure(rng.integers(N, size=N), rng.integers(M, size=M)) for _ in range(replicates)]
-    tail = 50 * (1 - level)
+    return ends(measure(np.arange(N), np.arange(M)), np.array(values), kind)
+
+
+def ends(estimate: np.ndarray, values: np.ndarray, kind: str | np.ndarray = "percentile") -> tuple:
+    """Return lower and upper ends [...] of 95 % intervals from resampled values [replicates, ...].
+
+    Args:
+        estimate: [...] of the sample itself.
+        values: The same of resamples.
+        kind: "percentile" of the values, for means and shares. "fisher" for correlations: normal
+            around the estimate on the scale of artanh. In a resample some queries stand twice, so
+            its means over queries are noisier and correlate less (by up to 0.15 here): percentiles
+            would lie too low. "normal" around the estimate for differences of correlations. Or an
+            array [...] of these.
+    """
+    kinds = np.broadcast_to(kind, np.shape(estimate))
+    unknown = set(kinds.ravel().tolist()) - {"percentile", "fisher", "normal"}
+    if unknown:
+        raise ValueError(f"kind is {sorted(unknown)[0]!r}, expected percentile, fisher or normal")
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "All-NaN slice")  # undefined in every replicate
-        low, high = np.nanpercentile(values, [tail, 100 - tail], axis=0)
-    return low, high
+        # undefined in every resample
+        warnings.filterwarnings("ignore", "All-NaN slice|Degrees of freedom|Mean of empty")
+        found = np.nanpercentile(values, [2.5, 97.5], axis=0)
+        for name, forth, back in (("fisher", _artanh, np.tanh), ("normal", np.array, np.array)):
+            half = norm.ppf(0.975) * np.nanstd(forth(values), axis=0, ddof=1)
+            both = back(forth(estimate) + np.multiply.outer([-1, 1], half))
+            found = np.where(kinds == name, both, found)
+    found = np.where(np.isnan(estimate), np.nan, found)
+    return found[0], found[1]
+
+
+def _artanh(rho: np.ndarray) -> np.ndarray:
+    """Return Fisher's transformation, finite where rho is one."""
+    return np.arctanh(np.clip(rho, -1 + 1e-9, 1 - 1e-9))
 
 
 def pair_mean(values: np.ndarray, mask: np.ndarray) -> Measure:
@@ -106,10 +135,9 @@ def agreements(
     A, B = len(first), len(second)
     M = matrices.shape[2]
     sets = None if isinstance(level, str) and level == "pair" else _membership(level, M)
-    if groups is not None:
-        count = int(groups.max()) + 1
-        if sets is not None:
-            groups = _of_sets(groups, sets)
+    count = _count(groups)
+    if groups is not None and sets is not None:
+        groups = _of_sets(groups, sets)
 
     def measure(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         if sets is None:
@@ -123,14 +151,24 @@ def agreements(
             weights = sizes[kept]
             values = (matrices @ (drawn[:, kept] / weights))[:, rows]
             labels = None if groups is None else groups[np.ix_(rows, kept)]
-        rho = _rank_correlations(values, labels, 1 if groups is None else count)
+        rho = _rank_correlations(values, labels, count)
         rho = _partial(rho, A + B)[..., :A, A:]  # [G, sets, A, B]
-        known = np.isfinite(rho)
-        total = np.where(known, rho, 0) * weights[:, None, None]
-        with np.errstate(invalid="ignore"):
-            return total.sum(1) / (known * weights[:, None, None]).sum(1)
+        return _average(rho, weights)
 
     return measure
+
+
+def rankings(
+    first: np.ndarray, second: np.ndarray, level: str | np.ndarray, groups: np.ndarray
+) -> np.ndarray:
+    """Return how many sets of queries have an agreement to average in each group: [G].
+
+    Arguments are those of `agreements`; both methods must tell training examples apart there.
+    """
+    sets = _membership(level, first.shape[1])
+    values = np.stack([first, second]).astype(float) @ (sets / sets.sum(0))
+    rho = _rank_correlations(values, _of_sets(groups, sets), _count(groups))
+    return np.isfinite(rho[:, :, 0, 1]).sum(1)
 
 
 def agreement(
@@ -210,6 +248,11 @@ def _membership(level: str | np.ndarray, M: int) -> np.ndarray:
     return np.equal.outer(labels, np.arange(labels.max() + 1)).astype(float)
 
 
+def _count(groups: np.ndarray | None) -> int:
+    """Return the number of groups, at least one."""
+    return 1 if groups is None else max(1, int(groups.max()) + 1)
+
+
 def _of_sets(groups: np.ndarray, sets: np.ndarray) -> np.ndarray:
     """Return the groups [N, C] of pairs of a training example and a set of queries."""
     of_sets = groups[:, sets.argmax(0)]
@@ -229,7 +272,9 @@ def _rank_correlations(values: np.ndarray, groups: np.ndarray | None, count: int
         return (ranks @ ranks.transpose(0, 2, 1))[None]
     masks = np.equal.outer(np.arange(count), groups.T)[:, :, None]
     of_groups = (np.where(mask, ranks, 0) for mask in masks)
-    return np.stack([mine @ mine.transpose(0, 2, 1) for mine in of_groups])
+    rho = np.stack([mine @ mine.transpose(0, 2, 1) for mine in of_groups])
+    rho[masks.sum((2, 3)) < LEAST] = np.nan  # of none, the sum would be zero
+    return rho
 
 
 def _standard_ranks(values: np.ndarray, groups: np.ndarray | None, count: int) -> np.ndarray:
@@ -313,8 +358,9 @@ class Ceiling:
     Attributes:
         first: [G] reliability of the first method's mean over queries, see `reliability`.
         second: [G] of the second's.
-        ceiling: [G] sqrt(first * second), the most that the two could agree; not a number where
-            one of them is not positive.
+        ceiling: [G] sqrt(first * second), the most that the two could agree if their errors were
+            independent (on the same queries they may agree more or less); not a number where one
+            of them is not positive.
         disattenuated: [G] agreement that two rankings free of noise would have; the same.
     """
 
@@ -337,9 +383,11 @@ def noise_ceiling(
 
     The queries are halved at random (within each set of the level), and four rankings correlated:
     either method's on either half, averaged over halvings. One method with itself gives its
-    reliability; the two on different halves share no query, so nothing that a query does to both
-    counts as agreement, and over the root of the two self-agreements this is the disattenuated
-    correlation (Spearman 1904). It is an estimate and may exceed one.
+    reliability, stepped up from half to all M queries of a set by Spearman and Brown's
+    k r / (1 + (k - 1) r), k = M / (M // 2). The two methods on different halves share no query, so
+    nothing that a query does to both counts as agreement, and over the root of the two
+    self-agreements this is the disattenuated correlation (Spearman 1904). It is an estimate and
+    may exceed one. Sets are averaged by their size.
 
     Args:
         first: [N, M].
@@ -359,23 +407,36 @@ def noise_ceiling(
         raise ValueError("reliability over queries needs at least two queries")
     rows = np.arange(len(first)) if rows is None else rows
     labels = None if groups is None else _of_sets(groups, sets)[rows]
-    count = 1 if groups is None else int(groups.max()) + 1
+    count = _count(groups)
     matrices = np.stack([first, second])[:, rows].astype(float)
-    total = np.zeros((count, 4, 4))
+    rho = []
     for _ in range(splits):
         halves = _halves(sets, rng)
         values = np.concatenate([matrices @ (half / half.sum(0)) for half in halves])
-        rho = _rank_correlations(values, labels, count)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Mean of empty slice")
-            total += np.nanmean(rho, axis=1)
-    own = total[:, [0, 1], [2, 3]] / splits  # [G, 2], a method with itself
-    across = (total[:, 0, 3] + total[:, 1, 2]) / (2 * splits)
-    stepped_up = 2 * own / (1 + own)
+        rho.append(_rank_correlations(values, labels, count))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Mean of empty slice")
+        mean = np.nanmean(rho, axis=0)  # [G, C, 4, 4]
+    sizes = sets.sum(0)
+    own = mean[:, :, [0, 1], [2, 3]]  # a method with itself
+    k = (sizes / (sizes // 2))[:, None]
+    with np.errstate(divide="ignore"):
+        stepped_up = _average(k * own / (1 + (k - 1) * own), sizes)
+    own = _average(own, sizes)
+    across = _average((mean[:, :, 0, 3] + mean[:, :, 1, 2]) / 2, sizes)
     # no ceiling can be told from rankings that do not repeat at all
-    root = np.sqrt(np.where(own > 0, own, np.nan).prod(1))
-    ceiling = np.sqrt(np.where(own > 0, stepped_up, np.nan).prod(1))
+    repeats = (own > 0) & (stepped_up > 0)
+    root = np.sqrt(np.where(repeats, own, np.nan).prod(1))
+    ceiling = np.sqrt(np.where(repeats, stepped_up, np.nan).prod(1))
     return Ceiling(*stepped_up.T, ceiling, across / root)
+
+
+def _average(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return averages over sets of queries: [G, ...] from [G, C, ...] and weights [C]."""
+    known = np.isfinite(values)
+    weights = weights.reshape(-1, *[1] * (values.ndim - 2))
+    with np.errstate(invalid="ignore"):
+        return (np.where(known, values, 0) * weights).sum(1) / (known * weights).sum(1)
 
 
 def _halves(sets: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -392,7 +453,7 @@ def reliability(scores: np.ndarray, rng: np.random.Generator, splits: int = 200)
     """Return how well row means [N] over so many queries would agree with those of new queries.
 
     Split-half: the queries are halved at random, the halves' row means correlated (Spearman), and
-    the average over splits stepped up to all queries by Spearman and Brown's 2 r / (1 + r).
+    the average over splits stepped up to all queries; see `noise_ceiling`.
 
     Args:
         scores: [N, M].
@@ -429,12 +490,13 @@ def p_values_within(
     rng: np.random.Generator,
     level: str | np.ndarray = "query",
     groups: np.ndarray | None = None,
-    resamples: int = 999,
+    resamples: int = 4999,
 ) -> np.ndarray:
     """Return two-sided permutation p-values [G] of the agreement in each group.
 
     The null hypothesis is that the methods agree on an example's task at most: training examples
-    exchange their rows of the first matrix within their task.
+    exchange their rows of the first matrix within their task. What tasks alone make of the
+    statistic, its mean under these exchanges, is where both sides are counted from.
 
     Args:
         first: [N, M].
@@ -444,10 +506,18 @@ def p_values_within(
         level: See `agreements`.
         groups: See `agreements`.
         resamples: Number of permutations.
+
+    Raises:
+        ValueError: If rows with the same label are not in the same groups.
     """
+    codes = np.unique(tasks, return_inverse=True)[1]
+    if groups is not None:
+        alike = groups[np.unique(codes, return_index=True)[1]][codes]
+        if not np.array_equal(alike, groups):
+            raise ValueError("rows that are exchanged must be in the same groups")
     sets = _membership(level, first.shape[1])
     weights = sets.sum(0)
-    count = 1 if groups is None else int(groups.max()) + 1
+    count = _count(groups)
     labels = None if groups is None else _of_sets(groups, sets)
     values = np.stack([first, second]).astype(float) @ (sets / weights)
     # groups are the same for all that are exchanged, so their ranks are, too
@@ -460,7 +530,6 @@ def p_values_within(
         rho = np.einsum("gcn,cn->gc", masks, np.nan_to_num(ours[:, order] * theirs))
         return (rho * known) @ weights / (known @ weights)
 
-    codes = np.unique(tasks, return_inverse=True)[1]
     start = np.argsort(codes, kind="stable")
 
     def exchanged() -> np.ndarray:
@@ -469,10 +538,12 @@ def p_values_within(
         return order
 
     with np.errstate(invalid="ignore"):
-        observed = np.abs(statistic(np.arange(len(first))))
-        null = np.abs([statistic(exchanged()) for _ in range(resamples)])
+        observed = statistic(np.arange(len(first)))
+        null = np.array([statistic(exchanged()) for _ in range(resamples)])
+    centre = null.mean(0)
     # the observed order is one of the equally likely ones
-    return (1 + (null >= observed - 1e-12).sum(0)) / (1 + resamples)
+    beyond = np.abs(null - centre) >= np.abs(observed - centre) - 1e-12
+    return np.where(np.isnan(observed), np.nan, (1 + beyond.sum(0)) / (1 + resamples))
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
@@ -510,7 +581,8 @@ def with_intervals(
     rows = []
     for (quantity, unit), (measure, shape, n) in measures.items():
         if n:
-            low, high = crossed_interval(measure, shape, rng)
+            kind = "fisher" if unit == "Spearman" else "percentile"
+            low, high = map(float, crossed_interval(measure, shape, rng, kind=kind))
             estimate = float(measure(*map(np.arange, shape)))
             rows.append((quantity, unit, estimate, low, high, n))
     return pd.DataFrame(rows, columns=["quantity", "unit", "estimate", "low", "high", "n"])
