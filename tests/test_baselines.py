@@ -159,6 +159,13 @@ def test_random_scores_are_standard_normal_and_repeatable():
     assert scores.dtype == np.float32
 
 
+def test_the_same_answer_is_the_same_whatever_its_case():
+    train = [{"completion": text} for text in (" Yes.", " no", "yes. ")]
+    queries = [{"completion": text} for text in (" yes.", " No")]
+    expected = [[1, 0], [0, 1], [1, 0]]
+    assert baselines.same_completion(train, queries).tolist() == expected
+
+
 @pytest.fixture
 def what(tmp_path):
     """Return an experiment of 5 training examples and 3 queries with a tiny model."""
@@ -184,6 +191,7 @@ def test_rivals_through_the_store(what, monkeypatch, capsys):
         "query_length": baselines.length(lm, asked, pool, part="completion").T,
         "lexical": baselines.lexical(pool, asked),
         "embedding": baselines.embedding(lm, pool, asked),
+        "same_completion": baselines.same_completion(pool, asked),
         "own_loss": baselines.own_loss(lm, pool, asked),
         "random": baselines.random(5, 3, np.random.default_rng(0)),
     }

@@ -216,3 +216,39 @@ def test_the_best_of_many_p_values_is_corrected(crossed, rng):
     assert tested.sum() == 2 * 2 * 2 * 4  # pools, forms, levels, conditions
     np.testing.assert_allclose(table.loc[tested, "p_holm"], statistics.holm(table["p"][tested]))
     assert table.loc[~tested, "p_holm"].isna().all()
+
+
+def test_of_two_causes_the_real_one_is_left(rng):
+    cause = rng.normal(size=(80, 6)) + 3 * rng.normal(size=(80, 1))
+    shadow = cause + 3 * rng.normal(size=(80, 1))
+    effect = cause + rng.normal(size=(80, 6))
+    table = correlation.competing(effect, {"cause": cause, "shadow": shadow}, rng, 20)
+    found = table.set_index(["cause", "given"])["estimate"]
+    assert found["cause", "nothing"] > found["cause", "shadow"] > 0.8
+    assert found["shadow", "nothing"] > 0.5 > 0.3 > abs(found["shadow", "cause"])
+
+
+def test_an_agreement_of_answers_is_none_beyond_them(crossed, rng):
+    same = (rng.random((32, 12)) < 0.5).astype(float)
+    gain, cosine = (2 * same + 0.1 * rng.normal(size=same.shape) for _ in range(2))
+    one = correlation.Pool(crossed, gain, cosine, cosine, {"same_completion": same}, {})
+    table = correlation.given_the_answer({"a": one}, rng, 20).set_index("given")
+    assert table.loc["nothing", "estimate"] > 0.6
+    assert abs(table.loc["same completion", "estimate"]) < 0.2
+    assert table["sharing"].tolist() == [same.sum()] * 2
+
+
+def test_sentences_on_extremes_leave_out_differences():
+    table = pd.DataFrame(
+        [
+            ("per query", "same task", 0.9, 0.86, 0.95),
+            ("per query", "neither", 0.1, 0.0, 0.2),
+            ("per query", "same task less neither", 0.95, 0.9, 0.99),
+            ("per query", "same type", *[np.nan] * 3),
+        ],
+        columns=["level", "condition", "estimate", "low", "high"],
+    ).assign(pool="a", scores="b")
+    highest, lowest, above = correlation.extremes(table)
+    assert "0.90 (0.86 to 0.95) (a, same task" in highest and "0.10" in lowest
+    assert above == "Of 2 conditions, 1 have an estimate above 0.85, 1 the whole interval."
+    assert correlation.extremes(table[3:])[0].startswith("No condition")

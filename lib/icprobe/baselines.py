@@ -23,6 +23,7 @@ UNITS = {
     "query_length": "tokens of the query's completion; a control, no rival: the same for all rows",
     "lexical": "cosine of TF-IDF vectors, without unit, 0 to 1; positive = presumed to help",
     "embedding": "cosine of mean hidden states, without unit; positive = presumed to help",
+    "same_completion": "1 where the completions are equal, else 0; positive = presumed to help",
     "own_loss": "the training example's own loss, nats per token; positive = presumed to help",
     "random": "standard normal, without unit; no reason to help",
 }
@@ -32,6 +33,7 @@ TITLES = {
     "completion length": "completion_length",
     "words (TF-IDF)": "lexical",
     "hidden states": "embedding",
+    "same completion": "same_completion",
     "own loss": "own_loss",
     "random": "random",
 }
@@ -202,6 +204,22 @@ def _check_readable(lm: LM, examples: Sequence[Encoded]) -> None:
             )
 
 
+def same_completion(train: Iterable[dict], queries: Iterable[dict]) -> np.ndarray:
+    """Return whether completions are equal but for case and white space: float32 [N, M], 1 or 0.
+
+    Where tasks have few answers, showing the query's own answer may be all that helps.
+
+    Args:
+        train: N rows with completion.
+        queries: M rows like them.
+    """
+    texts = (
+        [" ".join(row["completion"].casefold().split()) for row in rows]
+        for rows in (train, queries)
+    )
+    return np.equal.outer(*map(np.array, texts)).astype(np.float32)
+
+
 def own_loss(
     lm: LM, train: Iterable, queries: Iterable, max_length: int | None = None
 ) -> np.ndarray:
@@ -262,7 +280,7 @@ def measure(
 
     Returns:
         float32 [N, M] for each of `UNITS`: length, completion_length, query_length, lexical,
-        embedding, own_loss, random.
+        embedding, same_completion, own_loss, random.
 
     Raises:
         ValueError: If the model is not the experiment's, there is no such layer, or an example has
@@ -282,6 +300,7 @@ def measure(
         "query_length": lambda: query_length(lm, pool, asked),
         "lexical": lambda: lexical(*texts),
         "embedding": lambda: embedding(lm, pool, asked, layer=layer, centre=centre),
+        "same_completion": lambda: same_completion(*texts),
         "own_loss": lambda: own_loss(lm, pool, asked),
         "random": lambda: random(len(pool), len(asked), np.random.default_rng(seed)),
     }
@@ -339,6 +358,7 @@ def _options(layer: int | None, centre: bool, seed: int) -> dict[str, dict]:
         "query_length": {},
         "lexical": TFIDF,
         "embedding": {"layer": layer, "centre": centre},
+        "same_completion": {},
         "own_loss": {},
         "random": {"seed": seed},
     }

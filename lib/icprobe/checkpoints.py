@@ -35,6 +35,7 @@ from icprobe.experiment import Experiment
 from icprobe.lm import LM
 
 METHOD = "tracin"
+VERSION = 1  # raise it when the same recipe begins to train in another way
 UNIT = "nats; positive = helps"
 
 # transformers' names; without warm-up, down to zero after the last step but for the constant one
@@ -241,6 +242,7 @@ def find(
 def _options(recipe: Recipe, layers: str, loss_on: str, reduction: str) -> dict:
     """Return what determines the scores, beside the experiment."""
     return {
+        "version": VERSION,
         "recipe": asdict(recipe),
         "layers": layers,
         "loss_on": loss_on,

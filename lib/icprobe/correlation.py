@@ -378,6 +378,73 @@ def by_similarity(
     return frame, (estimate[-1], low[-1], high[-1])
 
 
+def competing(
+    effect: np.ndarray, causes: Methods, rng: np.random.Generator, replicates: int = 1000
+) -> pd.DataFrame:
+    """Return how an effect's row means go with each of two causes', alone and given the other.
+
+    Args:
+        effect: [N, M].
+        causes: Two matrices [N, M] by name.
+        rng: For the bootstrap.
+        replicates: Number of resamples.
+
+    Returns:
+        One row each: cause, given, estimate, low, high.
+    """
+    rows = []
+    for cause, other in (tuple(causes), tuple(causes)[::-1]):
+        for given in ([], [other]):
+            covariates = [causes[name] for name in given]
+            measure = statistics.agreement(effect, causes[cause], "example", given=covariates)
+            numbers = map(float, _estimate(measure, effect.shape, rng, replicates))
+            rows.append((cause, *(given or ["nothing"]), *numbers))
+    return pd.DataFrame(rows, columns=["cause", "given", "estimate", "low", "high"])
+
+
+def given_the_answer(
+    pools: Mapping[str, Pool], rng: np.random.Generator, replicates: int = 1000
+) -> pd.DataFrame:
+    """Return how far gain and cosine agree, and do so beyond sharing the query's completion.
+
+    Returns:
+        One row each: pool, given ("nothing" or "same completion"), estimate, low, high (per query),
+        pairs that share it.
+    """
+    rows = []
+    for name, pool in pools.items():
+        same = pool.rivals["same_completion"]
+        for given, covariates in (("nothing", []), ("same completion", [same])):
+            measure = statistics.agreement(pool.gain, pool.cosine, "query", given=covariates)
+            numbers = map(float, _estimate(measure, same.shape, rng, replicates))
+            rows.append((name, given, *numbers, int(same.sum())))
+    return pd.DataFrame(rows, columns=["pool", "given", "estimate", "low", "high", "sharing"])
+
+
+def extremes(conditions: pd.DataFrame, threshold: float = 0.85) -> list[str]:
+    """Return sentences on the best and the worst condition, and on those above a threshold.
+
+    Args:
+        conditions: See `by_condition_and_pool`.
+        threshold: The summary of the paper that has such a correlation says 0.85.
+    """
+    known = conditions[conditions["condition"].isin(CONDITIONS)].dropna(subset="estimate")
+    if known.empty:
+        return ["No condition has enough pairs for an agreement."]
+    known = known.sort_values("estimate")
+    lines = []
+    for end, row in (("highest", known.iloc[-1]), ("lowest", known.iloc[0])):
+        where = ", ".join(row[["pool", "condition", "level", "scores"]])
+        interval = f"{row['estimate']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
+        lines.append(f"The {end} agreement within a condition: {interval} ({where}).")
+    above, sure = (known["estimate"] > threshold).sum(), (known["low"] > threshold).sum()
+    lines.append(
+        f"Of {len(known)} conditions, {above} have an estimate above {threshold}, {sure} the whole "
+        "interval."
+    )
+    return lines
+
+
 def rivalry(
     proxies: Methods, truth: np.ndarray, rng: np.random.Generator, replicates: int = 1000
 ) -> pd.DataFrame:

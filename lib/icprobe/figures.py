@@ -348,7 +348,7 @@ def intervals(panels: dict[str, pd.DataFrame], label: str) -> Figure:
                 places = -np.array([names.index(one) for one in mine["row"]]) - shift
                 errors = [mine["estimate"] - mine["low"], mine["high"] - mine["estimate"]]
                 axes.errorbar(
-                    mine["estimate"], places, xerr=np.array(errors).clip(min=0), fmt=marker,
+                    mine["estimate"], places, xerr=errors, fmt=marker,
                     color=colour, markersize=5, capsize=2, label=name,
                 )  # fmt: skip
                 if "ceiling" in mine:
@@ -420,7 +420,7 @@ def agreement_by_similarity(panels: dict[str, dict[str, pd.DataFrame]], label: s
                 places = np.arange(1, len(frame) + 1) + 0.08 * (number - 0.5)
                 errors = [frame["estimate"] - frame["low"], frame["high"] - frame["estimate"]]
                 axes.errorbar(
-                    places, frame["estimate"], yerr=np.array(errors).clip(min=0), fmt=marker + "-",
+                    places, frame["estimate"], yerr=errors, fmt=marker + "-",
                     color=colour, capsize=3, label=name,
                 )  # fmt: skip
             axes.axhline(0, color="black", linewidth=1)

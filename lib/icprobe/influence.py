@@ -418,6 +418,7 @@ def find(
 
     Raises:
         store.ScoresNotFound: If they are not there.
+        store.StoreError: If two different parts have the same name.
     """
     wanted = _stores(layers, loss_on, reduction)
     dot, cosine = (experiment.find(*which, made_by).matrix() for which in wanted)
@@ -427,6 +428,8 @@ def find(
         options = dict(kept.identity["options"])
         part = options.pop("part", None)
         if part and {**kept.identity, "options": options} == identity:
+            if part["name"] in parts:
+                raise store.StoreError(f"two parts {part['name']!r} in {experiment.scores_dir}")
             parts[part["name"]] = kept.matrix()
     return Influence(dot, cosine, dict(sorted(parts.items())))
 
