@@ -143,7 +143,7 @@ def take_files(folder):
 
 def test_correlation_comes_from_finished_scores(tmp_path, own, capsys):
     arguments = [text for name, value in own.items() for text in ("-p", name, str(value))]
-    quick = ["laptop", "--only", "03", *arguments, "-p", "replicates", "20"]
+    quick = ["laptop", "--only", "03", *arguments, "-p", "resamples", "20"]
     assert runner.main(quick) == 1
     assert "./run_all.sh laptop --only 01,02" in capsys.readouterr().out
     assert runner.main(["laptop", "--only", "01,02", *arguments]) == 0
