@@ -1,5 +1,6 @@
 """Shared by all tests: tiny randomly initialised models, saved to disk, without any download."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from icprobe import lm as language_model
+from icprobe.experiment import Experiment
 
 # one tolerance pair for the suite: log-likelihoods of float32 models, in nats
 RTOL, ATOL = 1e-5, 1e-4
@@ -59,6 +61,20 @@ def save_tiny(
     model.save_pretrained(folder)
     byte_tokenizer(bos).save_pretrained(folder)
     return folder
+
+
+def experiment_on(folder: Path, train: list[dict], queries: list[dict], bos: bool = False, **more):
+    """Return an experiment with a tiny model on rows that are written to files in a folder."""
+    for name, rows in (("train", train), ("queries", queries)):
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+    return Experiment(
+        scores_dir=str(folder / "scores"),
+        model=str(save_tiny(folder / "model", "llama", bos)),
+        train=str(folder / "train.jsonl"),
+        queries=str(folder / "queries.jsonl"),
+        **more,
+    )
 
 
 @pytest.fixture(scope="session")

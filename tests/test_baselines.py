@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import ATOL, FAMILIES, RTOL, save_tiny
+from conftest import ATOL, FAMILIES, RTOL, experiment_on
 from test_lm import examples
 
 from icprobe import baselines, gradients
@@ -169,15 +169,7 @@ def test_the_same_answer_is_the_same_whatever_its_case():
 @pytest.fixture
 def what(tmp_path):
     """Return an experiment of 5 training examples and 3 queries with a tiny model."""
-    for name, rows in (("train", examples(5)), ("queries", examples(3, seed=1))):
-        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    return Experiment(
-        scores_dir=str(tmp_path / "scores"),
-        model=str(save_tiny(tmp_path / "model", "llama")),
-        train=str(tmp_path / "train.jsonl"),
-        queries=str(tmp_path / "queries.jsonl"),
-        max_length=100,
-    )
+    return experiment_on(tmp_path, examples(5), examples(3, seed=1), max_length=100)
 
 
 def test_rivals_through_the_store(what, monkeypatch, capsys):

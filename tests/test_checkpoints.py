@@ -8,14 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import save_tiny
+from conftest import experiment_on
 from test_influence import close, encoded
 from test_lm import examples
 
 from icprobe import checkpoints, gradients, influence, store
 from icprobe import lm as language_model
 from icprobe.checkpoints import Recipe
-from icprobe.experiment import Experiment
 
 RECIPE = Recipe(batch_size=4, rate=1e-3)
 
@@ -39,17 +38,9 @@ def losses(lm, rows):
 @pytest.fixture
 def experiment(tmp_path, monkeypatch):
     """Return an experiment on files, with temporary files in a folder of its own."""
-    for name, n, seed in (("train", 11, 1), ("queries", 5, 2)):
-        lines = [json.dumps(row) + "\n" for row in examples(n, seed)]
-        (tmp_path / f"{name}.jsonl").write_text("".join(lines))
     (tmp_path / "tmp").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
-    return Experiment(
-        scores_dir=str(tmp_path / "scores"),
-        model=str(save_tiny(tmp_path / "model", "llama", bos=True)),
-        train=str(tmp_path / "train.jsonl"),
-        queries=str(tmp_path / "queries.jsonl"),
-    )
+    return experiment_on(tmp_path, examples(11, 1), examples(5, 2), bos=True)
 
 
 def test_training_lowers_the_loss_and_leaves_the_model_as_it_was(tiny, tmp_path):

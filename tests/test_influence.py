@@ -1,7 +1,6 @@
 """Influence against brute-force autograd with whole per-example gradients, and its laws."""
 
 import dataclasses
-import json
 import os
 import resource
 import shutil
@@ -13,12 +12,11 @@ import tempfile
 import numpy as np
 import pytest
 import torch
-from conftest import FAMILIES
+from conftest import FAMILIES, experiment_on, save_tiny
 from test_lm import examples
 
 from icprobe import data, gradients, influence, store
 from icprobe import lm as language_model
-from icprobe.experiment import Experiment
 from icprobe.shelf import Shelf
 
 # relative to the largest entry
@@ -133,8 +131,6 @@ def test_weights_in_no_linear_layer_are_warned_about(tiny):
 
 
 def test_layers_that_run_twice_or_never_or_share_a_weight_are_errors(tmp_path):
-    from conftest import save_tiny
-
     folder = str(save_tiny(tmp_path, "llama"))
     train = encoded(language_model.load(folder, device="cpu"), 2, seed=1)
 
@@ -381,8 +377,6 @@ def test_errors_say_what_is_wrong(tiny):
 
 
 def test_gradients_that_are_not_finite_are_named(tiny, tmp_path):
-    from conftest import save_tiny
-
     lm = language_model.load(str(save_tiny(tmp_path, "llama")), device="cpu")
     train = encoded(lm, 3, seed=1)
     bad = language_model.Encoded("bad", (*train[0].prompt, 200), train[0].completion)
@@ -393,8 +387,6 @@ def test_gradients_that_are_not_finite_are_named(tiny, tmp_path):
 
 
 def test_tracin_sums_over_checkpoints(tmp_path):
-    from conftest import save_tiny
-
     folders = [
         save_tiny(tmp_path / name, "llama", seed=seed) for name, seed in (("a", 1), ("b", 2))
     ]
@@ -418,17 +410,7 @@ def test_tracin_sums_over_checkpoints(tmp_path):
 
 @pytest.fixture
 def experiment(tmp_path):
-    from conftest import save_tiny
-
-    for name, n, seed in (("train", 11, 1), ("queries", 5, 2)):
-        lines = [json.dumps(row) + "\n" for row in examples(n, seed)]
-        (tmp_path / f"{name}.jsonl").write_text("".join(lines))
-    return Experiment(
-        scores_dir=str(tmp_path / "scores"),
-        model=str(save_tiny(tmp_path / "model", "llama")),
-        train=str(tmp_path / "train.jsonl"),
-        queries=str(tmp_path / "queries.jsonl"),
-    )
+    return experiment_on(tmp_path, examples(11, 1), examples(5, 2))
 
 
 def test_an_interrupted_run_resumes_with_the_same_numbers(experiment, monkeypatch):

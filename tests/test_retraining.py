@@ -8,13 +8,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import ATOL, FAMILIES, RTOL, save_tiny
+from conftest import ATOL, FAMILIES, RTOL, experiment_on, save_tiny
 from test_influence import close, encoded
 from test_lm import examples
 
 from icprobe import gradients, influence, retraining, store
 from icprobe import lm as language_model
-from icprobe.experiment import Experiment
 from icprobe.retraining import Retraining, Step
 
 # clipped by far: the gradients of tiny models have norms of tens
@@ -238,15 +237,7 @@ def test_what_is_not_finite_is_named(tmp_path):
 
 @pytest.fixture
 def experiment(tmp_path):
-    for name, n, seed in (("train", 6, 1), ("queries", 3, 2)):
-        lines = [json.dumps(row) + "\n" for row in examples(n, seed)]
-        (tmp_path / f"{name}.jsonl").write_text("".join(lines))
-    return Experiment(
-        scores_dir=str(tmp_path / "scores"),
-        model=str(save_tiny(tmp_path / "model", "llama")),
-        train=str(tmp_path / "train.jsonl"),
-        queries=str(tmp_path / "queries.jsonl"),
-    )
+    return experiment_on(tmp_path, examples(6, 1), examples(3, 2))
 
 
 def files(folder):
