@@ -10,7 +10,7 @@ import pytest
 import yaml
 from scipy.stats import spearmanr
 
-from icprobe import baselines, icp, influence, paths, retraining, store
+from icprobe import baselines, correlation, icp, influence, paths, retraining, store
 from icprobe.experiment import Experiment
 
 
@@ -72,6 +72,15 @@ def test_a_fresh_clone_finds_its_scores_without_model_and_data(monkeypatch, tmp_
     rho = spearmanr(last.ravel(), ekfac.matrix().ravel()).statistic
     (name,) = (name for name in other.index if name.startswith("EK-FAC against product, last"))
     assert other[name] == pytest.approx(rho, rel=1e-5)
+
+    # agreement by condition, whose estimates need no resampling
+    labels = correlation.Labels(table, asked)
+    quick = {"replicates": 2, "resamples": 0}
+    mine = correlation.by_condition(probe.gain, found.cosine, labels, rng, **quick)
+    kept = pd.read_csv(paths.resolve(profile["output_dir"]) / "03_conditions.csv")
+    kept = kept[(kept["pool"] == profile["train"]) & (kept["scores"] == "gain and cosine")]
+    same = ["level", "condition", "estimate", "pairs", "ranked", "rankings"]
+    pd.testing.assert_frame_equal(mine[same], kept[same].reset_index(drop=True), rtol=1e-5)
 
     # ground truth: what each method's scores say of the effect of the larger step
     sizes = {"n_train": profile["n_trained"], "n_query": profile["m_trained"]}
