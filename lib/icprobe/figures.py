@@ -408,11 +408,12 @@ def overshoot(promised: np.ndarray, effect: np.ndarray, norm: np.ndarray, step: 
 def agreement_by_similarity(panels: dict[str, dict[str, pd.DataFrame]], label: str) -> Figure:
     """Agreement from the least to the most similar part of the pool, a panel per pool.
 
-    `panels` has, by pool and by similarity, one row per bin: estimate, low, high.
+    `panels` has, by pool and by similarity (as the legend says it), one row per bin: estimate, low,
+    high.
     """
     with mpl.rc_context(STYLE):
         figure, row = plt.subplots(
-            1, len(panels), figsize=(1 + 3 * len(panels), 3.4), sharey=True, squeeze=False
+            1, len(panels), figsize=(1 + 3 * len(panels), 3.9), sharey=True, squeeze=False
         )
         for axes, (title, frames) in zip(row[0], panels.items(), strict=True):
             for number, (name, frame) in enumerate(frames.items()):
@@ -427,8 +428,8 @@ def agreement_by_similarity(panels: dict[str, dict[str, pd.DataFrame]], label: s
             axes.set_xticks(range(1, len(frame) + 1))
             axes.set_title(title)
             axes.set_xlabel("least to most similar part of the pool")
+            axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.1), fontsize=8)
         row[0][0].set_ylabel(label)
-        row[0][0].legend()
     return figure
 
 
