@@ -359,7 +359,7 @@ RESULTS = sorted(
         for name in ("agreement", "overlap", "per_query")
         for kind in ("pdf", "png")
     ]
-    + ["07_findings.csv", "07_queries.csv"]
+    + ["07_findings.csv", "07_queries.csv", "claims.json"]
 )
 
 
