@@ -276,6 +276,8 @@ def test_ends_by_hand(rng):
     assert (low[1], high[1]) == pytest.approx((0.4 - 0.196, 0.4 + 0.196), abs=0.01)
     spread = 1.96 * np.arctanh(values[:, 2]).std(ddof=1)
     assert low[2] == pytest.approx(np.tanh(np.arctanh(0.3) - spread), abs=1e-3)
+    perfect = statistics.ends(np.array([1.0]), np.ones((9, 1)), "fisher")
+    assert perfect[0][0] <= 1 <= perfect[1][0]
     assert np.isnan(statistics.ends(np.array([np.nan]), values[:, :1], "fisher")).all()
     with pytest.raises(ValueError, match="kind is 'exact'"):
         statistics.ends(np.array([0.5]), values[:, :1], "exact")

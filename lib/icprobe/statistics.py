@@ -76,6 +76,8 @@ def ends(estimate: np.ndarray, values: np.ndarray, kind: str | np.ndarray = "per
         for name, forth, back in (("fisher", _artanh, np.tanh), ("normal", np.array, np.array)):
             half = norm.ppf(0.975) * np.nanstd(forth(values), axis=0, ddof=1)
             both = back(forth(estimate) + np.multiply.outer([-1, 1], half))
+            # a correlation of one comes back a little smaller
+            both = np.stack([np.minimum(both[0], estimate), np.maximum(both[1], estimate)])
             found = np.where(kinds == name, both, found)
     found = np.where(np.isnan(estimate), np.nan, found)
     return found[0], found[1]
