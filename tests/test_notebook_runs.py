@@ -39,6 +39,7 @@ TABLES = {
         "layers",
         "ranks",
         "reliability",
+        "same_answer",
         "similarity",
         "training_effect",
     ],

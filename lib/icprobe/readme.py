@@ -37,28 +37,43 @@ def headline() -> str:
     found = pd.read_csv(FIGURES / "laptop" / "03_findings.csv")
     published = pd.read_csv(FIGURES / "laptop" / "07_findings.csv")
     (authors,) = tables.in_words(published[:1]).values()
+    folder = FIGURES / "laptop"
+    conditions = pd.read_csv(folder / "03_conditions.csv").query("level == 'per query'")
+    conditions = conditions[conditions["scores"] == "gain and cosine"].assign(
+        quantity=lambda frame: frame["pool"] + " " + frame["condition"]
+    )
+    elsewhere = tables.in_words(conditions)
+    answers = pd.read_csv(folder / "03_same_answer.csv")
+    answers = tables.in_words(answers.assign(quantity=answers["pool"] + " " + answers["given"]))
     said = tables.in_words(found)
     task, kind, content, neither = (
         said[f"gain against cosine, {condition}, per query"]
         for condition in ("same task", "same type", "same content", "neither")
     )
-    cosine, gain, states, words = (
+    cosine, gain, states, words, answer = (
         said[f"{method} against training effect, per query"]
-        for method in ("cosine", "gain", "hidden states", "words (TF-IDF)")
+        for method in ("cosine", "gain", "hidden states", "words (TF-IDF)", "same completion")
     )
     rival = tables.compared(found, "gain less best similarity, per query")
     gradients = tables.compared(found, "cosine less gain, per query")
     return f"""\
-- **Where probing and gradients agree.** Among training examples of a query's own task, gains and
-  gradient cosines agree with Spearman {task}; where only the type is shared, {kind}, only
-  the content, {content}, neither, {neither}. The published forms, ICP score
-  against product averaged over queries, give {said["ICP score against product, same task"]} in the
-  same task. The authors' own two scores, over their whole pool, give {authors}.
+- **Where probing and gradients agree.** In the suite `crossed`, gains and gradient cosines agree
+  among training examples of a query's own task with Spearman {task}; where only the
+  type is shared, {kind}, only the content, {content}, neither,
+  {neither}. In `grid`, with fewer examples of each, these are
+  {elsewhere["grid same task"]}, {elsewhere["grid same type"]},
+  {elsewhere["grid same content"]} and {elsewhere["grid neither"]}. In `sentiment`
+  they agree with {answers["sentiment nothing"]}, but with {answers["sentiment same completion"]}
+  beyond sharing the query's answer. The published forms, ICP score against product averaged over
+  queries, give {said["ICP score against product, same task"]} in the same task of `crossed`. The
+  authors' own two scores, over their whole pool, give {authors}.
 - **What predicts training.** The effect of one real training step on each query is ranked by
   gradient cosines with {cosine}, by gains with {gain}, by the similarity of
-  hidden states with {states} and of words with {words}. **So here probing
-  predicts training {rival} plain similarity**, and gradients do
-  {gradients} probing."""
+  hidden states with {states}, of words with {words}, and by merely
+  having the same answer with {answer}. **So here gains predict training
+  {rival} the better of both similarities**, and gradient cosines do
+  {gradients} gains. The latter is no even match: to first order, such a step is the gradients'
+  product by definition."""
 
 
 def claims() -> str:
