@@ -250,15 +250,16 @@ def test_hub_revision_given_or_cached(tmp_path, monkeypatch):
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     commit = "0123456789" * 4
     assert assets.hub_revision(f"owner/name@{commit}", "model") == ("owner/name", commit)
     refs = tmp_path / "datasets--owner--name" / "refs"
     refs.mkdir(parents=True)
     (refs / "main").write_text(commit)
     assert assets.hub_revision("owner/name", "dataset") == ("owner/name", commit)
-    with pytest.raises(assets.AssetError, match="owner/name@<40"):
-        assets.hub_revision("owner/name", "model")
+    for offline in (True, False):  # told so, or found out
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+        with pytest.raises(assets.AssetError, match="owner/name@<40"):
+            assets.hub_revision("owner/name", "model")
 
 
 # ---------------------------------------------------------------------------- several processes

@@ -31,10 +31,10 @@ def test_rules_by_hand(rule, intervals, verdict):
     assert rule(rows(*intervals)) == verdict
 
 
-def findings(folder, notebook, low=0.4, without=(), unit="Spearman"):
+def findings(folder, notebook, low=0.4, high=0.6, without=(), unit="Spearman"):
     names = {q for claim in claims.CLAIMS if claim.notebook == notebook for q in claim.quantities}
     frame = pd.DataFrame({"quantity": sorted(names - set(without)), "unit": unit})
-    frame = frame.assign(estimate=0.5, low=low, high=0.6, n=7)
+    frame = frame.assign(estimate=0.5, low=low, high=high, n=7)
     frame.to_csv(folder / f"{notebook}_findings.csv", index=False)
 
 
@@ -59,6 +59,16 @@ def test_verdicts_come_from_the_findings_that_are_there(tmp_path):
 def test_what_data_cannot_show_is_not_testable(tmp_path):
     findings(tmp_path, "03", low=float("nan"))
     assert claims.write(tmp_path).set_index("id").loc["C2", "verdict"] == NOT_TESTABLE
+
+
+def test_an_interval_that_holds_the_threshold_says_what_else_it_allows(tmp_path):
+    for low, high, verdict, allowed in (
+        (-0.1, 0.4, NOT, REPRODUCED), (-0.1, 0.2, NOT, PARTLY), (0.1, 0.4, PARTLY, REPRODUCED),
+        (0.4, 0.5, REPRODUCED, REPRODUCED), (-0.2, -0.1, NOT, NOT),
+    ):  # fmt: skip
+        findings(tmp_path, "03", low, high)
+        row = claims.write(tmp_path).set_index("id").loc["C1"]
+        assert (row["verdict"], row["allows"]) == (verdict, allowed)
 
 
 def test_a_missing_row_is_an_error(tmp_path):

@@ -165,6 +165,18 @@ def test_a_part_of_an_experiment_knows_its_places(tmp_path, model):
     assert (other.model, other.seed, other.max_length) == (what.model, what.seed, what.max_length)
 
 
+@pytest.mark.parametrize("pools, message", [
+    ({"crosed": [8, 4]}, "condition_pools: 'crosed' is not a suite, there are: .*crossed"),
+    *(({"crossed": sizes}, r"condition_pools: 'crossed' has .*, expected \[N, M\]")
+      for sizes in ([8], [8, 4, 2], [8, 0], [8.0, 4], 8, "84", None)),
+])  # fmt: skip
+def test_condition_pools_that_make_no_sense(tmp_path, model, pools, message):
+    what = experiment(tmp_path / "scores", model)
+    assert what.pools({}) == {}
+    with pytest.raises(ValueError, match=message):
+        what.pools(pools)
+
+
 def test_scores_never_go_under_another_key(tmp_path, model, tiny):
     what = experiment(tmp_path / "scores", model)
     with pytest.raises(ValueError, match="is not"):

@@ -203,6 +203,22 @@ def test_steps_that_make_no_sense(options, message):
         Step(**options)
 
 
+def test_planned_steps_begin_with_two_of_sgd():
+    asked = [["sgd", 1e-4], ["sgd", 3e-3], ["adamw", 1e-5, 1.0]]
+    assert retraining.planned(asked) == [*retraining.STEPS[:2], Step("adamw", 1e-5, 1.0)]
+    for steps, message in (
+        ([], "steps is .*expected two of sgd first"),
+        (asked[:1], "steps is .*expected two of sgd first"),
+        (asked[1::-1], "steps is .*the smaller rate first"),
+        (asked[::2], "steps is .*expected two of sgd first"),
+        ([*asked[:2], ["adam", 1]], r"steps\[2\] is \['adam', 1\]: optimizer is 'adam'"),
+        ([["sgd"]], r"steps\[0\] is \['sgd'\]: "),
+        ([7], r"steps\[0\] is 7: "),
+    ):
+        with pytest.raises(ValueError, match=message):
+            retraining.planned(steps)
+
+
 def test_errors_say_what_is_wrong(tiny):
     lm = tiny()
     train = encoded(lm, 2, seed=1)

@@ -156,7 +156,7 @@ def hub_revision(name: str, kind: str) -> tuple[str, str]:
         AssetError: If it is no hub name, or if the commit is neither given nor cached and the hub
             does not answer.
     """
-    import httpx
+    import httpx2  # what huggingface_hub talks to the hub with
     from huggingface_hub import HfApi, constants, file_download
     from huggingface_hub.errors import HFValidationError
 
@@ -172,7 +172,7 @@ def hub_revision(name: str, kind: str) -> tuple[str, str]:
         return name, ref.read_text().strip()
     try:
         commit = HfApi().repo_info(name, repo_type=kind, revision=revision).sha
-    except (httpx.HTTPError, HFValidationError, OSError) as error:
+    except (httpx2.HTTPError, HFValidationError, OSError) as error:
         raise AssetError(
             f"cannot tell which version of the {kind} {name!r} to use: revision {revision!r} is "
             f"not in the local hub cache and the hub did not answer ({error}). Without network, "

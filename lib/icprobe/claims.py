@@ -181,8 +181,9 @@ def judge(output_dir: str | Path) -> list[dict]:
         output_dir: Folder of the findings.
 
     Returns:
-        id, statement, test, notebook, estimate, low, high, unit, n, verdict; numbers are None where
-        there are no results.
+        id, statement, test, notebook, estimate, low, high, unit, n, verdict, and allows: the
+        verdict if the truth lay at the upper ends of the intervals. Where it is another, more data
+        might change the verdict. Numbers, and this, are None where there are no results.
 
     Raises:
         KeyError: If findings are there but lack a row that a claim is tested by.
@@ -192,7 +193,7 @@ def judge(output_dir: str | Path) -> list[dict]:
     for claim in CLAIMS:
         record = {key: getattr(claim, key) for key in ("id", "statement", "test", "notebook")}
         numbers = dict.fromkeys(("estimate", "low", "high", "unit", "n"))
-        verdict, file = NOT_RUN, folder / f"{claim.notebook}_findings.csv"
+        verdict, allows, file = NOT_RUN, None, folder / f"{claim.notebook}_findings.csv"
         if claim.rule and file.exists():
             findings = pd.read_csv(file)
             findings = findings[findings["unit"] == claim.unit].set_index("quantity")
@@ -204,10 +205,11 @@ def judge(output_dir: str | Path) -> list[dict]:
                 verdict = NOT_TESTABLE  # such as in data with a single task
             else:
                 verdict = claim.rule(rows)
+                allows = claim.rule(rows.assign(low=rows["high"]))
                 numbers = {key: rows[key].iloc[0] for key in numbers} | {
                     "n": int(rows["n"].iloc[0])
                 }
-        records.append({**record, **numbers, "verdict": verdict})
+        records.append({**record, **numbers, "verdict": verdict, "allows": allows})
     return records
 
 

@@ -140,6 +140,11 @@ def check_disjoint(train: datasets.Dataset, queries: datasets.Dataset, warn: boo
         warnings.warn(message, stacklevel=2)
 
 
+def suites() -> list[str]:
+    """Return the names of all suites."""
+    return sorted(file.stem for file in paths.SUITES.glob("*.yaml"))
+
+
 def is_suite(source: str | Path) -> bool:
     """Tell whether `source` names a suite, whose splits are disjoint by construction."""
     return _kind(source) == "suite"
@@ -159,8 +164,7 @@ def _kind(source: str | Path) -> str:
         raise DataError(f"{name}: data files end in .jsonl or .parquet")
     if re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", name):
         return "hub"
-    suites = [file.stem for file in paths.SUITES.glob("*.yaml")]
-    raise DataError(f"{name!r} is no suite, no file and no hub name{_close(name, suites)}")
+    raise DataError(f"{name!r} is no suite, no file and no hub name{_close(name, suites())}")
 
 
 # ------------------------------------------------------------------------------------- suites

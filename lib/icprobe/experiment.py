@@ -4,7 +4,7 @@ Every notebook builds the same `Experiment` from its parameters. Its identity is
 revisions, suite texts), so finished scores are found without the model and without the data.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -87,6 +87,28 @@ class Experiment:
         columns = {"train_columns": None, "query_columns": None}
         sizes = {"n_train": n_train, "n_query": n_query}
         return replace(self, train=suite, queries=suite, **splits, **sizes, **columns)
+
+    def pools(self, condition_pools: Mapping[str, Sequence[int]]) -> dict[str, "Experiment"]:
+        """Return the same on each of several suites, by the suite's name.
+
+        Args:
+            condition_pools: By suite, how many of its training examples and queries: [N, M].
+
+        Raises:
+            ValueError: If a name is no suite, a size no whole number from 1, or more than there is
+                (a `data.DataError`). Found out before anything is scored.
+        """
+        for suite, sizes in condition_pools.items():
+            where = f"condition_pools: {suite!r}"
+            if suite not in data.suites():
+                raise ValueError(f"{where} is not a suite, there are: {', '.join(data.suites())}")
+            numbers = isinstance(sizes, Sequence) and [type(size) for size in sizes] == [int, int]
+            if not numbers or min(sizes) < 1:
+                raise ValueError(f"{where} has {sizes!r}, expected [N, M], two whole numbers")
+        found = {suite: self.on(suite, *sizes) for suite, sizes in condition_pools.items()}
+        for other in found.values():
+            other.load_data()
+        return found
 
     def places(self, part: "Experiment") -> tuple[np.ndarray, np.ndarray]:
         """Return where the examples of a smaller experiment are: row numbers, column numbers.

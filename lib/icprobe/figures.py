@@ -101,9 +101,7 @@ def task_heatmap(
             # one task with huge scores would leave all others white
             _heatmap(axes, means, label, max(np.percentile(np.abs(means), 95), 1e-9))
             axes.set_xlabel("task of the query")
-        row[0][0].set_ylabel("task of the training example")
-        for axes in row[0][1:]:
-            axes.set_yticklabels([])
+            axes.set_ylabel("task of the training example")
     return figure
 
 

@@ -87,7 +87,9 @@ def claims() -> str:
         number = "{estimate:.2f} ({low:.2f} to {high:.2f})".format(**claim) if claim["n"] else "–"
         notebook = f"{claim['test']} (notebook {claim['notebook']})"
         cells = (claim["id"], claim["statement"], notebook, number, str(claim["n"] or "–"))
-        lines.append(f"| {' | '.join(cells)} | **{claim['verdict']}** |")
+        verdict, allows = claim["verdict"], claim["allows"]
+        more = "" if allows in (verdict, None) else f" (the interval allows: {allows})"
+        lines.append(f"| {' | '.join(cells)} | **{verdict}**{more} |")
     return "\n".join(lines)
 
 

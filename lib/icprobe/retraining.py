@@ -107,6 +107,27 @@ class Step:
 STEPS = (Step("sgd", 1e-4), Step("sgd", 3e-3), Step("adamw", 1e-5))
 
 
+def planned(steps: Sequence[Sequence]) -> list[Step]:
+    """Return the steps that the notebooks' parameter `steps` asks for.
+
+    Args:
+        steps: Optimiser, rate and, if it clips, the norm of each step. The first two are of SGD,
+            the smaller rate first: the linear regime, and the step that scores are held against.
+
+    Raises:
+        ValueError: If they are anything else; names the step.
+    """
+    found = []
+    for k, step in enumerate(steps):
+        try:
+            found.append(Step(*step))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"steps[{k}] is {step!r}: {error}") from None
+    if [step.optimizer for step in found[:2]] != ["sgd", "sgd"] or found[0].rate >= found[1].rate:
+        raise ValueError(f"steps is {steps!r}, expected two of sgd first, the smaller rate first")
+    return found
+
+
 class Retraining:
     """The queries before any step, and memory for the trained weights and their gradients.
 
