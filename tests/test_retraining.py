@@ -327,6 +327,15 @@ def test_another_step_costs_that_step_alone(experiment, calls, tmp_path):
     np.testing.assert_array_equal(fresh[new.name], scores[new.name])
 
 
+@pytest.mark.parametrize("most, size", [((4, 2), (4, 2)), ((99, None), (6, 3))])
+def test_the_part_trained_on_is_of_the_experiment_and_precise(experiment, most, size):
+    coarse = dataclasses.replace(experiment, dtype="bfloat16")
+    for whole, dtype in ((experiment, experiment.dtype), (coarse, "float32")):
+        part = retraining.part(whole, *most)
+        assert part.dtype == dtype
+        assert tuple(map(len, part.load_data())) == tuple(map(len, whole.places(part))) == size
+
+
 def test_what_cannot_be_measured(experiment, tiny):
     lm = experiment.load_model()
     with pytest.raises(ValueError, match="is not"):

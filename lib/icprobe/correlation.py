@@ -352,13 +352,14 @@ def by_similarity(
         second: [N, M].
         similarity: [N, M].
         rng: For the bootstrap.
-        bins: How many.
+        bins: How many, fewer in a pool too small for so many.
         replicates: Number of resamples.
 
     Returns:
         One row per bin: similarity (mean), estimate, low, high; and the slope of a line through
         the bins (agreement per bin) with its interval.
     """
+    bins = max(1, min(bins, len(first) // statistics.LEAST))
     groups = ((rankdata(similarity, axis=0, method="ordinal") - 1) * bins // len(first)).astype(int)
     measure = statistics.agreements([first], [second], "query", groups)
 
@@ -409,7 +410,7 @@ def given_the_answer(
 
     Returns:
         One row each: pool, given ("nothing" or "same completion"), estimate, low, high (per query),
-        pairs that share it.
+        sharing (pairs that share it).
     """
     rows = []
     for name, pool in pools.items():
@@ -451,7 +452,7 @@ def rivalry(
     """Return `differences` between probing, gradients and the better of the similarities.
 
     Args:
-        proxies: With gain, product, cosine and both `SIMILARITIES`.
+        proxies: With gain, gain over neutral, product, cosine and both `SIMILARITIES`.
         truth: [N, M] training effects.
         rng: For the bootstrap.
         replicates: Number of resamples.
@@ -462,6 +463,7 @@ def rivalry(
     best = similar[int(rho[1] > rho[0])]
     per_query = {
         "gain less best similarity, per query": (proxies["gain"], best),
+        "gain over neutral less best similarity, per query": (proxies["gain over neutral"], best),
         "cosine less best similarity, per query": (proxies["cosine"], best),
         "cosine less gain, per query": (proxies["cosine"], proxies["gain"]),
         "cosine less product, per query": (proxies["cosine"], proxies["product"]),

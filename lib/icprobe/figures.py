@@ -4,6 +4,7 @@ Colours are Okabe and Ito's, which colour-blind readers can tell apart; differen
 shown on a scale from orange (hurts) to purple (helps), whose ends also differ in grey print.
 """
 
+import itertools
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ import pandas as pd
 from matplotlib.colors import LogNorm, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from icprobe import __version__, paths
 
@@ -301,10 +303,10 @@ def agreement_heatmaps(table: pd.DataFrame) -> Figure:
     with mpl.rc_context(STYLE):
         rows, columns = table["first"].nunique(), table["second"].nunique()
         figure, panels = plt.subplots(
-            1, len(levels), figsize=(0.8 + (0.5 + 0.95 * columns) * len(levels), 1.5 + 0.6 * rows),
-            squeeze=False, sharey=True,
+            len(levels), 1, figsize=(2.4 + 0.95 * columns, 1.2 + (0.3 + 0.5 * rows) * len(levels)),
+            squeeze=False, sharex=True,
         )  # fmt: skip
-        for axes, level in zip(panels[0], levels, strict=True):
+        for axes, level in zip(panels[:, 0], levels, strict=True):
             mine = table[table["level"] == level]
             names = {"index": "first", "columns": "second", "values": "estimate"}
             grid = mine.pivot_table(**names, aggfunc="first", sort=False, dropna=False)
@@ -314,12 +316,12 @@ def agreement_heatmaps(table: pd.DataFrame) -> Figure:
                 colour = "white" if abs(row.estimate) > 0.65 else "black"
                 known = np.isfinite(row.estimate)
                 text = f"{row.estimate:.2f}\n{row.low:.2f} to {row.high:.2f}" if known else "–"
-                axes.text(*place, text, ha="center", va="center", color=colour, fontsize=7)
+                axes.text(*place, text, ha="center", va="center", color=colour, fontsize=8)
             axes.set_xticks(range(columns), grid.columns, rotation=35, ha="right")
             axes.set_yticks(range(rows), grid.index)
             axes.spines[:].set_visible(False)
             axes.set_title(level)
-        figure.colorbar(image, ax=panels, shrink=0.8, label="Spearman")
+        figure.colorbar(image, ax=panels, shrink=0.6, label="Spearman")
     return figure
 
 
@@ -327,16 +329,16 @@ def intervals(panels: dict[str, pd.DataFrame], label: str) -> Figure:
     """Dots with intervals, a panel per name: rows by the column `row`, colours by `series`.
 
     Frames have columns row, series, estimate, low, high; the panels share rows and scale. A column
-    `ceiling` is drawn as a bar where it is known.
+    `ceiling` is drawn as a bar where it is known; rows of one `group` stand between lines.
     """
     first = pd.concat(panels.values())
     names, series = list(pd.unique(first["row"])), list(pd.unique(first["series"]))
     with mpl.rc_context(STYLE):
+        width = 2 + 2.7 * len(panels)
         height = 1.3 + len(names) * (0.16 + 0.14 * len(series))
         figure, row = plt.subplots(
-            1, len(panels), figsize=(2 + 2.7 * len(panels), height), sharex=True, sharey=True,
-            squeeze=False,
-        )  # fmt: skip
+            1, len(panels), figsize=(width, height), sharex=True, sharey=True, squeeze=False
+        )
         for axes, (title, frame) in zip(row[0], panels.items(), strict=True):
             for number, (name, colour, marker) in enumerate(
                 zip(series, SERIES * 2, "osD^vPX*" * 2, strict=False)
@@ -358,17 +360,36 @@ def intervals(panels: dict[str, pd.DataFrame], label: str) -> Figure:
             axes.set_xlabel(label)
             axes.grid(axis="x", color="#DDDDDD", linewidth=0.6)
             axes.set_axisbelow(True)
+            axes.xaxis.set_major_locator(MaxNLocator(4))
         row[0][0].set_yticks(-np.arange(len(names)), names)
         row[0][0].set_ylim(-len(names) + 0.4, 0.6)
+        if "group" in first:
+            _mark_groups(row[0], first.groupby("row", sort=False)["group"].first())
         if len(series) > 1:
             handles, labels = row[0][0].get_legend_handles_labels()
             if "ceiling" in first:
                 bar = {"marker": "|", "markersize": 11, "markeredgewidth": 2, "linestyle": ""}
                 handles.append(Line2D([], [], color="black", **bar))
                 labels.append("upright bar: its noise ceiling")
-            columns = 2 if len(series) == 4 else min(3, len(labels))
+            longest = 0.6 + 0.08 * max(map(len, labels))  # inches
+            columns = max(1, min(3, len(labels), int(width / longest)))
             figure.legend(handles, labels, loc="outside lower center", ncols=columns)
     return figure
+
+
+def _mark_groups(panels: Sequence[plt.Axes], groups: pd.Series) -> None:
+    """Draw lines between groups of rows (their names top to bottom), and name them on the right."""
+    groups = groups.to_numpy()
+    starts = [0, *(np.flatnonzero(groups[1:] != groups[:-1]) + 1), len(groups)]
+    for start, end in itertools.pairwise(starts):
+        if start:
+            for axes in panels:
+                axes.axhline(0.5 - start, color=GREY, linewidth=0.8)
+        place = {"x": 1.03, "y": 0.5 - (start + end) / 2}
+        panels[-1].text(
+            **place, s=groups[start], transform=panels[-1].get_yaxis_transform(),
+            rotation=270, va="center", color=GREY,
+        )  # fmt: skip
 
 
 def agreement_by_task(table: pd.DataFrame, label: str) -> Figure:
@@ -403,18 +424,22 @@ def overshoot(promised: np.ndarray, effect: np.ndarray, norm: np.ndarray, step: 
     return figure
 
 
-def agreement_by_similarity(panels: dict[str, dict[str, pd.DataFrame]], label: str) -> Figure:
+def agreement_by_similarity(
+    panels: dict[str, dict[str, tuple[pd.DataFrame, tuple[float, float, float]]]], label: str
+) -> Figure:
     """Agreement from the least to the most similar part of the pool, a panel per pool.
 
-    `panels` has, by pool and by similarity (as the legend says it), one row per bin: estimate, low,
-    high.
+    `panels` has, by pool and by similarity, one row per bin (estimate, low, high), and the slope of
+    a line through them with the ends of its interval.
     """
     with mpl.rc_context(STYLE):
         figure, row = plt.subplots(
             1, len(panels), figsize=(1 + 3 * len(panels), 3.9), sharey=True, squeeze=False
         )
         for axes, (title, frames) in zip(row[0], panels.items(), strict=True):
-            for number, (name, frame) in enumerate(frames.items()):
+            for number, (name, (frame, slope)) in enumerate(frames.items()):
+                if np.isfinite(slope).all():
+                    name += "\n{:+.2f} a part ({:+.2f} to {:+.2f})".format(*slope)
                 colour, marker = SERIES[number], "os"[number % 2]
                 places = np.arange(1, len(frame) + 1) + 0.08 * (number - 0.5)
                 errors = [frame["estimate"] - frame["low"], frame["high"] - frame["estimate"]]
@@ -451,7 +476,7 @@ def score_density(across: np.ndarray, upright: np.ndarray, step: float) -> Figur
         )  # fmt: skip
         medians = pd.Series(upright).groupby(np.rint(across / step)).agg(["median", "size"])
         medians = medians[medians["size"] >= 20]  # fewer would only wag its ends
-        line = {"color": ORANGE, "linewidth": 2, "label": "median (of at least 20)"}
+        line = {"color": "#D55E00", "linewidth": 2, "label": "median (of at least 20)"}
         main.plot(medians.index * step, medians["median"], **line)
         main.legend(loc="lower right")
         main.set(xlabel="ICP score (share of queries helped)")
@@ -473,8 +498,9 @@ def correlation_by_query(rho: np.ndarray, all_queries: float) -> Figure:
         axes.hist(rho, bins=np.arange(low, 1.001, 0.05), color=BLUE)
         axes.axvline(0, color="black", linewidth=1)
         for value, style, name in (
-            (np.median(rho), "--", "median query"), (all_queries, "-", "mean over all queries"),
-        ):  # fmt: skip
+            (np.median(rho), "--", "median of these"),
+            (all_queries, "-", "of the means over all queries"),
+        ):
             axes.axvline(value, color=ORANGE, linestyle=style, label=f"{name}: {value:.2f}")
         axes.set(xlabel="Spearman of ICP score and influence on one query", ylabel="queries")
         axes.legend(loc="upper left")

@@ -16,7 +16,7 @@ import math
 import numbers
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -126,6 +126,22 @@ def planned(steps: Sequence[Sequence]) -> list[Step]:
     if [step.optimizer for step in found[:2]] != ["sgd", "sgd"] or found[0].rate >= found[1].rate:
         raise ValueError(f"steps is {steps!r}, expected two of sgd first, the smaller rate first")
     return found
+
+
+def part(experiment: Experiment, n_train: int | None, n_query: int | None) -> Experiment:
+    """Return the part of an experiment's pairs that is really trained on, in float32 or better.
+
+    Args:
+        experiment: All pairs.
+        n_train: Most training examples, None for all.
+        n_query: Most queries, None for all.
+    """
+    N, M = (
+        len(rows) if most is None else min(most, len(rows))
+        for rows, most in zip(experiment.load_data(), (n_train, n_query), strict=True)
+    )
+    dtype = experiment.dtype if experiment.dtype in ("float32", "float64") else "float32"
+    return replace(experiment, n_train=N, n_query=M, dtype=dtype)
 
 
 class Retraining:

@@ -131,8 +131,19 @@ def compared(findings: pd.DataFrame, difference: str) -> str:
 
 
 def wrapped(frame: pd.DataFrame) -> HTML:
-    """Show a table with its text wrapped and numbers at two decimals."""
-    style = frame.style.format(precision=2).set_properties(
+    """Show a table with its text wrapped and numbers at two decimals; unknown ones are a dash."""
+    digits = {name: _digits(frame[name]) for name in frame.columns}
+    style = frame.style.format(digits, na_rep="–").set_properties(
         **{"white-space": "pre-wrap", "text-align": "left", "vertical-align": "top"}
     )
     return HTML(style.to_html())
+
+
+def _digits(column: pd.Series) -> str | None:
+    """Return the format of a column: p-values with four decimals, counts with none."""
+    if not pd.api.types.is_float_dtype(column):
+        return None
+    if column.name in ("p", "p_holm"):
+        return "{:.4f}"
+    known = column.dropna()
+    return "{:.0f}" if len(known) and (known % 1 == 0).all() and known.max() > 1 else "{:.2f}"
