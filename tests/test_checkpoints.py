@@ -195,7 +195,7 @@ def test_wrong_recipes(wrong, message):
 
 def test_wrong_arguments(experiment, tiny, tmp_path):
     lm, many = experiment.load_model(), dataclasses.replace(RECIPE, saves=4)
-    message = r"saves is 4, but 11 examples make 3 steps with epochs=1 and batch_size=4"
+    message = r"saves is 4 checkpoints, but 11 examples make 3 steps with epochs=1 and batch_size=4"
     with pytest.raises(ValueError, match=message):
         checkpoints.tracin(experiment, lm, many)
     with pytest.raises(ValueError, match=r"dot has shape \(5, 11\), expected \(11, 5\)"):

@@ -152,18 +152,6 @@ def test_rank_measures_and_their_chance(rng):
     assert (row["estimate"], row["chance"]) == (len(top[0] & top[1]) / 10, 0.25)
 
 
-def test_a_better_proxy_is_better(rng):
-    truth = rng.normal(size=(40, 8))
-    good, poor = (truth + noise * rng.normal(size=truth.shape) for noise in (0.5, 3))
-    pairs = {"good less poor": (good, poor), "good less good": (good, good)}
-    table = correlation.differences(pairs, truth, rng, **QUICK).set_index("quantity")
-    everything = tuple(map(np.arange, truth.shape))
-    expected = [statistics.agreement(x, truth)(*everything) for x in (good, poor)]
-    row = table.loc["good less poor"]
-    assert row["estimate"] == pytest.approx(expected[0] - expected[1]) and row["low"] > 0
-    assert table.loc["good less good", ["estimate", "low", "high"]].tolist() == [0, 0, 0]
-
-
 def test_a_table_names_every_pair(rng):
     a, b, c = rng.normal(size=(3, 20, 5))
     levels = {"per example": "example", "per query": "query"}
@@ -195,25 +183,40 @@ def test_row_norms_are_the_lengths_of_gradients(rng):
     np.testing.assert_allclose(found / found[0], lengths / lengths[0], rtol=1e-9)
 
 
-def test_rivalry_takes_the_better_similarity(rng):
-    truth = rng.normal(size=(40, 8))
-    noise = {
-        "gain": 1,
-        "gain over neutral": 1,
-        "product": 2,
-        "cosine": 0.5,
-        "words (TF-IDF)": 9,
-        "hidden states": 1.5,
-    }
-    proxies = {k: truth + x * rng.normal(size=truth.shape) for k, x in noise.items()}
-    table = correlation.rivalry(proxies, truth, rng, 20).set_index("quantity")
-    everything = tuple(map(np.arange, truth.shape))
-    rho = {k: statistics.agreement(x, truth)(*everything) for k, x in proxies.items()}
-    found = table.loc["gain less best similarity, per query", "estimate"]
-    assert found == pytest.approx(rho["gain"] - rho["hidden states"])
-    found = table.loc["gain over neutral less best similarity, per query", "estimate"]
-    assert found == pytest.approx(rho["gain over neutral"] - rho["hidden states"])
-    assert table.loc["cosine less gain, per query", "low"] > 0
+def test_rivalry_is_the_difference_of_agreements(rng):
+    """Truth is a level of each task, which similarities know, and a detail, which they do not."""
+    tasks = np.repeat(list("abcd"), 10)
+    level, detail = np.repeat(rng.normal(size=(4, 8)), 10, axis=0), rng.normal(size=(40, 8))
+    truth = 3 * level + detail
+    proxies = {"gain": detail, "product": truth**3, "cosine": truth, "hidden states": level}
+    proxies |= {"gain over neutral": detail + level, "words (TF-IDF)": level}
+    noise = {"words (TF-IDF)": 9}
+    proxies = {k: x + noise.get(k, 0.1) * rng.normal(size=x.shape) for k, x in proxies.items()}
+    table = correlation.rivalry(proxies, truth, tasks, rng, 50).set_index("quantity")
+
+    def rho(name, level="query", rows=slice(None)):
+        both = proxies[name][rows], truth[rows]
+        return statistics.agreement(*both, level)(*map(np.arange, both[0].shape))
+
+    for quantity, expected in {
+        "gain less best similarity, per query": rho("gain") - rho("hidden states"),
+        "cosine less product, per query": rho("cosine") - rho("product"),
+        "gain less product, per example": rho("gain", "example") - rho("product", "example"),
+        "cosine less gain, within a task": np.mean(
+            [rho("cosine", rows=tasks == t) - rho("gain", rows=tasks == t) for t in "abcd"]
+        ),
+    }.items():
+        assert table.loc[quantity, "estimate"] == pytest.approx(expected)
+    assert table.loc["gain less best similarity, per query", "high"] < 0
+    assert table.loc["gain less best similarity, within a task", "low"] > 0
+
+
+def test_weakening_counts_the_differences_above_zero(crossed, rng):
+    row = {"pool": "one", "scores": "both", "level": "per query"}
+    lows = {"same task": 1, "same task less neither": 0.1, "same task less same type": -0.1}
+    lows["same task less same content"] = np.nan
+    table = pd.DataFrame([{**row, "condition": k, "low": x} for k, x in lows.items()])
+    assert correlation.weakening(table).loc[("one", "both"), "per query"] == "1 of 2"
 
 
 def test_the_best_of_many_p_values_is_corrected(crossed, rng):

@@ -166,6 +166,7 @@ def test_a_part_of_an_experiment_knows_its_places(tmp_path, model):
 
 
 @pytest.mark.parametrize("pools, message", [
+    (None, "condition_pools is None, expected"),
     ({"crosed": [8, 4]}, "condition_pools: 'crosed' is not a suite, there are: .*crossed"),
     *(({"crossed": sizes}, r"condition_pools: 'crossed' has .*, expected \[N, M\]")
       for sizes in ([8], [8, 4, 2], [8, 0], [8.0, 4], 8, "84", None)),

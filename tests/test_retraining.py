@@ -210,6 +210,8 @@ def test_planned_steps_begin_with_two_of_sgd():
         ([], "steps is .*expected two of sgd first"),
         (asked[:1], "steps is .*expected two of sgd first"),
         (asked[1::-1], "steps is .*the smaller rate first"),
+        ([[*asked[0], 1.0], asked[1]], "steps is .*without clipping"),
+        (None, "steps is None, expected a list"),
         (asked[::2], "steps is .*expected two of sgd first"),
         ([*asked[:2], ["adam", 1]], r"steps\[2\] is \['adam', 1\]: optimizer is 'adam'"),
         ([["sgd"]], r"steps\[0\] is \['sgd'\]: "),

@@ -130,6 +130,48 @@ def test_intervals_of_a_table_are_those_of_its_entries(pair):
     assert (low[0, 0, 0], high[0, 0, 0]) == pytest.approx(alone)
 
 
+@pytest.mark.parametrize("M", [7, 12, 48])
+def test_means_of_zeros_and_ones_keep_their_ties(rng, M):
+    first, second = rng.random((40, M)) < 0.7, rng.normal(size=(40, M))
+    assert len(np.unique(first.sum(1))) < 40, "there are ties"
+    for columns in (np.arange(M), rng.integers(M, size=M)):
+        measure = statistics.agreement(first.astype(float), second, "example")
+        expected = spearmanr(first[:, columns].sum(1), second[:, columns].sum(1)).statistic
+        assert measure(np.arange(40), columns) == pytest.approx(expected, abs=1e-12)
+
+
+def test_contrasts_are_of_sets_that_have_both(rng):
+    first, second = rng.normal(size=(2, 20, 4))
+    groups = np.repeat([0, 1], 10)[:, None] + np.zeros(4, int)
+    groups[2:10, 3] = -1  # too few of the first group
+    found = whole(statistics.contrasts(first, second, "query", groups, 3), first.shape)
+    rho = np.array([
+        [spearmanr(first[rows, j], second[rows, j]).statistic for j in range(4)]
+        for rows in (slice(10), slice(10, 20))
+    ])  # fmt: skip
+    expected = [rho[0, :3].mean(), rho[1].mean(), np.nan, (rho[0] - rho[1])[:3].mean(), np.nan]
+    assert found == pytest.approx(expected, nan_ok=True)
+
+
+@pytest.mark.parametrize("n, known", [(10, False), (11, False), (12, True)])
+def test_covariates_cost_observations(rng, n, known):
+    first, second, *given = rng.normal(size=(10, n, 1))
+    for more in ([], [np.ones((n, 1))]):  # one that does not vary costs none
+        measure = statistics.agreement(first, second, "example", given=[*given, *more])
+        assert np.isfinite(whole(measure, first.shape)) == known
+
+
+def test_an_interval_needs_most_of_its_resamples(rng):
+    """One pair is all that there is: half of the resamples do not have it."""
+    first, second = np.zeros((12, 6)), rng.normal(size=(12, 6))
+    first[3, 2] = 1
+    measure = statistics.agreement(first, second, "example")
+    assert np.isfinite(whole(measure, first.shape))
+    assert np.isnan(statistics.crossed_interval(measure, first.shape, rng, 100, "fisher")).all()
+    with pytest.raises(ValueError, match="there are 1 resamples, expected at least 2"):
+        statistics.crossed_interval(measure, first.shape, rng, 1)
+
+
 def test_kendall_is_scipys(pair, rng):
     first, second = pair
     rows, columns = rng.integers(30, size=30), rng.integers(8, size=8)

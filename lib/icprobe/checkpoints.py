@@ -91,7 +91,7 @@ class Recipe:
         steps = self.epochs * math.ceil(n / self.batch_size)
         if self.saves > steps:
             raise ValueError(
-                f"saves is {self.saves}, but {n} examples make {steps} steps with "
+                f"saves is {self.saves} checkpoints, but {n} examples make {steps} steps with "
                 f"epochs={self.epochs} and batch_size={self.batch_size}"
             )
         return [math.ceil(steps * k / self.saves) for k in range(1, self.saves + 1)]
@@ -182,10 +182,7 @@ def tracin(
         ValueError: If the model is not the experiment's, `dot` has another shape, or as `train`.
         FloatingPointError: If a loss or a gradient is not finite.
     """
-    experiment.check_model(lm)
-    pool, queries = (
-        language_model.encode(lm, rows, experiment.max_length) for rows in experiment.load_data()
-    )
+    pool, queries = experiment.encode(lm)
     shape = len(pool), len(queries)
     if dot is not None and np.shape(dot) != shape:
         raise ValueError(f"dot has shape {np.shape(dot)}, expected {shape}")

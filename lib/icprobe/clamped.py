@@ -15,7 +15,14 @@ import torch
 
 from icprobe import gradients
 from icprobe import lm as language_model
+from icprobe.experiment import Experiment
 from icprobe.lm import LM
+
+METHOD = "clamped_log"
+UNITS = "no unit; positive = helps"
+
+# training examples in one part of a store
+BLOCK_SIZE = 12
 
 LOW, HIGH = 1e-4, 1.0
 
@@ -82,3 +89,40 @@ def clamped_log(
         i, j = np.argwhere(~np.isfinite(scores))[0]
         raise FloatingPointError(f"not finite: {train[i].id!r} on {queries[j].id!r}")
     return scores.astype(np.float32)
+
+
+def measure(
+    experiment: Experiment, lm: LM, layers: str = "", loss_on: str = "text", fresh: bool = False
+) -> np.ndarray:
+    """Estimate all pairs of the experiment through its store: float32 [N, M].
+
+    Args:
+        experiment: What is scored (`Experiment.part`, this is slow) and where the scores lie.
+        lm: The experiment's model.
+        layers: And errors: see `clamped_log`.
+        loss_on: See `clamped_log`.
+        fresh: Compute everything anew.
+    """
+    pool, queries = experiment.encode(lm)
+    ids = ([row.id for row in rows] for rows in (pool, queries))
+    settings = {"fresh": fresh, "block_size": BLOCK_SIZE, "description": UNITS}
+    kept = experiment.store(METHOD, *ids, _options(layers, loss_on), **settings)
+    return kept.fill(
+        lambda rows: clamped_log(lm, pool[rows.start : rows.stop], queries, layers, loss_on)
+    )
+
+
+def find(
+    experiment: Experiment, made_by: str, layers: str = "", loss_on: str = "text"
+) -> np.ndarray:
+    """Return finished scores [N, M]; needs neither the model nor the data.
+
+    Raises:
+        store.ScoresNotFound: If they are not there; says to run `made_by`.
+    """
+    return experiment.find(METHOD, _options(layers, loss_on), made_by).matrix()
+
+
+def _options(layers: str, loss_on: str) -> dict:
+    """Return what determines the scores beside the experiment."""
+    return {"layers": layers, "loss_on": loss_on}

@@ -4,7 +4,6 @@ Every function takes finished matrices [N, M] (positive = helps) and returns a t
 95 % bootstrap intervals over training examples and queries together, see `statistics`.
 """
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -23,6 +22,9 @@ SIMILARITIES = ("words (TF-IDF)", "hidden states")
 
 # methods by name, each a matrix [N, M]
 Methods = Mapping[str, np.ndarray]
+
+# a level of `statistics`, or one with groups [N, M] to rank within, whose agreements are averaged
+Level = str | np.ndarray | tuple[str | np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class Labels:
 def agreement_table(
     first: Methods,
     second: Methods,
-    levels: Mapping[str, str | np.ndarray],
+    levels: Mapping[str, Level],
     rng: np.random.Generator,
     given: Sequence[np.ndarray] = (),
     replicates: int = 1000,
@@ -81,7 +83,7 @@ def agreement_table(
     Args:
         first: A methods.
         second: B methods.
-        levels: By name; see `statistics`.
+        levels: By name, see `Level`.
         rng: For the bootstrap.
         given: Covariates [N, M], see `statistics.agreements`.
         replicates: Number of resamples.
@@ -91,10 +93,11 @@ def agreement_table(
     """
     rows = []
     for name, level in levels.items():
-        measure = statistics.agreements([*first.values()], [*second.values()], level, given=given)
-        numbers = _estimate(measure, next(iter(first.values())).shape, rng, replicates)
+        methods = [*first.values()], [*second.values()]
+        measure = _agreements(*methods, level, given)
+        numbers = _estimate(measure, methods[0][0].shape, rng, replicates)
         rows += [
-            (name, a, b, *(x[0, i, j] for x in numbers))
+            (name, a, b, *(x[i, j] for x in numbers))
             for i, a in enumerate(first)
             for j, b in enumerate(second)
         ]
@@ -149,7 +152,9 @@ class Pool:
         }
 
 
-def rank_measures(first: np.ndarray, second: np.ndarray, rng: np.random.Generator) -> pd.DataFrame:
+def rank_measures(
+    first: np.ndarray, second: np.ndarray, rng: np.random.Generator, replicates: int = 1000
+) -> pd.DataFrame:
     """Return agreements of row means as ranks: quantity, estimate, low, high, chance, p.
 
     Spearman (p by permutation), Kendall, and the share that the best and the worst tenth, quarter
@@ -158,7 +163,8 @@ def rank_measures(first: np.ndarray, second: np.ndarray, rng: np.random.Generato
     Args:
         first: [N, M].
         second: [N, M].
-        rng: For the bootstrap.
+        rng: For the bootstrap and the permutations.
+        replicates: Number of resamples.
     """
     N = len(first)
     measures = {
@@ -171,7 +177,7 @@ def rank_measures(first: np.ndarray, second: np.ndarray, rng: np.random.Generato
             overlap = statistics.overlap(first, second, k, end)
             measures[f"{end} {k} in common"] = (overlap, k / N, "percentile")
     rows = [
-        (name, *map(float, _estimate(measure, first.shape, rng, 1000, kind)), chance)
+        (name, *map(float, _estimate(measure, first.shape, rng, replicates, kind)), chance)
         for name, (measure, chance, kind) in measures.items()
     ]
     table = pd.DataFrame(rows, columns=["quantity", "estimate", "low", "high", "chance"])
@@ -204,27 +210,19 @@ def with_ceiling(
 ) -> dict[str, np.ndarray]:
     """Return the fields of `statistics.Ceiling` [G], and their intervals over training examples.
 
-    The ends of an interval have the field's name with _low and _high; there is none where a tenth
-    of the resamples has no ceiling.
+    The ends of an interval have the field's name with _low and _high.
     """
     N = len(first)
     where = {"level": level, "groups": groups}
     found = vars(statistics.noise_ceiling(first, second, rng, **where))
-    resampled = [
-        vars(
-            statistics.noise_ceiling(
-                first, second, rng, splits=10, rows=rng.integers(N, size=N), **where
-            )
-        )
-        for _ in range(replicates)
-    ]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "All-NaN slice")
-        for name in tuple(found):
-            values = np.array([one[name] for one in resampled])
-            ends = np.nanpercentile(values, [2.5, 97.5], axis=0)
-            ends[:, np.isnan(values).mean(axis=0) > 0.1] = np.nan
-            found = found | dict(zip((f"{name}_low", f"{name}_high"), ends, strict=True))
+    resampled = []
+    for _ in range(replicates):  # fewer halvings will do: what they add to the spread is little
+        rows = rng.integers(N, size=N)
+        ceiling = statistics.noise_ceiling(first, second, rng, splits=20, rows=rows, **where)
+        resampled.append(vars(ceiling))
+    for name in tuple(found):
+        both = statistics.ends(found[name], np.array([one[name] for one in resampled]))
+        found |= dict(zip((f"{name}_low", f"{name}_high"), both, strict=True))
     return found
 
 
@@ -266,7 +264,7 @@ def by_condition(
     frames = []
     for name, level in (("per query", "query"), ("per example", sets)):
         frame = pd.DataFrame({"level": name, "condition": names})
-        measure = _with_differences(statistics.agreements([first], [second], level, groups))
+        measure = statistics.contrasts(first, second, level, groups, len(CONDITIONS))
         numbers = _estimate(measure, first.shape, rng, replicates, kinds)
         frame = frame.assign(**dict(zip(("estimate", "low", "high"), numbers, strict=True)))
         of_conditions = {
@@ -305,14 +303,20 @@ def by_condition_and_pool(
     return table
 
 
-def _with_differences(measure: statistics.Measure) -> statistics.Measure:
-    """Return the measure of each condition [4], then of the first less each other [3]."""
+def weakening(conditions: pd.DataFrame) -> pd.DataFrame:
+    """Return where the agreement is measurably higher in the same task than elsewhere (claim C2).
 
-    def measured(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        values = _padded(measure(rows, columns)[:, 0, 0], len(CONDITIONS))
-        return np.concatenate([values, values[0] - values[1:]])
+    Args:
+        conditions: See `by_condition_and_pool`.
 
-    return measured
+    Returns:
+        Rows are pools and scores, columns the levels: "2 of 3" says that two of the three
+        differences have an interval above zero.
+    """
+    differences = conditions[~conditions["condition"].isin(CONDITIONS)].dropna(subset="low")
+    counted = {"values": "above", "aggfunc": lambda above: f"{above.sum()} of {len(above)}"}
+    above = differences.assign(above=differences["low"] > 0)
+    return above.pivot_table(index=["pool", "scores"], columns="level", sort=False, **counted)
 
 
 def cells(first: np.ndarray, second: np.ndarray, labels: Labels) -> pd.DataFrame:
@@ -324,8 +328,7 @@ def cells(first: np.ndarray, second: np.ndarray, labels: Labels) -> pd.DataFrame
         labels: Of the N training examples and M queries.
     """
     train, queries = labels.train["task"].to_numpy(), labels.queries["task"].to_numpy()
-    rows = pd.unique(train)
-    groups = np.repeat(pd.Index(rows).get_indexer(train)[:, None], len(queries), axis=1)
+    rows, groups = pd.unique(train), of_tasks(train, len(queries))
     measure = statistics.agreements([first], [second], "query", groups)
     all_rows = np.arange(len(train))
     columns = {
@@ -361,12 +364,11 @@ def by_similarity(
     """
     bins = max(1, min(bins, len(first) // statistics.LEAST))
     groups = ((rankdata(similarity, axis=0, method="ordinal") - 1) * bins // len(first)).astype(int)
-    measure = statistics.agreements([first], [second], "query", groups)
-
+    measure = statistics.agreements([first], [second], "query", groups, count=bins)
     kinds = np.array(["fisher"] * bins + ["normal"])
 
     def with_slope(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        values = _padded(measure(rows, columns)[:, 0, 0], bins)
+        values = measure(rows, columns)[:, 0, 0]
         known = np.isfinite(values)
         slope = (
             np.polyfit(np.arange(bins)[known], values[known], 1)[0] if known.sum() > 1 else np.nan
@@ -447,36 +449,72 @@ def extremes(conditions: pd.DataFrame, threshold: float = 0.85) -> list[str]:
 
 
 def rivalry(
-    proxies: Methods, truth: np.ndarray, rng: np.random.Generator, replicates: int = 1000
+    proxies: Methods,
+    truth: np.ndarray,
+    tasks: np.ndarray,
+    rng: np.random.Generator,
+    replicates: int = 1000,
 ) -> pd.DataFrame:
-    """Return `differences` between probing, gradients and the better of the similarities.
+    """Return how much better one method agrees with the truth than another, in findings' columns.
+
+    Per query, per query among training examples of one task, and per example. The best similarity
+    is the better of `SIMILARITIES` at each of these.
 
     Args:
         proxies: With gain, gain over neutral, product, cosine and both `SIMILARITIES`.
         truth: [N, M] training effects.
+        tasks: [N] labels of the training examples.
         rng: For the bootstrap.
         replicates: Number of resamples.
     """
-    everything = tuple(map(np.arange, truth.shape))
-    similar = [proxies[name] for name in SIMILARITIES]
-    rho = statistics.agreements(similar, [truth], "query")(*everything)[0, :, 0]
-    best = similar[int(rho[1] > rho[0])]
-    per_query = {
-        "gain less best similarity, per query": (proxies["gain"], best),
-        "gain over neutral less best similarity, per query": (proxies["gain over neutral"], best),
-        "cosine less best similarity, per query": (proxies["cosine"], best),
-        "cosine less gain, per query": (proxies["cosine"], proxies["gain"]),
-        "cosine less product, per query": (proxies["cosine"], proxies["product"]),
+    names = ["gain", "gain over neutral", "cosine", "product"]
+    methods = [proxies[name] for name in (*names, *SIMILARITIES)]
+    similar = [(name, "best similarity") for name in names[:3]]
+    pairs = {
+        "per query": [*similar, ("cosine", "gain"), ("cosine", "product")],
+        "within a task": [*similar, ("cosine", "gain")],
+        "per example": [*similar[:1], ("gain", "product")],
     }
-    per_example = {
-        "gain less product, per example": (proxies["gain"], proxies["product"]),
-        "gain less best similarity, per example": (proxies["gain"], best),
-    }
-    tables = [
-        differences(pairs, truth, rng, level, replicates)
-        for level, pairs in (("query", per_query), ("example", per_example))
-    ]
-    return pd.concat(tables, ignore_index=True)
+    frames = []
+    for level, ranked in levels_of_truth(tasks, truth.shape[1]).items():
+        less = _differences(_agreements(methods, [truth], ranked), names, pairs[level])
+        estimate, low, high = _estimate(less, truth.shape, rng, replicates, "normal")
+        quantities = [f"{one} less {other}, {level}" for one, other in pairs[level]]
+        frame = pd.DataFrame({"quantity": quantities, "unit": "Spearman"})
+        frames.append(frame.assign(estimate=estimate, low=low, high=high, n=len(truth)))
+    return pd.concat(frames, ignore_index=True)
+
+
+def _differences(
+    measure: statistics.Measure, names: Sequence[str], pairs: Sequence[tuple[str, str]]
+) -> statistics.Measure:
+    """Return the measure of pairs' differences, from that of the names and two similarities."""
+
+    def measured(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        *rho, words, states = measure(rows, columns)[:, 0]
+        found = {**dict(zip(names, rho, strict=True)), "best similarity": np.fmax(words, states)}
+        return np.array([found[one] - found[other] for one, other in pairs])
+
+    return measured
+
+
+def levels_of_truth(tasks: Sequence[str], M: int) -> dict[str, Level]:
+    """Return the levels at which methods are held against the truth.
+
+    To agree "per query" it is enough to tell which tasks help a query; "within a task", each query
+    ranks the training examples of one task alone.
+
+    Args:
+        tasks: [N] of the training examples.
+        M: Number of queries.
+    """
+    within = "query", of_tasks(tasks, M)
+    return {"per query": "query", "within a task": within, "per example": "example"}
+
+
+def of_tasks(tasks: Sequence[str], M: int) -> np.ndarray:
+    """Return groups [N, M] of pairs whose training examples have the same task."""
+    return np.repeat(pd.factorize(np.asarray(tasks))[0][:, None], M, axis=1)
 
 
 def row_norms(product: np.ndarray, cosine: np.ndarray) -> np.ndarray:
@@ -492,34 +530,6 @@ def row_norms(product: np.ndarray, cosine: np.ndarray) -> np.ndarray:
     with np.errstate(divide="ignore", invalid="ignore"):
         both = np.where(cosine == 0, np.nan, product / cosine)
     return np.nanmedian(both / np.nanmedian(both, axis=0), axis=1)
-
-
-def differences(
-    pairs: Mapping[str, tuple[np.ndarray, np.ndarray]],
-    truth: np.ndarray,
-    rng: np.random.Generator,
-    level: str | np.ndarray = "query",
-    replicates: int = 1000,
-) -> pd.DataFrame:
-    """Return how much better one method agrees with the truth than another: quantity, estimate, ...
-
-    Args:
-        pairs: By name, two methods [N, M]: the first's agreement less the second's.
-        truth: [N, M].
-        rng: For the bootstrap.
-        level: See `statistics`.
-        replicates: Number of resamples.
-    """
-    methods = [matrix for pair in pairs.values() for matrix in pair]
-    measure = statistics.agreements(methods, [truth], level)
-
-    def less(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        values = measure(rows, columns)[0, :, 0]
-        return values[::2] - values[1::2]
-
-    estimate, low, high = _estimate(less, truth.shape, rng, replicates, "normal")
-    frame = pd.DataFrame({"quantity": [*pairs], "unit": "Spearman"})
-    return frame.assign(estimate=estimate, low=low, high=high, n=truth.shape[0])
 
 
 def findings(
@@ -560,9 +570,23 @@ def findings(
     return frame
 
 
-def _padded(values: np.ndarray, size: int) -> np.ndarray:
-    """Return values followed by unknown ones: groups after the last that has pairs."""
-    return np.append(values, np.full(size - len(values), np.nan))
+def _agreements(
+    first: Sequence[np.ndarray],
+    second: Sequence[np.ndarray],
+    level: Level,
+    given: Sequence[np.ndarray] = (),
+) -> statistics.Measure:
+    """Return the measure of agreements [A, B]; groups are averaged where they are known."""
+    level, groups = level if isinstance(level, tuple) else (level, None)
+    measure = statistics.agreements(first, second, level, groups, given)
+
+    def averaged(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        values = measure(rows, columns)
+        known = np.isfinite(values)
+        with np.errstate(invalid="ignore"):
+            return np.where(known, values, 0).sum(0) / known.sum(0)
+
+    return averaged
 
 
 def _mean(values: np.ndarray) -> float:

@@ -6,6 +6,7 @@ where H is the eigenvalue-corrected Kronecker-factored approximation (George et 
 Fisher information of each linear layer's weight, as Grosse et al. 2023 use it for language models.
 """
 
+import functools
 import importlib.util
 import tempfile
 import warnings
@@ -18,7 +19,13 @@ from torch import nn
 
 from icprobe import gradients
 from icprobe import lm as language_model
+from icprobe.experiment import Experiment
 from icprobe.lm import LM, Encoded
+
+METHOD = "ekfac"
+
+# examples that are enough for the curvature, and training examples in one part of a store
+FITTED, BLOCK_SIZE = 1024, 1024
 
 CURVATURES = ("ekfac", "kfac", "diagonal", "identity")
 
@@ -167,6 +174,61 @@ def ekfac(
     """
     train = list(train)
     return EKFAC(lm, queries, train if fit_on is None else fit_on, **options).scores(train)
+
+
+def measure(
+    experiment: Experiment,
+    lm: LM,
+    blocks: int,
+    layers: str = "",
+    loss_on: str = "completion",
+    seed: int = 0,
+    fresh: bool = False,
+) -> np.ndarray:
+    """Score all pairs of the experiment through its store: float32 [N, M], positive = helps.
+
+    The curvature is fitted to the pool itself, or to about a thousand of it, once for all blocks.
+
+    Args:
+        experiment: What is scored and where the scores lie.
+        lm: The experiment's model.
+        blocks: How many of the last transformer blocks, see `gradients.last_blocks`.
+        layers: Which of their layers.
+        loss_on: And errors: see `EKFAC`.
+        seed: See `EKFAC`.
+        fresh: Compute everything anew.
+    """
+    pool, queries = experiment.encode(lm)
+    chosen = gradients.last_blocks(lm, blocks, layers)
+    ids = ([row.id for row in rows] for rows in (pool, queries))
+    settings = {"fresh": fresh, "block_size": BLOCK_SIZE, "description": "nats; positive = helps"}
+    kept = experiment.store(METHOD, *ids, _options(blocks, layers, loss_on, seed), **settings)
+    fit_on = pool[:: max(1, len(pool) // FITTED)]
+    # made at the first missing block, so that finished scores cost nothing
+    held = functools.cache(lambda: EKFAC(lm, queries, fit_on, chosen, seed=seed, loss_on=loss_on))
+    return kept.fill(lambda rows: held().scores(pool[rows.start : rows.stop]))
+
+
+def find(
+    experiment: Experiment,
+    made_by: str,
+    blocks: int,
+    layers: str = "",
+    loss_on: str = "completion",
+    seed: int = 0,
+) -> np.ndarray:
+    """Return finished scores [N, M]; needs neither the model nor the data.
+
+    Raises:
+        store.ScoresNotFound: If they are not there; says to run `made_by`.
+    """
+    return experiment.find(METHOD, _options(blocks, layers, loss_on, seed), made_by).matrix()
+
+
+def _options(blocks: int, layers: str, loss_on: str, seed: int) -> dict:
+    """Return what determines the scores beside the experiment."""
+    chosen = {"blocks": blocks, "layers": layers}
+    return {**chosen, "loss_on": loss_on, "seed": seed, "fitted": FITTED}
 
 
 def _task(lm: LM, names: list[str], everything: list[tuple[Encoded, str, str]], seed: int):

@@ -14,7 +14,7 @@ import pandas as pd
 
 from icprobe import data, store
 from icprobe import lm as language_model
-from icprobe.lm import LM
+from icprobe.lm import LM, Encoded
 from icprobe.store import ScoreStore
 
 # the side that a method's scores do not depend on
@@ -95,9 +95,13 @@ class Experiment:
             condition_pools: By suite, how many of its training examples and queries: [N, M].
 
         Raises:
-            ValueError: If a name is no suite, a size no whole number from 1, or more than there is
-                (a `data.DataError`). Found out before anything is scored.
+            ValueError: If a name is no suite, or a size no whole number from 1 or more than there
+                is. Found out before anything is scored.
         """
+        if not isinstance(condition_pools, Mapping):
+            raise ValueError(
+                f"condition_pools is {condition_pools!r}, expected {{suite: [N, M]}}, {{}} for none"
+            )
         for suite, sizes in condition_pools.items():
             where = f"condition_pools: {suite!r}"
             if suite not in data.suites():
@@ -107,8 +111,19 @@ class Experiment:
                 raise ValueError(f"{where} has {sizes!r}, expected [N, M], two whole numbers")
         found = {suite: self.on(suite, *sizes) for suite, sizes in condition_pools.items()}
         for other in found.values():
-            other.load_data()
+            try:
+                other.load_data()
+            except data.DataError as error:
+                raise ValueError(f"condition_pools: {error}") from error
         return found
+
+    def part(self, n_train: int | None, n_query: int | None) -> "Experiment":
+        """Return the same on at most so many of its examples, None for all; for slow methods."""
+        N, M = (
+            len(rows) if most is None else min(most, len(rows))
+            for rows, most in zip(self.load_data(), (n_train, n_query), strict=True)
+        )
+        return replace(self, n_train=N, n_query=M)
 
     def places(self, part: "Experiment") -> tuple[np.ndarray, np.ndarray]:
         """Return where the examples of a smaller experiment are: row numbers, column numbers.
@@ -124,6 +139,15 @@ class Experiment:
                     f"{theirs['id'][int(found[-1].argmin())]!r} is not in {self.train}"
                 )
         return tuple(found)
+
+    def encode(self, lm: LM) -> tuple[list[Encoded], list[Encoded]]:
+        """Return the training pool (N) and the queries (M) as the model's tokens.
+
+        Raises:
+            ValueError: If the model is not the experiment's.
+        """
+        self.check_model(lm)
+        return tuple(language_model.encode(lm, rows, self.max_length) for rows in self.load_data())
 
     def load_model(self) -> LM:
         """Load the model."""

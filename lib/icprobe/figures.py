@@ -404,7 +404,7 @@ def agreement_by_task(table: pd.DataFrame, label: str) -> Figure:
 
 
 def overshoot(promised: np.ndarray, effect: np.ndarray, norm: np.ndarray, step: str) -> Figure:
-    """Mean effect of a step [N] against its first order (nats), and what is missing by length."""
+    """Mean effect [N] of a step against its first order (nats); what is missing, by length [N]."""
     with mpl.rc_context(STYLE):
         figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6))
         dots = {"s": 18, "color": BLUE, "alpha": 0.7}
@@ -414,12 +414,12 @@ def overshoot(promised: np.ndarray, effect: np.ndarray, norm: np.ndarray, step: 
         left.set_ylabel(f"effect of {step}\n(nats, mean over queries)")
         left.axhline(0, color=GREY, linewidth=0.6)
         left.legend()
-        right.scatter(norm**2, effect - promised, **dots)
+        right.scatter(norm**2, promised - effect, **dots)
         right.set_xscale("log")
         right.axhline(0, color="black", linewidth=1)
         right.set_xlabel("squared length of the example's gradient (median 1)")
-        right.set_ylabel("effect less promise (nats)")
-        rho = pd.Series(norm).corr(pd.Series(effect - promised), method="spearman")
+        right.set_ylabel("missing: promise less effect (nats)")
+        rho = pd.Series(norm).corr(pd.Series(promised - effect), method="spearman")
         right.set_title(f"Spearman {rho:+.2f} (n = {len(norm)})")
     return figure
 

@@ -373,14 +373,11 @@ def attribute(
             completion tokens.
         FloatingPointError: If a gradient is not finite; names the examples.
     """
-    experiment.check_model(lm)
     parts = parts or {}
     for part in parts.values():
         if not any(re.search(part, name) for name in gradients.linear_layers(lm, layers)):
             raise ValueError(f"no layer among {layers or 'all'!r} matches the part {part!r}")
-    pool, queries = (
-        language_model.encode(lm, rows, experiment.max_length) for rows in experiment.load_data()
-    )
+    pool, queries = experiment.encode(lm)
     train_ids, query_ids = ([row.id for row in rows] for rows in (pool, queries))
     settings = {"fresh": fresh, "block_size": BLOCK_SIZE}
     stores = [

@@ -111,20 +111,27 @@ def planned(steps: Sequence[Sequence]) -> list[Step]:
     """Return the steps that the notebooks' parameter `steps` asks for.
 
     Args:
-        steps: Optimiser, rate and, if it clips, the norm of each step. The first two are of SGD,
-            the smaller rate first: the linear regime, and the step that scores are held against.
+        steps: Optimiser, rate and, if it clips, the norm of each step. The first two are of SGD
+            without clipping, the smaller rate first: the linear regime, and the step that scores
+            are held against.
 
     Raises:
         ValueError: If they are anything else; names the step.
     """
+    if not isinstance(steps, Sequence):
+        raise ValueError(f"steps is {steps!r}, expected a list of [optimizer, rate]")
     found = []
     for k, step in enumerate(steps):
         try:
             found.append(Step(*step))
         except (TypeError, ValueError) as error:
             raise ValueError(f"steps[{k}] is {step!r}: {error}") from None
-    if [step.optimizer for step in found[:2]] != ["sgd", "sgd"] or found[0].rate >= found[1].rate:
-        raise ValueError(f"steps is {steps!r}, expected two of sgd first, the smaller rate first")
+    small_and_large = [(step.optimizer, step.clip) for step in found[:2]]
+    if small_and_large != 2 * [("sgd", None)] or found[0].rate >= found[1].rate:
+        raise ValueError(
+            f"steps is {steps!r}, expected two of sgd first, without clipping, the smaller rate "
+            "first"
+        )
     return found
 
 
@@ -136,12 +143,8 @@ def part(experiment: Experiment, n_train: int | None, n_query: int | None) -> Ex
         n_train: Most training examples, None for all.
         n_query: Most queries, None for all.
     """
-    N, M = (
-        len(rows) if most is None else min(most, len(rows))
-        for rows, most in zip(experiment.load_data(), (n_train, n_query), strict=True)
-    )
     dtype = experiment.dtype if experiment.dtype in ("float32", "float64") else "float32"
-    return replace(experiment, n_train=N, n_query=M, dtype=dtype)
+    return replace(experiment.part(n_train, n_query), dtype=dtype)
 
 
 class Retraining:
@@ -311,12 +314,9 @@ def measure(
             as `Retraining` and its `effects`.
         FloatingPointError: As these.
     """
-    experiment.check_model(lm)
+    pool, queries = experiment.encode(lm)
     gradients.linear_layers(lm, layers)
     by_name = _options(steps, layers, loss_on, reduction)
-    pool, queries = (
-        language_model.encode(lm, rows, experiment.max_length) for rows in experiment.load_data()
-    )
     train_ids, query_ids = ([row.id for row in rows] for rows in (pool, queries))
     settings = {"fresh": fresh, "block_size": BLOCK_SIZE, "description": UNITS}
     stores = [

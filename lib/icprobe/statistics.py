@@ -21,6 +21,9 @@ from scipy.stats import kendalltau, norm, permutation_test, rankdata
 # observations below which a rank correlation says nothing
 LEAST = 4
 
+# share of the resamples that must have a statistic for its interval to be one
+DEFINED = 0.9
+
 # takes row numbers [N] and column numbers [M], returns the statistic(s) of that sample
 Measure = Callable[[np.ndarray, np.ndarray], float | np.ndarray]
 
@@ -35,11 +38,13 @@ def crossed_interval(
     """Return a 95 % interval from resampling training examples and queries together.
 
     Both are samples, and a pair's score depends on both: resampling pairs would give intervals
-    that are far too short.
+    that are far too short. This way they are rather too long, since what a pair has of its own is
+    counted up to three times (Owen 2007, The pigeonhole bootstrap): an interval above zero is safe
+    evidence, one that holds zero is none of absence.
 
     Args:
         measure: Takes row numbers [N] and column numbers [M], returns the statistic of that sample
-            (not a number where it is undefined there; such replicates are left out).
+            (not a number where it is undefined there).
         shape: (N, M).
         rng: The source of randomness.
         replicates: Number of resamples.
@@ -47,7 +52,12 @@ def crossed_interval(
 
     Returns:
         Lower and upper end, or arrays of them for a measure that returns an array.
+
+    Raises:
+        ValueError: If there are fewer than two replicates.
     """
+    if replicates < 2:
+        raise ValueError(f"there are {replicates} resamples, expected at least 2")
     N, M = shape
     values = [measure(rng.integers(N, size=N), rng.integers(M, size=M)) for _ in range(replicates)]
     return ends(measure(np.arange(N), np.arange(M)), np.array(values), kind)
@@ -58,7 +68,8 @@ def ends(estimate: np.ndarray, values: np.ndarray, kind: str | np.ndarray = "per
 
     Args:
         estimate: [...] of the sample itself.
-        values: The same of resamples.
+        values: The same of resamples. There is no interval where more than a tenth are not
+            numbers: the others would not stand for them.
         kind: "percentile" of the values, for means and shares. "fisher" for correlations: normal
             around the estimate on the scale of artanh. In a resample some queries stand twice, so
             its means over queries are noisier and correlate less (by up to 0.15 here): percentiles
@@ -79,7 +90,8 @@ def ends(estimate: np.ndarray, values: np.ndarray, kind: str | np.ndarray = "per
             # a correlation of one comes back a little smaller
             both = np.stack([np.minimum(both[0], estimate), np.maximum(both[1], estimate)])
             found = np.where(kinds == name, both, found)
-    found = np.where(np.isnan(estimate), np.nan, found)
+    known = ~np.isnan(estimate) & (np.isfinite(values).mean(axis=0) >= DEFINED)
+    found = np.where(known, found, np.nan)
     return found[0], found[1]
 
 
@@ -110,6 +122,7 @@ def agreements(
     level: str | np.ndarray = "query",
     groups: np.ndarray | None = None,
     given: Sequence[np.ndarray] = (),
+    count: int | None = None,
 ) -> Measure:
     """Return the measure "agreement of each of A matrices with each of B, in each of G groups".
 
@@ -125,7 +138,8 @@ def agreements(
             with fewer than `LEAST` training examples, or with equal scores throughout, are left
             out of its average.
         given: Covariates [N, M]: with them, agreements are partial rank correlations, what is left
-            among pairs alike in the covariates.
+            among pairs alike in the covariates. Each covariate that varies costs an observation.
+        count: G, where there may be more groups than the last that has pairs.
 
     Returns:
         The measure; it returns [G, A, B], not a number where there is no agreement to speak of.
@@ -133,15 +147,49 @@ def agreements(
     Raises:
         ValueError: If the level is unknown, or a set's queries are not all in the same groups.
     """
+    by_set = _by_set(first, second, level, groups, given, count)
+    return lambda rows, columns: _average(*by_set(rows, columns))
+
+
+def contrasts(
+    first: np.ndarray,
+    second: np.ndarray,
+    level: str | np.ndarray,
+    groups: np.ndarray,
+    count: int | None = None,
+) -> Measure:
+    """Return the measure of each group's agreement [G], then of the first less each other [G - 1].
+
+    Arguments are those of `agreements`. A difference is an average over the sets of queries that
+    have both agreements, so it is not always the difference of two averages.
+    """
+    by_set = _by_set([first], [second], level, groups, (), count)
+
+    def measure(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        rho, weights = by_set(rows, columns)
+        return _average(np.concatenate([rho, rho[:1] - rho[1:]]), weights)[:, 0, 0]
+
+    return measure
+
+
+def _by_set(
+    first: Sequence[np.ndarray],
+    second: Sequence[np.ndarray],
+    level: str | np.ndarray,
+    groups: np.ndarray | None,
+    given: Sequence[np.ndarray],
+    count: int | None,
+) -> Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """Return a function of row and column numbers: agreements of sets [G, C, A, B], weights [C]."""
     matrices = np.stack([*first, *second, *given]).astype(float)
     A, B = len(first), len(second)
     M = matrices.shape[2]
     sets = None if isinstance(level, str) and level == "pair" else _membership(level, M)
-    count = _count(groups)
+    count = count or _count(groups)
     if groups is not None and sets is not None:
         groups = _of_sets(groups, sets)
 
-    def measure(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    def found(rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         if sets is None:
             values = matrices[:, rows][:, :, columns].reshape(len(matrices), -1, 1)
             labels = None if groups is None else groups[np.ix_(rows, columns)].reshape(-1, 1)
@@ -151,13 +199,15 @@ def agreements(
             sizes = drawn.sum(0)
             kept = sizes > 0
             weights = sizes[kept]
-            values = (matrices @ (drawn[:, kept] / weights))[:, rows]
+            # sums rank as means do, and ties of whole numbers stay ties
+            values = (matrices @ drawn[:, kept])[:, rows]
             labels = None if groups is None else groups[np.ix_(rows, kept)]
         rho = _rank_correlations(values, labels, count)
-        rho = _partial(rho, A + B)[..., :A, A:]  # [G, sets, A, B]
-        return _average(rho, weights)
+        if given:
+            rho = _partial(rho, A + B, _sizes(values, labels, count))
+        return rho[..., :A, A : A + B], weights
 
-    return measure
+    return found
 
 
 def rankings(
@@ -168,7 +218,7 @@ def rankings(
     Arguments are those of `agreements`; both methods must tell training examples apart there.
     """
     sets = _membership(level, first.shape[1])
-    values = np.stack([first, second]).astype(float) @ (sets / sets.sum(0))
+    values = np.stack([first, second]).astype(float) @ sets
     rho = _rank_correlations(values, _of_sets(groups, sets), _count(groups))
     return np.isfinite(rho[:, :, 0, 1]).sum(1)
 
@@ -275,8 +325,15 @@ def _rank_correlations(values: np.ndarray, groups: np.ndarray | None, count: int
     masks = np.equal.outer(np.arange(count), groups.T)[:, :, None]
     of_groups = (np.where(mask, ranks, 0) for mask in masks)
     rho = np.stack([mine @ mine.transpose(0, 2, 1) for mine in of_groups])
-    rho[masks.sum((2, 3)) < LEAST] = np.nan  # of none, the sum would be zero
+    rho[_sizes(values, groups, count) < LEAST] = np.nan  # of none, the sum would be zero
     return rho
+
+
+def _sizes(values: np.ndarray, groups: np.ndarray | None, count: int) -> np.ndarray:
+    """Return how many observations each group has: [G, m], of `_standard_ranks`'s arguments."""
+    if groups is None:
+        return np.full((1, values.shape[2]), values.shape[1])
+    return np.equal.outer(np.arange(count), groups).sum(1)
 
 
 def _standard_ranks(values: np.ndarray, groups: np.ndarray | None, count: int) -> np.ndarray:
@@ -340,16 +397,20 @@ def _ranks(values: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
     return ranks
 
 
-def _partial(rho: np.ndarray, k: int) -> np.ndarray:
-    """Return the correlations [..., k, k] of the first k of K variables, given the others."""
-    if rho.shape[-1] == k:
-        return rho
+def _partial(rho: np.ndarray, k: int, sizes: np.ndarray) -> np.ndarray:
+    """Return the correlations [..., k, k] of the first k of K variables, given the others.
+
+    `sizes` [...] are the numbers of observations; not a number where the covariates leave fewer
+    than `LEAST` of them.
+    """
+    varying = np.isfinite(np.einsum("...aa->...a", rho)[..., k:]).sum(-1)
     # a covariate that does not vary explains nothing; a variable that does not vary stays unknown
     cross, among = np.nan_to_num(rho[..., :k, k:]), np.nan_to_num(rho[..., k:, k:])
     explained = cross @ np.linalg.pinv(among, hermitian=True) @ np.swapaxes(cross, -2, -1)
     left = rho[..., :k, :k] - explained
     spread = np.einsum("...aa->...a", left)
-    scale = np.sqrt(np.where(spread > 1e-12, spread, np.nan))
+    enough = (sizes - varying >= LEAST)[..., None]
+    scale = np.sqrt(np.where((spread > 1e-12) & enough, spread, np.nan))
     return left / (scale[..., :, None] * scale[..., None, :])
 
 
@@ -414,7 +475,7 @@ def noise_ceiling(
     rho = []
     for _ in range(splits):
         halves = _halves(sets, rng)
-        values = np.concatenate([matrices @ (half / half.sum(0)) for half in halves])
+        values = np.concatenate([matrices @ half for half in halves])
         rho.append(_rank_correlations(values, labels, count))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Mean of empty slice")
@@ -521,7 +582,7 @@ def p_values_within(
     weights = sets.sum(0)
     count = _count(groups)
     labels = None if groups is None else _of_sets(groups, sets)
-    values = np.stack([first, second]).astype(float) @ (sets / weights)
+    values = np.stack([first, second]).astype(float) @ sets
     # groups are the same for all that are exchanged, so their ranks are, too
     ours, theirs = _standard_ranks(values, labels, count).transpose(1, 0, 2)  # [C, N] each
     masks = np.ones((1, *ours.shape)) if groups is None else np.equal.outer(range(count), labels.T)
