@@ -218,7 +218,7 @@ def with_ceiling(
     resampled = []
     for _ in range(replicates):  # fewer halvings will do: what they add to the spread is little
         rows = rng.integers(N, size=N)
-        ceiling = statistics.noise_ceiling(first, second, rng, splits=20, rows=rows, **where)
+        ceiling = statistics.noise_ceiling(first, second, rng, splits=10, rows=rows, **where)
         resampled.append(vars(ceiling))
     for name in tuple(found):
         both = statistics.ends(found[name], np.array([one[name] for one in resampled]))

@@ -9,7 +9,7 @@ import re
 
 import pandas as pd
 
-from icprobe import paths, tables
+from icprobe import correlation, paths, tables
 
 README = paths.ROOT / "README.md"
 FIGURES = paths.ROOT / "figures"
@@ -36,9 +36,12 @@ def headline() -> str:
     """Return what 03 and 07 found on the laptop profile, in sentences."""
     found = pd.read_csv(FIGURES / "laptop" / "03_findings.csv")
     published = pd.read_csv(FIGURES / "laptop" / "07_findings.csv")
-    (authors,) = tables.in_words(published[:1]).values()
+    both = published[published["quantity"] == "ICP score against mean influence"]
+    (authors,) = tables.in_words(both[both["unit"] == "Spearman"]).values()
     folder = FIGURES / "laptop"
     conditions = pd.read_csv(folder / "03_conditions.csv").query("level == 'per query'")
+    higher = correlation.weakening(conditions).loc[:, "per query"]
+    step = pd.unique(pd.read_csv(folder / "03_training_effect.csv")["second"])[1]
     conditions = conditions[conditions["scores"] == "gain and cosine"].assign(
         quantity=lambda frame: frame["pool"] + " " + frame["condition"]
     )
@@ -57,29 +60,45 @@ def headline() -> str:
             "same completion",
         )
     )  # fmt: skip
-    rival = tables.compared(found, "gain less best similarity, per query")
-    beyond = tables.compared(found, "gain over neutral less best similarity, per query")
-    gradients = tables.compared(found, "cosine less gain, per query")
+    within = {
+        method: said[f"{method} against training effect, within a task"]
+        for method in ("cosine", "gain", "hidden states", "words (TF-IDF)")
+    }
+    rival, rival_within, beyond, gradients = (
+        tables.compared(found, name)
+        for name in (
+            "gain less best similarity, per query", "gain less best similarity, within a task",
+            "gain over neutral less best similarity, per query", "cosine less gain, per query",
+        )
+    )  # fmt: skip
     return f"""\
 - **Where probing and gradients agree.** In the suite `crossed`, gains and gradient cosines agree
   among training examples of a query's own task with Spearman {task}; where only the
   type is shared, {kind}, only the content, {content}, neither,
-  {neither}. In `grid`, with fewer examples of each, these are
-  {elsewhere["grid same task"]}, {elsewhere["grid same type"]},
-  {elsewhere["grid same content"]} and {elsewhere["grid neither"]}. In `sentiment`
-  they agree with {answers["sentiment nothing"]}, but with {answers["sentiment same completion"]}
-  beyond sharing the query's answer. The published forms, ICP score against product averaged over
-  queries, give {said["ICP score against product, same task"]} in the same task of `crossed`. The
-  authors' own two scores, over their whole pool, give {authors}.
-- **What predicts training.** The effect of one real training step (SGD, learning rate 0.003) on
-  each query is ranked by gradient cosines with {cosine}, by gains with
-  {gain}, by gains over the neutral demonstration's with {over_neutral}, by the
-  similarity of hidden states with {states}, of words with {words},
-  and by merely having the same answer with {answer}. **So here gains predict
-  training {rival} the better of both similarities** (gains over
-  neutral: {beyond}), and gradient cosines do {gradients}
-  gains. The latter is no even match: to first order, such a step is the gradients' product by
-  definition."""
+  {neither}: {higher["crossed", "gain and cosine"]} differences are measurable. In `grid`,
+  with fewer examples of each, these are {elsewhere["grid same task"]},
+  {elsewhere["grid same type"]}, {elsewhere["grid same content"]}
+  and {elsewhere["grid neither"]}: {higher["grid", "gain and cosine"]}. In `sentiment` they agree
+  with {answers["sentiment nothing"]}, but with {answers["sentiment same completion"]}
+  beyond sharing the query's answer. All this is for each query by itself. The published
+  aggregation, ICP score against product averaged over queries, gives
+  {said["ICP score against product, same task"]} in the same task of `crossed`. The authors' own
+  two scores, over their whole pool, give {authors}; the interval
+  leaves the queries of their ICP score as they are.
+- **What predicts training.** The effect of one real training step ({step}) on each query is
+  ranked by gradient cosines with {cosine}, by gains with
+  {gain}, by gains over the neutral demonstration's with
+  {over_neutral}, by the similarity of hidden states with
+  {states}, of words with {words}, and by merely
+  having the same answer with {answer}. **So here gains predict training
+  {rival} the better of both similarities** (gains over
+  neutral do so {beyond} it), and gradient cosines do
+  {gradients} gains; but to first order, such a step is the gradients' product by definition.
+- **Within a task**, where it is not enough to know which tasks help, the effect is ranked by
+  cosines with {within["cosine"]}, by gains with {within["gain"]},
+  by hidden states with {within["hidden states"]} and by words with
+  {within["words (TF-IDF)"]}; as differences, gains do {rival_within}
+  the better similarity."""
 
 
 def claims() -> str:

@@ -367,7 +367,8 @@ def _standard_ranks(values: np.ndarray, groups: np.ndarray | None, count: int) -
 def _ranks(values: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
     """Return mean ranks along the last axis of values [m, K, n], those of a group [m, n] together.
 
-    Ranks start anywhere: in one group they are those of the group alone, plus a constant.
+    Ranks start anywhere: in one group they are those of the group alone, plus a constant. Most of
+    a bootstrap's time is spent here; scipy's rankdata, group by group, takes two to ten times it.
     """
     order = np.argsort(values, axis=-1)
     new = np.ones(values.shape, dtype=bool)  # where a run of equal values in one group begins
