@@ -329,7 +329,8 @@ def intervals(panels: dict[str, pd.DataFrame], label: str) -> Figure:
     """Dots with intervals, a panel per name: rows by the column `row`, colours by `series`.
 
     Frames have columns row, series, estimate, low, high; the panels share rows and scale. A column
-    `ceiling` is drawn as a bar where it is known; rows of one `group` stand between lines.
+    `ceiling` is drawn as a bar where it is known; rows of one `group` stand between lines; an
+    estimate without an interval is hollow.
     """
     first = pd.concat(panels.values())
     names, series = list(pd.unique(first["row"])), list(pd.unique(first["series"]))
@@ -351,6 +352,9 @@ def intervals(panels: dict[str, pd.DataFrame], label: str) -> Figure:
                     mine["estimate"], places, xerr=errors, fmt=marker,
                     color=colour, markersize=5, capsize=2, label=name,
                 )  # fmt: skip
+                bare = mine["low"].isna().to_numpy()
+                hollow = {"marker": marker, "s": 25, "facecolor": "white", "edgecolor": colour}
+                axes.scatter(mine["estimate"][bare], places[bare], zorder=3, **hollow)
                 if "ceiling" in mine:
                     axes.scatter(
                         mine["ceiling"], places, marker="|", s=90, color=colour, linewidths=2
@@ -371,6 +375,10 @@ def intervals(panels: dict[str, pd.DataFrame], label: str) -> Figure:
                 bar = {"marker": "|", "markersize": 11, "markeredgewidth": 2, "linestyle": ""}
                 handles.append(Line2D([], [], color="black", **bar))
                 labels.append("upright bar: its noise ceiling")
+            if (first["low"].isna() & first["estimate"].notna()).any():
+                ring = {"marker": "o", "markersize": 5, "markerfacecolor": "white"}
+                handles.append(Line2D([], [], color="black", linestyle="", **ring))
+                labels.append("hollow: too few rankings for an interval")
             longest = 0.6 + 0.08 * max(map(len, labels))  # inches
             columns = max(1, min(3, len(labels), int(width / longest)))
             figure.legend(handles, labels, loc="outside lower center", ncols=columns)

@@ -118,6 +118,8 @@ def in_words(findings: pd.DataFrame) -> dict[str, str]:
     """Return "estimate (low to high)" by quantity, for sentences."""
     return {
         row.quantity: f"{row.estimate:.2f} ({row.low:.2f} to {row.high:.2f})"
+        if np.isfinite(row.low)
+        else f"{row.estimate:.2f} (in too few rankings for an interval)"
         for row in findings.itertuples()
     }
 
