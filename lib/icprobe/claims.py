@@ -110,7 +110,7 @@ CLAIMS = (
     *(
         Claim(
             f"C1 and C2, each query for itself: {first} and {second}",
-            "the same, in the suite crossed, with no mean over unlike queries",
+            "the same, in the suite crossed (else in the pool), with no mean over unlike queries",
             f"{first} against {second}, each query ranking the examples for itself (added when the "
             "first results had shown how much a mean over queries hides); reproduced if the "
             "agreement in the same task (shown) is above 0 and above that in the three other "

@@ -250,7 +250,8 @@ def by_condition(
 
     Returns:
         One row per level and condition, then per level and difference ("same task less neither"):
-        level, condition, estimate, low, high; of conditions also pairs, ranked (training examples
+        level, condition, estimate, low, high (differences as in `statistics.contrasts`); of
+        conditions also pairs, ranked (training examples
         in a ranking, the median), rankings (that could be made), p (null hypothesis: the methods
         agree on tasks at most), and per example the fields of `with_ceiling`. What there is none of
         is not a number.
