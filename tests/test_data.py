@@ -28,6 +28,7 @@ rows_of_text = st.lists(
     max_size=8,
     unique_by=lambda row: row.get("id", object()),
 )
+several_options = st.lists(filled, min_size=2, max_size=5, unique=True)
 several_runs = settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -53,6 +54,25 @@ def test_valid_rows_come_back_as_they_are(tmp_path, rows, ascii_only):
         assert list(back)[:6] == list(data.COLUMNS)
 
 
+@several_runs
+@given(rows=st.lists(st.tuples(several_options, st.integers(0)), min_size=1, max_size=8))
+def test_options_come_back_as_they_are_and_need_the_completion(tmp_path, rows):
+    rows = [a_row(completion=given[i % len(given)], options=given) for given, i in rows]
+    free = [a_row(), a_row(options=None)]
+    loaded = data.load(write(tmp_path / "own.jsonl", [*rows, *free]))
+    assert list(loaded["options"]) == [*[row["options"] for row in rows], None, None]
+    rows[-1]["options"] = [*rows[-1]["options"], "more"]
+    rows[-1]["options"].remove(rows[-1]["completion"])
+    with pytest.raises(data.DataError, match=rf"own\.jsonl:{len(rows)}: options: the completion"):
+        data.load(write(tmp_path / "own.jsonl", rows))
+
+
+def test_without_options_the_column_is_empty(tmp_path):
+    loaded = data.load(write(tmp_path / "own.jsonl", [a_row()] * 3))
+    assert loaded.column_names == [*data.COLUMNS, "options"]
+    assert list(loaded["options"]) == [None] * 3
+
+
 CORRUPT = {
     "not JSON": b'{"prompt": "a", ',
     "not UTF-8": b'{"prompt": "\xff", "completion": " b"}',
@@ -64,6 +84,14 @@ CORRUPT = {
     "prompt: not a string but int": b'{"prompt": 1, "completion": " b"}',
     "type: not a string but list": b'{"prompt": "a", "completion": " b", "type": []}',
     "prompt: not valid Unicode": b'{"prompt": "\\ud800", "completion": " b"}',
+    "options: not a list but str": b'{"prompt": "a", "completion": " b", "options": " b"}',
+    "options: fewer than two": b'{"prompt": "a", "completion": " b", "options": [" b"]}',
+    "options: one is missing": b'{"prompt": "a", "completion": " b", "options": [" b", null]}',
+    "options: one is empty": b'{"prompt": "a", "completion": " b", "options": [" b", " "]}',
+    "options: one is there twice": b'{"prompt": "a", "completion": " b", "options": [" b", " b"]}',
+    "options: the completion is not among them (spaces count)": (
+        b'{"prompt": "a", "completion": " b", "options": ["b", " c"]}'
+    ),
     "id: 'row-0' is also the id of line 1": b'{"prompt": "a", "completion": " b", "id": "row-0"}',
 }
 
@@ -124,7 +152,7 @@ def test_sources_that_are_not_there(tmp_path):
 
 
 def test_parquet_gives_the_same_as_jsonl(tmp_path):
-    rows = [a_row(note=i) for i in range(5)]
+    rows = [a_row(note=i, options=[" 2", f" {i + 3}"] if i else None) for i in range(5)]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "own.parquet")
     same = data.load(write(tmp_path / "own.jsonl", rows)).to_list()
     assert data.load(tmp_path / "own.parquet").to_list() == same
@@ -147,6 +175,15 @@ def test_columns_are_renamed_or_filled_into_templates(tmp_path):
     file = write(file, [*rows, {"q": None, "more": "b", "reply": "c", "n": 3}])
     with pytest.raises(data.DataError, match=r"own\.jsonl:4: prompt: missing"):
         data.load(file, columns={key: columns[key] for key in ("prompt", "completion")})
+
+
+def test_options_are_renamed_but_not_made_from_a_template(tmp_path):
+    rows = [a_row(choices=[" 2", " 3"]), a_row(choices=None)]
+    file = write(tmp_path / "own.jsonl", rows)
+    loaded = data.load(file, columns={"options": "choices"})
+    assert list(loaded["options"]) == [[" 2", " 3"], None]
+    with pytest.raises(data.DataError, match=r"own\.jsonl:1: options: not a list but str"):
+        data.load(file, columns={"options": "{choices}"})
 
 
 def test_mixed_kinds_in_an_extra_column_are_an_error(tmp_path):
@@ -255,30 +292,36 @@ SUITE = {
 }  # fmt: skip
 
 
+WORDS = [f"{first}{second}" for first in string.ascii_letters for second in "xyz"]
+
+
 @pytest.fixture
 def bench(tmp_path, monkeypatch):
     """Put made-up tasks into the cache, and the suite "made" into the suites folder."""
-    folder = tmp_path / "cache" / "bigbench-1.0.0"
-    words = [f"{first}{second}" for first in string.ascii_letters for second in "xyz"]
+    monkeypatch.setenv("ICPROBE_CACHE", str(tmp_path / "cache"))
     tasks = {
-        "one": [{"input": f"Fact: {word}. \n", "target": ["", f"what {word}?"]} for word in words],
+        "one": [{"input": f"Fact: {word}. \n", "target": ["", f"what {word}?"]} for word in WORDS],
         "group/two": [
             {"input": f"Fact: {word}.  \nQuestion: what {end}?", "target": word}
-            for word in words
+            for word in WORDS
             for end in "12"
         ],
         "three": [
             {"input": f"Fact: {word}!", "target_scores": {"no": i % 5 > 0, "yes": i % 5 == 0}}
-            for i, word in enumerate(words)
+            for i, word in enumerate(WORDS)
         ],
     }
     for name, examples in tasks.items():
-        (folder / name).mkdir(parents=True)
-        (folder / name / "task.json").write_text(json.dumps({"examples": examples}))
-    monkeypatch.setenv("ICPROBE_CACHE", str(tmp_path / "cache"))
+        write_task(name, examples)
     monkeypatch.setattr(paths, "SUITES", tmp_path / "suites")
     (tmp_path / "suites").mkdir()
     write_suite(SUITE)
+
+
+def write_task(name, examples):
+    folder = assets.cache_dir() / "bigbench-1.0.0" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "task.json").write_text(json.dumps({"examples": examples}))
 
 
 def write_suite(suite, **options):
@@ -310,7 +353,7 @@ def test_suite_rows_have_the_frame_and_the_columns(bench):
         "train": 24, "query": 12, "evaluation": 12
     }  # fmt: skip
     for table in tables.values():
-        assert table.column_names == list(data.COLUMNS)
+        assert table.column_names == [*data.COLUMNS, "options"]
         for row in table:
             frame = {
                 "asking": r"Ask\.\nFact: (\w+)\.\nQuestion:",
@@ -320,6 +363,41 @@ def test_suite_rows_have_the_frame_and_the_columns(bench):
             word = re.fullmatch(frame, row["prompt"])[1]
             answers = {"asking": {f" what {word}?"}, "replying": {f" {word}"}}
             assert row["completion"] in answers.get(row["task"], {" yes", " no"})
+            assert row["options"] == ([" no", " yes"] if row["task"] == "judging" else None)
+
+
+@pytest.mark.parametrize("n", [1, 2, 10, 11])
+def test_few_answers_of_a_task_are_its_options(bench, n):
+    answers = [f"answer {i:02d}" for i in range(n)]
+    entries = zip(WORDS, reversed(answers * len(WORDS)), strict=False)
+    examples = [{"input": f"Fact: {word}.", "target": ["", f"{end} "]} for word, end in entries]
+    write_task("one", examples)
+    options = [f" {answer}" for answer in answers] if 2 <= n <= 10 else None
+    for table in all_splits().values():
+        asked = [row for row in table if row["task"] == "asking"]
+        assert {row["completion"] for row in asked} <= {f" {answer}" for answer in answers}
+        assert all(row["options"] == options for row in asked)
+
+
+@pytest.mark.parametrize(
+    ("scores", "options"),
+    [
+        ({"b": 0, "a": 1, "c": 0}, [" b", " a", " c"]),
+        ({" b": 0, "a\n": 1, "b ": 0, "": 0}, [" b", " a"]),
+        ({"a": 1, " a": 0}, None),
+        ({"a": 1}, None),
+        ({}, None),
+    ],
+)
+def test_scored_answers_are_the_options(bench, scores, options):
+    # every second example has other scores: an example's options are its own, not the task's
+    scored = [{"target_scores": {"a": 1, "d": 0}}, {"target_scores": scores, "target": "a"}]
+    examples = [{"input": f"Fact: {word}.", **scored[i % 2]} for i, word in enumerate(WORDS)]
+    write_task("one", examples)
+    asked = [row for row in data.load("made", "train") if row["task"] == "asking"]
+    odd = [int(row["id"].rpartition("-")[2]) % 2 for row in asked]
+    assert set(odd) == {0, 1}
+    assert [row["options"] for row in asked] == [options if i else [" a", " d"] for i in odd]
 
 
 def check_suite(tables, suite):
@@ -341,6 +419,10 @@ def check_suite(tables, suite):
             assert where.setdefault(example["passage"], split) == split
             assert row["prompt"] == row["prompt"].rstrip()
             assert re.match(r" \S", row["completion"])
+            if (options := row["options"]) is not None:
+                assert row["completion"] in options
+                assert len(set(options)) == len(options) >= 2
+                assert all(re.fullmatch(r" \S(.*\S)?", option) for option in options)
     data.check_disjoint(tables["train"], tables["query"])
     data.check_disjoint(tables["train"], tables["evaluation"])
     return where
@@ -471,6 +553,23 @@ def test_the_shipped_suites_are_disjoint_and_balanced(name):
     check_suite(tables, data.read_suite(name))
     again = data.load(name, "train", limit=30)
     assert again.to_list() == tables["train"].to_list()[:30]
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(
+    ("name", "numbers"),
+    [
+        ("crossed", {}),
+        ("grid", {"mctaco_classification": {2}}),
+        ("sentiment", {name: {4} for name in ("hotels", "medicine", "products", "reviews")}),
+    ],
+)
+def test_closed_tasks_have_options_and_no_others(name, numbers):
+    found = {}
+    for row in data.load(name, "evaluation"):
+        if row["options"] is not None:
+            found.setdefault(row["task"], set()).add(len(row["options"]))
+    assert found == numbers
 
 
 @pytest.mark.real

@@ -1,8 +1,9 @@
 """Examples as `datasets.Dataset`: suites over BIG-bench, one's own files, hub data sets.
 
 Every data set has the columns id, prompt, completion, task, content, type (all strings, id
-unique), whatever else the source has beside them. Prompt and completion are TRL's form, so a
-selected subset trains as it is. data/README.md describes suites and files.
+unique) and options (the completions to choose from, or None), whatever else the source has beside
+them. Prompt and completion are TRL's form, so a selected subset trains as it is. data/README.md
+describes suites and files.
 """
 
 import difflib
@@ -31,6 +32,10 @@ SPLITS = ("train", "query", "evaluation")
 _ROWS_VERSION = 1  # raise it when the same suite text and seed begin to give other rows
 _CANDIDATES = 80  # examples looked at per row that a task is to give: enough, and quick
 _SHOWN = 20  # problems listed in one error
+
+# a task with at most so many different answers is one of labels, and they are its options; label
+# tasks of the suites have two to seven, all others at least twenty (object_counting's numbers)
+_LABELS = 10
 
 
 class DataError(ValueError):
@@ -61,9 +66,10 @@ def load(
             a template with columns in braces, such as {"completion": " {output}"}.
 
     Returns:
-        One row per example: id, prompt, completion, task, content, type, and other columns of
-        the source. Where a file does not say, id is "<stem>-00012" for its line (row) 12, task
-        is the stem, content and type are "unknown".
+        One row per example: id, prompt, completion, task, content, type, options, and other
+        columns of the source. Where a file does not say, id is "<stem>-00012" for its line (row)
+        12, task is the stem, content and type are "unknown". Options are different completions,
+        this example's among them, or None where the answer is free.
 
     Raises:
         DataError: If anything is wrong with the data; all problems are listed together.
@@ -119,13 +125,19 @@ def identity(
     return {**who, "source": name, "revision": revision, "split": split}
 
 
-def check_disjoint(train: datasets.Dataset, queries: datasets.Dataset, warn: bool = False) -> None:
+def check_disjoint(
+    train: datasets.Dataset,
+    queries: datasets.Dataset,
+    warn: bool = False,
+    names: tuple[str, str] = ("training example", "query"),
+) -> None:
     """Make sure that no query is also a training example (equal text but for white space).
 
     Args:
         train: Training examples.
         queries: Queries.
         warn: Warn instead of raising, for data where repetitions may be meant.
+        names: What rows of the two are called in messages, where they are something else.
 
     Raises:
         DataError: If texts are equal; the message lists the ids.
@@ -133,8 +145,9 @@ def check_disjoint(train: datasets.Dataset, queries: datasets.Dataset, warn: boo
     known = {_text(row): row["id"] for row in train.select_columns(list(COLUMNS))}
     same = [(row["id"], known[_text(row)]) for row in queries if _text(row) in known]
     if same:
-        pairs = _listed([f"query {query!r} = training example {other!r}" for query, other in same])
-        message = f"{len(same)} queries are also training examples:\n{pairs}"
+        one, other = names
+        pairs = _listed([f"{other} {query!r} = {one} {theirs!r}" for query, theirs in same])
+        message = f"{len(same)} texts are both {other} and {one}:\n{pairs}"
         if not warn:
             raise DataError(message)
         warnings.warn(message, stacklevel=2)
@@ -314,6 +327,7 @@ def _deal(suite: Suite, name: str, raw: list[dict], prompts: set[str]) -> dict[s
     first: a second example of a passage is taken only when the first ones are used up.
     """
     task, dealt, uses = suite.tasks[name], defaultdict(list), defaultdict(int)
+    labels = _labels(raw)
     order = _rng(suite.seed, name).permutation(len(raw))
     for i in order[: _CANDIDATES * sum(task.splits.values())].tolist():
         example = task.example(raw[i])
@@ -321,8 +335,8 @@ def _deal(suite: Suite, name: str, raw: list[dict], prompts: set[str]) -> dict[s
             continue
         prompts.add(example["prompt"])
         passage = example.pop("passage")
-        labels = {"task": name, "content": task.content, "type": task.type}
-        row = {"id": f"{name}-{i:05d}", **example, **labels}
+        kind = {"task": name, "content": task.content, "type": task.type}
+        row = {"id": f"{name}-{i:05d}", **example, **kind, "options": _options(raw[i], labels)}
         dealt[_split_of(suite, passage)].append((uses[passage], row))
         uses[passage] += 1
     pools = {}
@@ -363,6 +377,21 @@ def _target(raw: dict) -> str:
         return max(raw["target_scores"], key=raw["target_scores"].get).strip()
     targets = raw["target"] if isinstance(raw["target"], list) else [raw["target"]]
     return next((target.strip() for target in targets if target.strip()), "")
+
+
+def _labels(raw: list[dict]) -> list[str]:
+    """Return all answers of a task without scored options, if they are few; else none."""
+    if any(entry.get("target_scores") for entry in raw):
+        return []
+    answers = {_target(entry) for entry in raw}
+    return sorted(answers) if len(answers) <= _LABELS else []
+
+
+def _options(raw: dict, labels: list[str]) -> list[str] | None:
+    """Return the completions to choose from: the scored options, else the task's labels."""
+    answers = (answer.strip() for answer in raw.get("target_scores") or labels)
+    options = [f" {answer}" for answer in dict.fromkeys(answers) if answer]
+    return options if len(options) > 1 else None
 
 
 def _take_turns(rows: list[dict], balance: bool) -> list[dict]:
@@ -466,6 +495,8 @@ def _examples(
             if row.get(key) is None:
                 row[key] = default
         found = [f"{key}: {reason}" for key in COLUMNS if (reason := _reason(key, row.get(key)))]
+        if reason := _options_reason(row.get("options"), row.get("completion")):
+            found.append(f"options: {reason}")
         if not found and first.setdefault(row["id"], number) != number:
             found = [f"id: {row['id']!r} is also the id of line {first[row['id']]}"]
         problems += [(number, problem) for problem in found]
@@ -485,9 +516,10 @@ def _examples(
 def _check_columns(rows: list, where: str, columns: Mapping[str, str]) -> None:
     """Raise DataError if the mapping has a column that does not exist on either side."""
     known = {key for _, row in rows for key in row}
+    made = (*COLUMNS, "options")
     for key, value in columns.items():
-        if key not in COLUMNS:
-            raise DataError(f"{where}: columns: unknown column {key!r}; known: {COLUMNS}")
+        if key not in made:
+            raise DataError(f"{where}: columns: unknown column {key!r}; known: {made}")
         for name in _fields(value):
             if rows and name not in known:
                 raise DataError(f"{where}: columns: no column {name!r}{_close(name, known)}")
@@ -532,10 +564,28 @@ def _reason(key: str, value: object) -> str | None:
     return None
 
 
+def _options_reason(options: object, completion: object) -> str | None:
+    """Return what is wrong with the completions to choose from, or None."""
+    if options is None:
+        return None
+    if not isinstance(options, list):
+        return f"not a list but {type(options).__name__}"
+    for option in options:
+        if reason := _reason("options", option):
+            return f"one is {reason}"
+    if len(options) < 2:
+        return "fewer than two"
+    if len(set(options)) < len(options):
+        return "one is there twice"
+    if completion not in [None, *options]:  # that it is missing is a problem of its own
+        return "the completion is not among them (spaces count)"
+    return None
+
+
 def _dataset(rows: list[dict], where: str) -> datasets.Dataset:
-    """Make the data set, the six columns first."""
+    """Make the data set, the six columns and the options first."""
     extra = dict.fromkeys(key for row in rows for key in row if key not in COLUMNS)
-    columns = {key: [row.get(key) for row in rows] for key in [*COLUMNS, *extra]}
+    columns = {key: [row.get(key) for row in rows] for key in [*COLUMNS, "options", *extra]}
     for key, values in columns.items():
         try:
             pyarrow.array(values)

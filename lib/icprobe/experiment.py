@@ -81,6 +81,46 @@ class Experiment:
         data.check_disjoint(pool, queries, warn=not suites)
         return pool, queries
 
+    def held_out(
+        self,
+        evaluation: str | None = None,
+        split: str = "evaluation",
+        n: int | None = None,
+        columns: Mapping[str, str] | None = None,
+    ) -> tuple[np.ndarray, datasets.Dataset]:
+        """Return which queries may select training data, and others to evaluate models on.
+
+        Pool, selecting queries and evaluation queries have no text in common.
+
+        Args:
+            evaluation: Source of the evaluation queries, see `data.load`. By default, of a suite
+                its evaluation split; of other queries a random half, which then does not select.
+            split: Split of the evaluation queries, for suites and hub data sets.
+            n: How many evaluation queries, None for all.
+            columns: Column mapping of the evaluation queries.
+
+        Returns:
+            Column numbers of the queries that may select, and Q evaluation queries.
+
+        Raises:
+            data.DataError: If a text is in two of the three, there are too few queries to halve, or
+                as `data.load`.
+        """
+        pool, queries = self.load_data()
+        selecting = np.arange(len(queries))
+        if evaluation is None and not data.is_suite(self.queries):
+            if len(queries) < 2:
+                raise data.DataError(f"{self.queries}: one query cannot both select and evaluate")
+            order = np.random.default_rng(self.seed).permutation(len(queries))
+            half = len(order) // 2
+            selecting = np.sort(order[half:])
+            found = queries.select(np.sort(order[:half])[:n])
+        else:
+            found = data.load(evaluation or self.queries, split, n, self.seed, columns)
+        for rows, name in ((pool, "training example"), (queries.select(selecting), "query")):
+            data.check_disjoint(rows, found, names=(name, "evaluation query"))
+        return selecting, found
+
     def on(self, suite: str, n_train: int, n_query: int) -> "Experiment":
         """Return the same on other examples: n_train and n_query of a suite's."""
         splits = {"train_split": "train", "query_split": "query"}

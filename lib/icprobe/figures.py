@@ -325,21 +325,23 @@ def agreement_heatmaps(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def intervals(panels: dict[str, pd.DataFrame], label: str) -> Figure:
+def intervals(panels: dict[str, pd.DataFrame], label: str | dict[str, str]) -> Figure:
     """Dots with intervals, a panel per name: rows by the column `row`, colours by `series`.
 
-    Frames have columns row, series, estimate, low, high; the panels share rows and scale. A column
-    `ceiling` is drawn as a bar where it is known; rows of one `group` stand between lines; an
-    estimate without an interval is hollow.
+    Frames have columns row, series, estimate, low, high; the panels share rows and, if they have
+    one label and not one each, scale. A column `ceiling` is drawn as a bar where it is known; rows
+    of one `group` stand between lines; an estimate without an interval is hollow.
     """
+    labels_of = label if isinstance(label, dict) else dict.fromkeys(panels, label)
     first = pd.concat(panels.values())
     names, series = list(pd.unique(first["row"])), list(pd.unique(first["series"]))
     with mpl.rc_context(STYLE):
         width = 2 + 2.7 * len(panels)
         height = 1.3 + len(names) * (0.16 + 0.14 * len(series))
         figure, row = plt.subplots(
-            1, len(panels), figsize=(width, height), sharex=True, sharey=True, squeeze=False
-        )
+            1, len(panels), figsize=(width, height), sharex=isinstance(label, str), sharey=True,
+            squeeze=False,
+        )  # fmt: skip
         for axes, (title, frame) in zip(row[0], panels.items(), strict=True):
             for number, (name, colour, marker) in enumerate(
                 zip(series, SERIES * 2, "osD^vPX*" * 2, strict=False)
@@ -361,7 +363,7 @@ def intervals(panels: dict[str, pd.DataFrame], label: str) -> Figure:
                     )
             axes.axvline(0, color="black", linewidth=1)
             axes.set_title(title)
-            axes.set_xlabel(label)
+            axes.set_xlabel(labels_of[title])
             axes.grid(axis="x", color="#DDDDDD", linewidth=0.6)
             axes.set_axisbelow(True)
             axes.xaxis.set_major_locator(MaxNLocator(4))
@@ -544,4 +546,107 @@ def overlap_curves(curves: dict[str, pd.Series], cuts: dict[str, pd.DataFrame], 
         above.set_xlabel("where the paper cuts by ICP score")
         above.minorticks_off()
         figure.legend(loc="outside lower center", ncols=2)
+    return figure
+
+
+def shares(panels: dict[str, pd.DataFrame]) -> Figure:
+    """Tables of shares from 0 to 1 as heat maps in percent, one above the other, by title."""
+    with mpl.rc_context(STYLE):
+        heights = [len(table) for table in panels.values()]
+        columns = max(table.shape[1] for table in panels.values())
+        figure, column = plt.subplots(
+            len(panels), 1, figsize=(3.4 + 0.55 * columns, sum(2.1 + 0.3 * n for n in heights)),
+            height_ratios=[2.1 + 0.3 * n for n in heights], squeeze=False,
+        )  # fmt: skip
+        for axes, (title, table) in zip(column[:, 0], panels.items(), strict=True):
+            image = axes.imshow(table, cmap="cividis_r", vmin=0, vmax=1, aspect="auto")
+            for (i, j), share in np.ndenumerate(table.to_numpy()):
+                colour = "white" if share > 0.55 else "black"
+                axes.text(
+                    j, i, f"{100 * share:.0f}", ha="center", va="center", color=colour, fontsize=8
+                )
+            axes.set_xticks(range(table.shape[1]), table.columns, rotation=40, ha="right")
+            axes.set_yticks(range(len(table)), table.index)
+            axes.set_title(title)
+            axes.spines[:].set_visible(False)
+        figure.colorbar(image, ax=column[:, 0].tolist(), label="share", shrink=0.5)
+    return figure
+
+
+def learning_curves(curves: dict[str, list[pd.DataFrame]], batch_size: int) -> Figure:
+    """Training loss by examples seen, a panel a selection: one line a seed.
+
+    `curves` has, by selection, a frame (step, loss in nats per token of the batch) for each seed.
+    """
+    with mpl.rc_context(STYLE):
+        columns = min(4, len(curves))
+        rows = -(-len(curves) // columns)
+        figure, grid = plt.subplots(
+            rows, columns, figsize=(2.7 * columns, 2.1 * rows), sharey=True, squeeze=False
+        )
+        for axes, (name, runs) in zip(grid.flat, curves.items(), strict=False):
+            for run, colour, style in zip(runs, SERIES * 2, ("-", "--", ":") * 6, strict=False):
+                axes.plot(
+                    run["step"] * batch_size, run["loss"], style, color=colour, marker=".",
+                    linewidth=1,
+                )  # fmt: skip
+            axes.set_title(name, fontsize=9)
+            axes.set_ylim(bottom=0)
+        for axes in grid.flat[len(curves) :]:
+            axes.set_visible(False)
+        figure.supxlabel("examples seen (one line a seed)", fontsize=10)
+        figure.supylabel("training loss (nats per token of the batch)", fontsize=10)
+    return figure
+
+
+def equivalence(table: pd.DataFrame, margin: float) -> Figure:
+    """Differences of selections against the margin of equivalence, as shares of a whole.
+
+    `table` has first, second, share, share_low, share_high (95 %, thin), tost_low, tost_high (90 %,
+    thick; within the shaded margin means equivalent), verdict.
+    """
+    with mpl.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(8.4, 1.5 + 0.34 * len(table)))
+        places = -np.arange(len(table))
+        axes.axvspan(-margin, margin, color="#56B4E9", alpha=0.25, linewidth=0)
+        axes.hlines(places, table["share_low"], table["share_high"], color=BLUE, linewidth=1)
+        ends = table[["tost_low", "tost_high"]].replace([np.inf, -np.inf], np.nan)
+        axes.hlines(places, ends["tost_low"], ends["tost_high"], color=BLUE, linewidth=4)
+        axes.plot(table["share"], places, "o", color="black", markersize=5)
+        axes.axvline(0, color="black", linewidth=1)
+        axes.set_yticks(places, table["first"] + "  less  " + table["second"])
+        axes.set_ylim(-len(table) + 0.4, 0.6)
+        right = axes.secondary_yaxis("right")
+        right.set_yticks(places, table["verdict"])
+        right.tick_params(length=0)
+        right.spines[:].set_visible(False)
+        axes.set_xlabel(
+            "difference, share of what the full pool brings\n"
+            f"(shaded: margin of {margin:g}; thick: 90 % interval, thin: 95 %)"
+        )
+    return figure
+
+
+def budgets(table: pd.DataFrame, label: str) -> Figure:
+    """Gain of selections by their size (columns method, examples, estimate, low, high)."""
+    with mpl.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(6.4, 3.8))
+        methods = pd.unique(table["method"])
+        for number, (method, colour, marker) in enumerate(
+            zip(methods, SERIES * 2, "osD^vPX*" * 2, strict=False)
+        ):
+            mine = table[table["method"] == method].sort_values("examples")
+            places = mine["examples"] * 1.03 ** (number - (len(methods) - 1) / 2)
+            errors = [mine["estimate"] - mine["low"], mine["high"] - mine["estimate"]]
+            axes.errorbar(
+                places, mine["estimate"], yerr=errors, fmt=marker + "-", color=colour, capsize=3,
+                markersize=5, label=method,
+            )  # fmt: skip
+        axes.set_xscale("log")
+        sizes = sorted(table["examples"].unique())
+        axes.set_xticks(sizes, [f"{size:g}" for size in sizes])
+        axes.minorticks_off()
+        axes.axhline(0, color="black", linewidth=1)
+        axes.set(xlabel="examples trained on", ylabel=label)
+        axes.legend(loc="best")
     return figure

@@ -56,11 +56,23 @@ def crossed_interval(
     Raises:
         ValueError: If there are fewer than two replicates.
     """
+    N, M = shape
+    values = resampled(measure, shape, rng, replicates)
+    return ends(measure(np.arange(N), np.arange(M)), values, kind)
+
+
+def resampled(
+    measure: Measure, shape: tuple[int, int], rng: np.random.Generator, replicates: int
+) -> np.ndarray:
+    """Return the measure of resamples of rows and columns: [replicates, ...].
+
+    Arguments and errors are those of `crossed_interval`.
+    """
     if replicates < 2:
         raise ValueError(f"there are {replicates} resamples, expected at least 2")
     N, M = shape
-    values = [measure(rng.integers(N, size=N), rng.integers(M, size=M)) for _ in range(replicates)]
-    return ends(measure(np.arange(N), np.arange(M)), np.array(values), kind)
+    draws = ((rng.integers(N, size=N), rng.integers(M, size=M)) for _ in range(replicates))
+    return np.array([measure(*drawn) for drawn in draws])
 
 
 def ends(estimate: np.ndarray, values: np.ndarray, kind: str | np.ndarray = "percentile") -> tuple:

@@ -87,7 +87,7 @@ class ScoreStore:
     @cached_property
     def name(self) -> str:
         """The folder's name, `<method>-<key>`."""
-        return _folder_name(self.method, self.identity)
+        return key(self.method, self.identity)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -171,7 +171,7 @@ class ScoreStore:
                 for i, j in bad[:3]
             )
             raise StoreError(f"{len(bad)} scores of block {block} are not finite: {pairs}")
-        _publish(self.part(block), self._encode(block, scores))
+        publish(self.part(block), self._encode(block, scores))
 
     def matrix(self) -> np.ndarray:
         """Read all scores, checking every part's checksums, ids and values.
@@ -238,7 +238,7 @@ class ScoreStore:
             "description": self.description,
             "block_size": self.block_size,
             "identity": self.identity,
-            "made_with": _made_with(),
+            "made_with": made_with(),
             "train_ids": self.train_ids,
             "query_ids": self.query_ids,
         }
@@ -396,13 +396,13 @@ def open(
         StoreError: empty or duplicate ids, a manifest that is damaged or made for something else
             (the fields that differ are named), or a folder that cannot be written.
     """
-    folder = resolve(scores_dir) / _folder_name(method, identity)
+    folder = resolve(scores_dir) / key(method, identity)
     ids = _plain(list(train_ids)), _plain(list(query_ids))
     asked = ScoreStore(folder, method, _plain(identity), *ids, block_size, description)
     if fresh:
         asked.clear()
     if not (folder / MANIFEST).exists():
-        _publish(folder / MANIFEST, asked._manifest())
+        publish(folder / MANIFEST, asked._manifest())
     stored = load(folder)  # even if just written: another process may have been faster
     _require_same(
         stored,
@@ -431,7 +431,7 @@ def find(scores_dir: str | Path, method: str, identity: dict, made_by: str = "")
         StoreError: its manifest is damaged.
     """
     scores_dir = resolve(scores_dir)
-    folder = scores_dir / _folder_name(method, identity)
+    folder = scores_dir / key(method, identity)
     hint = f"\nTo make them: {made_by}" if made_by else ""
     if not (folder / MANIFEST).exists():
         nearest = _nearest(scores_dir, method, identity)
@@ -484,7 +484,12 @@ def _plain(value):
     return json.loads(json.dumps(value, allow_nan=False, sort_keys=True))
 
 
-def _folder_name(method: str, identity: dict) -> str:
+def key(method: str, identity: dict) -> str:
+    """Return `<method>-<hash of method and identity>`.
+
+    Raises:
+        StoreError: the method's name has other signs than letters, digits, dots, dashes.
+    """
     if not re.fullmatch(r"\w[\w.-]*", method, re.ASCII):
         raise StoreError(f"{method!r} is no method name: letters, digits, dots, dashes only")
     canonical = json.dumps(_plain([method, identity]), sort_keys=True, separators=(",", ":"))
@@ -502,7 +507,7 @@ def _check_ids(name: str, ids: list[str]) -> None:
         raise StoreError(f"duplicates in {name}: {_show(repeated)}")
 
 
-def _made_with() -> dict[str, str]:
+def made_with() -> dict[str, str]:
     """Return versions of what made the scores: for readers only, never compared."""
     versions = {"python": platform.python_version(), "icprobe": __version__}
     for package in ("torch", "transformers", "pyarrow"):
@@ -561,7 +566,7 @@ def _nearest(scores_dir: Path, method: str, identity: dict) -> str:
     return text
 
 
-def _publish(path: Path, data: bytes) -> None:
+def publish(path: Path, data: bytes) -> None:
     """Let a file appear whole under its name, at once; if it is there already, leave that one."""
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     try:

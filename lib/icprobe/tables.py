@@ -1,7 +1,7 @@
 """Tables and text for people to read: shown in notebooks, never written to the repository."""
 
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import datasets
 import numpy as np
@@ -55,6 +55,55 @@ def token_values(
         f"<b>{html.escape(title)}</b>: {values.sum():+.2f} nats"
         f"<pre style='white-space:pre-wrap;margin:4px 0'>{html.escape(before)}</pre>{cells}"
     )
+
+
+def learnt(lm: LM, ids: Sequence[int], labels: Sequence[int]) -> HTML:
+    """Show one row of a training batch: all its tokens, those that are learnt marked.
+
+    Args:
+        lm: The model, for its tokenizer.
+        ids: [T] token ids, padding included.
+        labels: [T] the same, but -100 where there is no loss.
+    """
+    cells = "".join(
+        f"<b style='background:#CDE7F5;border:1px solid #0072B2;border-radius:3px'>{shown}</b>"
+        if label != -100
+        else f"<span style='color:#555555'>{shown}</span>"
+        for shown, label in (
+            (html.escape(lm.tokenizer.decode([int(token)])), int(label))
+            for token, label in zip(ids, labels, strict=True)
+        )
+    )
+    count = sum(int(label) != -100 for label in labels)
+    return HTML(
+        f"<b>{count} of {len(labels)} tokens are learnt</b>"
+        f"<pre style='white-space:pre-wrap;margin:4px 0'>{cells}</pre>"
+    )
+
+
+def ranked_first(
+    ranked: Mapping[str, np.ndarray], train: datasets.Dataset, top: int = 3, width: int = 160
+) -> pd.DataFrame:
+    """Return the training examples that methods rank first.
+
+    Args:
+        ranked: By method, what ranks the N examples: [N], higher = better.
+        train: N rows.
+        top: How many of each.
+        width: Characters of text shown.
+    """
+    rows = [
+        {
+            "method": name,
+            "place": place,
+            "value": values[i],
+            "task": train[int(i)]["task"],
+            "training example": _text(train[int(i)], width),
+        }
+        for name, values in ranked.items()
+        for place, i in enumerate(np.argsort(-values, kind="stable")[:top], 1)
+    ]
+    return pd.DataFrame(rows).set_index(["method", "place"])
 
 
 def extremes(

@@ -1,0 +1,296 @@
+"""Compare models that were fine-tuned on different selections, query by query and seed by seed.
+
+What a selection brings is its models' mean measure over S seeds and Q evaluation queries, less that
+of the untouched model. All selections have the same seeds and queries, so differences are paired.
+Seeds and queries are resampled together (`statistics.crossed_interval`).
+
+Two selections are held to be equivalent if their difference is within a margin, a share of what the
+full pool brings that is fixed beforehand, by two one-sided tests (TOST, Schuirmann 1987): at 5 %,
+that is where the 90 % interval of their difference, as such a share, lies within the margin. The
+full pool's gain is resampled, too, so a gain that is uncertain itself makes no narrow margin.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from icprobe import judge as judging
+from icprobe import statistics
+from icprobe.judge import Judge
+from icprobe.trials import Outcome
+
+FULL = "full pool"
+LEVEL = 0.05  # of the equivalence test
+
+BETTER, WORSE, EQUIVALENT, OPEN = "better", "worse", "equivalent", "undecided"
+
+
+def gains(
+    outcomes: Mapping[str, Sequence[Outcome]], untouched: Outcome, measure: str
+) -> dict[str, np.ndarray]:
+    """Return what each selection's models gain on each query: [S, Q] by name, positive = better.
+
+    Args:
+        outcomes: By selection, one outcome for each of S seeds.
+        untouched: Of the model before training.
+        measure: One of `evaluation.MEASURES`; queries it does not apply to are left out of Q.
+
+    Raises:
+        ValueError: If the selections do not have the same seeds and queries.
+    """
+    before = untouched.measures[measure]
+    before = before[before.notna()]
+    found = {}
+    for name, runs in outcomes.items():
+        for run in runs:
+            if not run.measures.index.equals(untouched.measures.index):
+                raise ValueError(f"{name} was evaluated on other queries than the untouched model")
+        found[name] = np.stack([run.measures[measure][before.index] - before for run in runs])
+    if len({values.shape for values in found.values()}) > 1:
+        seeds = {name: len(values) for name, values in found.items()}
+        raise ValueError(f"selections have different numbers of seeds: {seeds}")
+    return found
+
+
+def summary(
+    gains: Mapping[str, np.ndarray], rng: np.random.Generator, resamples: int = 2000
+) -> pd.DataFrame:
+    """Return what each selection brings, with 95 % intervals over seeds and queries.
+
+    Args:
+        gains: [S, Q] by selection, see `gains`.
+        rng: For the bootstrap.
+        resamples: How many.
+
+    Returns:
+        One row each: selection, estimate, low, high, seeds, queries.
+    """
+    names, measure, shape = _means(gains)
+    low, high = statistics.crossed_interval(measure, shape, rng, resamples)
+    estimate = measure(*map(np.arange, shape))
+    frame = pd.DataFrame({"selection": names, "estimate": estimate, "low": low, "high": high})
+    return frame.assign(seeds=shape[0], queries=shape[1])
+
+
+def differences(
+    gains: Mapping[str, np.ndarray],
+    pairs: Sequence[tuple[str, str]],
+    margin: float,
+    rng: np.random.Generator,
+    resamples: int = 2000,
+) -> pd.DataFrame:
+    """Return how much more one selection brings than another, and whether they are equivalent.
+
+    Args:
+        gains: [S, Q] by selection, `FULL` among them.
+        pairs: Names of the first and the second of each comparison.
+        margin: Of equivalence, a share of what the full pool brings.
+        rng: For the bootstrap.
+        resamples: How many.
+
+    Returns:
+        One row a pair: first, second; estimate, low, high (95 %) of the difference; share,
+        share_low, share_high (95 %), tost_low, tost_high (90 %), the same as shares of what the
+        full pool brings, not a number where that is not positive (and where it is not in some
+        resamples, wider, up to no 95 % and an infinite 90 %); p_equivalent, of TOST; verdict:
+        "better" or "worse" where the 95 % interval does not hold zero, "equivalent" where TOST's
+        p is below 5 %, both, or "undecided".
+
+    Raises:
+        ValueError: If the margin is not positive, or a name is unknown.
+    """
+    if not margin > 0:
+        raise ValueError(f"margin is {margin!r}, expected a positive share")
+    names, measure, shape = _means(gains)
+    unknown = {name for pair in (*pairs, (FULL,)) for name in pair} - set(names)
+    if unknown:
+        raise ValueError(f"no selection {sorted(unknown)[0]!r}, there are: {', '.join(names)}")
+    first, second = ([names.index(pair[k]) for pair in pairs] for k in (0, 1))
+    full = names.index(FULL)
+
+    def compared(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        means = measure(rows, columns)
+        difference = means[first] - means[second]
+        share = difference / means[full] if means[full] > 0 else np.full(len(pairs), np.nan)
+        return np.stack([difference, share])
+
+    values = statistics.resampled(compared, shape, rng, resamples)
+    estimate, share = compared(*map(np.arange, shape))
+    low, high = statistics.ends(estimate, values[:, 0])
+    p_equivalent = tost(share, values[:, 1], margin)
+    tost_low, tost_high = _tested(share, values[:, 1], LEVEL)
+    share_low, share_high = (
+        np.where(np.isinf(end), np.nan, end) for end in _tested(share, values[:, 1], LEVEL / 2)
+    )
+    verdicts = [_verdict(*row) for row in zip(low, high, p_equivalent, strict=True)]
+    return pd.DataFrame(
+        {
+            "first": [pair[0] for pair in pairs],
+            "second": [pair[1] for pair in pairs],
+            "estimate": estimate, "low": low, "high": high,
+            "share": share, "share_low": share_low, "share_high": share_high,
+            "tost_low": tost_low, "tost_high": tost_high, "p_equivalent": p_equivalent,
+            "verdict": verdicts,
+        }
+    )  # fmt: skip
+
+
+def tost(estimate: np.ndarray, values: np.ndarray, margin: float) -> np.ndarray:
+    """Return the bootstrap p-values [P] of two one-sided tests for being within +-margin.
+
+    The larger of two: of the hypothesis that the truth is at or below -margin, and at or above
+    margin, each the share of resamples there (unknown ones are on both sides).
+
+    Args:
+        estimate: [P] of the sample; where it is unknown, so is p.
+        values: [replicates, P] of resamples.
+        margin: Positive.
+    """
+    beyond = [~(values > -margin), ~(values < margin)]
+    p = np.max([(1 + side.sum(0)) / (1 + len(values)) for side in beyond], axis=0)
+    return np.where(np.isnan(estimate), np.nan, p)
+
+
+def _tested(estimate: np.ndarray, values: np.ndarray, level: float) -> tuple:
+    """Return low and high [P]: `tost` has p below a level where a margin is wider than both.
+
+    Resamples in which the value is unknown are on both sides, so that too many of them make the
+    interval infinite.
+    """
+    replicates = len(values)
+    allowed = (np.arange(1, 1 + replicates) / (1 + replicates) < level).sum()
+    outer = np.full((1, *estimate.shape), -np.inf)
+    low, low_of_negated = (
+        np.sort(np.concatenate([outer, np.where(np.isnan(x), -np.inf, x)]), axis=0)[allowed]
+        for x in (values, -values)
+    )
+    known = ~np.isnan(estimate)
+    return np.where(known, low, np.nan), np.where(known, -low_of_negated, np.nan)
+
+
+def _verdict(low: float, high: float, p_equivalent: float) -> str:
+    holds = {BETTER: low > 0, WORSE: high < 0, EQUIVALENT: p_equivalent < LEVEL}
+    return " and ".join(name for name, true in holds.items() if true) or OPEN
+
+
+def _means(gains: Mapping[str, np.ndarray]):
+    """Return names, the measure of all mean gains [K] at once, and the shape (S, Q)."""
+    names, values = list(gains), np.stack(list(gains.values()))
+    _, S, Q = values.shape
+    if not Q:
+        raise ValueError("there are no queries that this measure applies to")
+
+    def measure(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        # how often each was drawn does for a mean
+        of_queries = values @ np.bincount(columns, minlength=Q)
+        return of_queries @ np.bincount(rows, minlength=S) / (len(rows) * len(columns))
+
+    return names, measure, (S, Q)
+
+
+def findings(table: pd.DataFrame, margin: float, n: int) -> pd.DataFrame:
+    """Return the differences as findings that claims are judged by.
+
+    Args:
+        table: See `differences`.
+        margin: Of equivalence.
+        n: Evaluation queries.
+
+    Returns:
+        For each pair "<first> less <second>" with its 95 % interval, and "room within the margin"
+        of this difference: how far inside +-margin it is, the 90 % interval's nearer end as the
+        low one, so that this is above zero where TOST finds equivalence. As shares of what the full
+        pool brings: quantity, unit, estimate, low, high, n.
+    """
+    rows = []
+    for row in table.itertuples():
+        name = f"{row.first} less {row.second}"
+        rows.append((name, row.share, row.share_low, row.share_high))
+        ends = np.array([row.tost_low, row.tost_high])
+        least = margin - np.abs(ends).max()
+        most = margin - (0 if ends[0] <= 0 <= ends[1] else np.abs(ends).min())
+        rows.append((f"{name}: room within the margin", margin - abs(row.share), least, most))
+    frame = pd.DataFrame(rows, columns=["quantity", "estimate", "low", "high"])
+    frame.insert(1, "unit", "share of the full pool's gain")
+    return frame.assign(n=n)
+
+
+def by_size(summaries: Sequence[pd.DataFrame], names: Sequence[str]) -> pd.DataFrame:
+    """Return what methods bring at each size, with the full pool as the end of each.
+
+    Args:
+        summaries: One for each size, see `summary`, with a column examples; the first one has the
+            full pool.
+        names: Selections to follow.
+
+    Returns:
+        One row each: method, examples, estimate, low, high, seeds, queries.
+    """
+    table = pd.concat(summaries, ignore_index=True).rename(columns={"selection": "method"})
+    full = table[table["method"] == FULL]
+    ends = [full.assign(method=name) for name in names]
+    return pd.concat([table[table["method"].isin(names)], *ends], ignore_index=True)
+
+
+def win_rates(
+    judge: Judge,
+    queries: Sequence[dict],
+    outcomes: Mapping[str, Sequence[Outcome]],
+    pairs: Sequence[tuple[str, str]],
+    cache: str | Path,
+    rng: np.random.Generator,
+    resamples: int = 2000,
+) -> pd.DataFrame:
+    """Return how often a judge prefers the first selection's answers, with 95 % intervals.
+
+    Args:
+        judge: See `judge.Judge`.
+        queries: The evaluation queries.
+        outcomes: By selection, one outcome a seed, with answers.
+        pairs: Names of the first and the second of each comparison.
+        cache: File of finished verdicts.
+        rng: For the bootstrap over seeds and queries.
+        resamples: How many.
+
+    Returns:
+        One row a pair: first, second, estimate (share of wins, 0.5 = neither is better), low, high,
+        seeds, queries.
+
+    Raises:
+        ValueError: If no open query was answered.
+        judge.JudgeError: If the judge cannot be asked; finished verdicts are kept.
+    """
+    answered = set.intersection(*(set(run.answers) for runs in outcomes.values() for run in runs))
+    asked = [query for query in queries if query["id"] in answered]
+    if not asked:
+        raise ValueError("there are no open queries with answers to judge: raise n_answered")
+    prompts, completions = ([query[name] for query in asked] for name in ("prompt", "completion"))
+    rows = []
+    for first, second in pairs:
+        shares = []
+        for one, other in zip(outcomes[first], outcomes[second], strict=True):
+            texts = ([run.answers[query["id"]] for query in asked] for run in (one, other))
+            shares.append(judging.win_rates(judge, prompts, completions, *texts, cache=cache))
+        won = np.stack(shares)
+        measure = statistics.pair_mean(won, np.ones(won.shape, dtype=bool))
+        low, high = statistics.crossed_interval(measure, won.shape, rng, resamples)
+        rows.append((first, second, won.mean(), low, high, *won.shape))
+    names = ["first", "second", "estimate", "low", "high", "seeds", "queries"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def in_words(table: pd.DataFrame, margin: float) -> list[str]:
+    """Return a sentence for each difference, see `differences`."""
+    said = {
+        BETTER: "better models than",
+        WORSE: "worse models than",
+        EQUIVALENT: f"models equivalent (within {margin:.0%} of the full pool's gain) to those of",
+        OPEN: "models that cannot be told from, nor called equivalent to, those of",
+    }
+    return [
+        f"{row.first}: {' and '.join(said[part] for part in row.verdict.split(' and '))} "
+        f"{row.second} ({row.share:+.2f}, {row.share_low:+.2f} to {row.share_high:+.2f})."
+        for row in table.itertuples()
+    ]

@@ -1,0 +1,119 @@
+"""Linear datamodelling score: how well scores predict what training on a *subset* does.
+
+A counterfactual check (Park et al. 2023): models are trained on S random subsets of the pool.
+Scores tau [N, M] predict that a query j does better after subset s, the larger the sum of its
+members' scores; with y_sj what query j really has after training on it,
+
+    LDS_j = Spearman over s of ( sum_{i in s} tau_ij ,  y_sj )
+
+averaged over queries. Training is noisy: with several seeds a subset, y_sj is their mean, and how
+far its own seeds agree bounds what any score can reach.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from icprobe import statistics
+from icprobe.trials import Outcome, Trial
+
+MEASURE = "nats_per_token"
+
+
+def subsets(N: int, S: int, share: float, seed: int = 0) -> list[tuple[int, ...]]:
+    """Return S random subsets of a pool of N as row numbers, each with a share of it.
+
+    The first ones stay the same when S grows.
+
+    Raises:
+        ValueError: If the share is not between 0 and 1, or leaves nobody in or nobody out.
+    """
+    size = round(share * N)
+    if not 0 < share < 1 or not 0 < size < N:
+        raise ValueError(
+            f"subset_share is {share!r}, expected a share between 0 and 1 that takes some of "
+            f"{N} examples and leaves some"
+        )
+    drawn = [np.random.default_rng([seed, s]).permutation(N)[:size] for s in range(S)]
+    return [tuple(sorted(rows.tolist())) for rows in drawn]
+
+
+def trials(subsets: Sequence[tuple[int, ...]], seeds: int) -> list[Trial]:
+    """Return the trainings on each subset with each seed, subset by subset."""
+    return [
+        Trial(f"subset {s}", rows, seed) for s, rows in enumerate(subsets) for seed in range(seeds)
+    ]
+
+
+def measured(outcomes: Sequence[Outcome], S: int) -> np.ndarray:
+    """Return what queries had after each training of `trials`: [S, seeds, M] nats per token."""
+    values = np.stack([outcome.measures[MEASURE] for outcome in outcomes])
+    return values.reshape(S, len(outcomes) // S, -1)
+
+
+def predicted(scores: np.ndarray, subsets: Sequence[tuple[int, ...]]) -> np.ndarray:
+    """Return the sums of scores [N, M] over each subset's members: [S, M]."""
+    return np.stack([scores[list(rows)].sum(axis=0, dtype=np.float64) for rows in subsets])
+
+
+def scores(
+    methods: Mapping[str, np.ndarray],
+    subsets: Sequence[tuple[int, ...]],
+    measured: np.ndarray,
+    rng: np.random.Generator,
+    resamples: int = 1000,
+) -> pd.DataFrame:
+    """Return each method's LDS with 95 % intervals over subsets and queries.
+
+    Args:
+        methods: By name, scores [N, M], positive = helps.
+        subsets: S of them.
+        measured: [S, seeds, M].
+        rng: For the bootstrap.
+        resamples: How many.
+
+    Returns:
+        One row a method: method, estimate, low, high, subsets, seeds, queries.
+    """
+    S, seeds, M = measured.shape
+    sums = [predicted(tau, subsets) for tau in methods.values()]
+    measure = statistics.agreements(sums, [measured.mean(1)], "query")
+
+    def of_methods(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        return measure(rows, columns)[0, :, 0]
+
+    low, high = statistics.crossed_interval(of_methods, (S, M), rng, resamples, "fisher")
+    estimate = of_methods(np.arange(S), np.arange(M))
+    frame = pd.DataFrame({"method": list(methods), "estimate": estimate, "low": low, "high": high})
+    return frame.assign(subsets=S, seeds=seeds, queries=M)
+
+
+def ceiling(measured: np.ndarray) -> float:
+    """Return the highest LDS that noise-free predictions could have on average.
+
+    The root of the reliability of the seeds' mean: the mean Spearman correlation over subsets of
+    two single seeds, averaged over queries and pairs of seeds, stepped up to all of them (Spearman
+    and Brown). Not a number with one seed, or where seeds do not agree at all.
+
+    Args:
+        measured: [S, seeds, M].
+    """
+    seeds = measured.shape[1]
+    if seeds < 2:
+        return float("nan")
+    every = tuple(map(np.arange, measured[:, 0].shape))
+    pairs = [
+        statistics.agreement(measured[:, a], measured[:, b], "query")(*every)
+        for a in range(seeds)
+        for b in range(a)
+    ]
+    single = float(np.mean(pairs))
+    reliability = seeds * single / (1 + (seeds - 1) * single)
+    return float(np.sqrt(reliability)) if single > 0 else float("nan")
+
+
+def findings(table: pd.DataFrame) -> pd.DataFrame:
+    """Return LDS (see `scores`) as findings: quantity, unit, estimate, low, high, n = subsets."""
+    named = table.assign(quantity="LDS of " + table["method"], unit="Spearman", n=table["subsets"])
+    return named[["quantity", "unit", "estimate", "low", "high", "n", "seeds", "ceiling"]]

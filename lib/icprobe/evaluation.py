@@ -1,0 +1,158 @@
+"""How good a model is on held-out queries: likelihood, choice among options, its own answers.
+
+One number per query and measure, higher = better, so that models are compared query by query:
+
+- nats_per_token: log-likelihood of the completion over its number of tokens;
+- correct: 1 where of all options the completion is the likeliest (its log-likelihood the highest),
+  else 0; for closed questions, those with options;
+- exact_match and rouge_l: of the greedy answer's first line with the completion, SQuAD's exact
+  match (1 or 0, without case, punctuation and articles; Rajpurkar et al. 2016) and the F-measure of
+  ROUGE-L (Lin 2004), both as torchmetrics has them; for the other, open questions.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
+
+from icprobe import lm as language_model
+from icprobe.lm import LM, Encoded
+
+MEASURES = {
+    "nats_per_token": "log-likelihood (nats per token)",
+    "correct": "closed questions: accuracy",
+    "exact_match": "open questions: exact match",
+    "rouge_l": "open questions: ROUGE-L",
+}
+VERSION = 1  # raise it when the same model begins to get other numbers
+
+NEW_TOKENS = 24  # most tokens of an answer; the suites' completions have 7 on average
+TOGETHER = 64  # answers written at once: each step reads all weights, however many answers
+
+
+def evaluate(
+    lm: LM,
+    queries: Iterable[dict],
+    max_length: int | None = None,
+    n_answered: int | None = None,
+) -> pd.DataFrame:
+    """Return the measures of Q queries, one row each, by id; see the module.
+
+    Args:
+        lm: The model.
+        queries: Q rows with id, prompt, completion, and options (or None).
+        max_length: Most tokens of one example, see `lm.encode`.
+        n_answered: Of how many open questions, from the first on, answers are generated; all by
+            default, 0 for none.
+
+    Returns:
+        Columns `MEASURES`, not a number where a measure does not apply, or was not asked for; and
+        answer, the text generated, or None.
+
+    Raises:
+        ValueError: As `lm.log_likelihoods`.
+        FloatingPointError: As these.
+    """
+    queries = list(queries)
+    encoded = language_model.encode(lm, queries, max_length)
+    nats = language_model.log_likelihoods(lm, encoded)[0]
+    tokens = [len(query.completion) for query in encoded]
+    found = pd.DataFrame(np.nan, index=[query["id"] for query in queries], columns=list(MEASURES))
+    found["nats_per_token"], found["answer"] = nats / tokens, None
+    closed = [query for query in queries if query["options"]]
+    found.loc[[query["id"] for query in closed], "correct"] = _chosen_right(lm, closed, max_length)
+    open_ones = [k for k, query in enumerate(queries) if not query["options"]][:n_answered]
+    for k, answer in zip(open_ones, answers(lm, [encoded[k] for k in open_ones]), strict=True):
+        scores = {**_compared(answer, queries[k]["completion"]), "answer": answer}
+        found.loc[queries[k]["id"], list(scores)] = list(scores.values())
+    return found
+
+
+def _chosen_right(lm: LM, queries: Sequence[dict], max_length: int | None) -> list[float]:
+    """Return, for queries with options, 1 where their completion is the likeliest of them."""
+    if not queries:
+        return []
+    rows = [
+        {"id": f"{query['id']}, option {k}", "prompt": query["prompt"], "completion": option}
+        for query in queries
+        for k, option in enumerate(query["options"])
+    ]
+    nats = language_model.log_likelihoods(lm, language_model.encode(lm, rows, max_length))[0]
+    of_query = np.split(nats, np.cumsum([len(query["options"]) for query in queries])[:-1])
+    return [
+        float(query["options"][int(mine.argmax())] == query["completion"])
+        for query, mine in zip(queries, of_query, strict=True)
+    ]
+
+
+def answers(lm: LM, queries: Sequence[Encoded], new_tokens: int = NEW_TOKENS) -> list[str]:
+    """Return the first line of the model's greedy answer to each query's prompt.
+
+    Args:
+        lm: The model.
+        queries: Q encoded queries, those of like length together.
+        new_tokens: Most tokens of an answer.
+    """
+    found = [""] * len(queries)
+    order = sorted(range(len(queries)), key=lambda k: len(queries[k].prompt))
+    for start in range(0, len(order), TOGETHER):
+        batch = order[start : start + TOGETHER]
+        texts = _continued(lm, [queries[k] for k in batch], new_tokens)
+        for k, text in zip(batch, texts, strict=True):
+            found[k] = text.strip().partition("\n")[0].strip()
+    return found
+
+
+@torch.inference_mode()
+def _continued(lm: LM, queries: Sequence[Encoded], new_tokens: int) -> list[str]:
+    """Return what the model writes after prompts that are read together, padded at the left."""
+    prompts = [[*lm.bos, *query.prompt] for query in queries]
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts])
+    real = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
+    end = lm.tokenizer.eos_token_id
+    written = lm.model.generate(
+        input_ids=ids.to(lm.device),
+        attention_mask=real.to(lm.device),
+        generation_config=GenerationConfig(
+            max_new_tokens=new_tokens, do_sample=False, eos_token_id=end, pad_token_id=end or 0
+        ),
+        stopping_criteria=StoppingCriteriaList([_EndOfLine(lm, longest)]),
+    )
+    return lm.tokenizer.batch_decode(written[:, longest:], skip_special_tokens=True)
+
+
+class _EndOfLine(StoppingCriteria):
+    """Stop each answer after its first line: nothing later counts."""
+
+    def __init__(self, lm: LM, start: int) -> None:
+        self.lm, self.start = lm, start
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_) -> torch.Tensor:
+        texts = self.lm.tokenizer.batch_decode(input_ids[:, self.start :])
+        ended = ["\n" in text.lstrip() for text in texts]  # not by an empty line before it
+        return torch.tensor(ended, device=input_ids.device)
+
+
+def _compared(answer: str, completion: str) -> dict[str, float]:
+    """Return exact match and ROUGE-L of an answer."""
+    from torchmetrics.functional.text import rouge_score, squad  # slow to import
+
+    reference = {"answers": {"answer_start": [0], "text": [completion.strip()]}, "id": "0"}
+    matched = squad([{"prediction_text": answer, "id": "0"}], [reference])["exact_match"]
+    overlap = rouge_score(answer, completion.strip(), rouge_keys="rougeL")["rougeL_fmeasure"]
+    return {"exact_match": float(matched) / 100, "rouge_l": float(overlap)}
+
+
+def by_task(results: pd.DataFrame, tasks: Sequence[str]) -> pd.DataFrame:
+    """Return means over each task's queries, as they come, and over all in a last row.
+
+    Args:
+        results: Q rows, see `evaluate`.
+        tasks: [Q].
+    """
+    results = results[list(MEASURES)]
+    table = results.groupby(np.asarray(tasks), sort=False).mean()
+    return pd.concat([table, results.mean().to_frame("all").T])

@@ -1,0 +1,370 @@
+"""Supervised fine-tuning on selected examples with TRL, on the ids that all methods share.
+
+The loss of a step is the mean negative log-likelihood over the batch's completion tokens, in nats
+per token. Nothing is packed, cut or decayed, and nobody is told: what TRL or transformers would do
+otherwise is said in `_trainer`, setting by setting.
+"""
+
+import copy
+import gc
+import math
+import numbers
+import tempfile
+import warnings
+from collections.abc import Iterable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pandas as pd
+import torch
+import transformers
+from torch import nn
+from tqdm import tqdm
+from transformers import TrainerCallback
+from transformers.trainer_callback import PrinterCallback
+from transformers.utils import logging
+
+from icprobe import assets
+from icprobe import lm as language_model
+from icprobe.lm import LM
+
+# transformers' names; after the warm-up, down to zero after the last step but for the constant one
+SCHEDULES = ("linear", "cosine", "constant")
+
+OPTIMIZER = "adamw_torch_fused"  # on two CPU cores a fifth of the time of the plain one
+
+# tokens of a batch, padding included, whose activations are kept for the backward pass (three
+# megabytes each for SmolLM2-135M); those of longer batches are computed again, for a third more
+TOKENS_KEPT = 2048
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is trained: AdamW on weights in float32, no weight decay or clipping.
+
+    Attributes:
+        epochs: Passes over the examples.
+        batch_size: Examples in one step, whose loss is the mean over their tokens.
+        rate: Learning rate at its highest.
+        schedule: One of `SCHEDULES`.
+        warmup: Share of the steps in which the rate rises to this, from 0 to below 1.
+        lora_rank: Rank of the adapters that are trained beside all linear layers of the blocks
+            (LoRA, Hu et al. 2021, scaled by 2); 0 trains all weights instead.
+        saves: Checkpoints beside the start, evenly spaced, the last one is the end; 0 for none,
+            not even the start.
+        seed: Of the order of the examples, of adapters' start, and of dropout.
+
+    Raises:
+        ValueError: If a field is out of range; names it.
+    """
+
+    epochs: int = 1
+    batch_size: int = 8
+    rate: float = 1e-4
+    schedule: str = "linear"
+    warmup: float = 0.0
+    lora_rank: int = 0
+    saves: int = 0
+    seed: int = 0
+
+    def __post_init__(self):
+        least = {"epochs": 1, "batch_size": 1, "lora_rank": 0, "saves": 0, "seed": 0}
+        for name, low in least.items():
+            value = getattr(self, name)
+            if type(value) is not int or not low <= value < 2**32:
+                raise ValueError(f"{name} is {value!r}, expected a whole number from {low}")
+        for name, fits, expected in (
+            ("rate", lambda value: 0 < value < math.inf, "a positive number"),
+            ("warmup", lambda value: 0 <= value < 1, "a share from 0 to below 1"),
+        ):
+            value = getattr(self, name)
+            number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+            if not number or not fits(value):
+                raise ValueError(f"{name} is {value!r}, expected {expected}")
+            object.__setattr__(self, name, float(value))  # 1 and 1.0 are one recipe
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"schedule is {self.schedule!r}, expected one of {SCHEDULES}")
+
+    def save_steps(self, n: int) -> list[int]:
+        """Return after which steps (counted from 1) on n examples a checkpoint is saved.
+
+        Raises:
+            ValueError: If there are fewer steps than checkpoints.
+        """
+        steps = self.steps(n)
+        if self.saves > steps:
+            raise ValueError(
+                f"saves is {self.saves} checkpoints, but {n} examples make {steps} steps with "
+                f"epochs={self.epochs} and batch_size={self.batch_size}"
+            )
+        return [math.ceil(steps * k / self.saves) for k in range(1, self.saves + 1)]
+
+    def steps(self, n: int) -> int:
+        """Return how many steps there are on n examples."""
+        return self.epochs * math.ceil(n / self.batch_size)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run of fine-tuning leaves.
+
+    Attributes:
+        lm: The trained model, adapters merged, in evaluation mode.
+        curve: One row a step: step (from 1), loss (nats per token, of the batch before the step),
+            rate.
+        checkpoints: Folder and learning rate of each checkpoint, the start first, as
+            `influence.tracin` takes them. The rate is the mean over the steps that led there, the
+            start's that of the first step.
+    """
+
+    lm: LM
+    curve: pd.DataFrame
+    checkpoints: list[tuple[str, float]]
+
+
+def train(
+    lm: LM,
+    examples: Iterable,
+    recipe: Recipe,
+    folder: str | Path | None = None,
+    loss_on: str = "completion",
+) -> Trained:
+    """Fine-tune a copy of the model with TRL's SFTTrainer.
+
+    The same seed gives the same weights on one machine; on another they differ in the last bits.
+    Seeds the global random generators, as transformers does.
+
+    Args:
+        lm: The model; it is left as it was. Training takes memory for four copies of its weights
+            beside it (with adapters, one), and for activations. Passes are in its dtype, weights
+            and optimiser in float32.
+        examples: n rows with id, prompt, completion (or encoded already).
+        recipe: See `Recipe`.
+        folder: Where checkpoints go, each with weights (or the adapter) and tokenizer.
+        loss_on: "completion", or "text" to train on the prompt, too.
+
+    Raises:
+        ValueError: If there are no examples, loss_on is unknown, there are fewer steps than
+            checkpoints or no folder for them, or an example has no completion tokens.
+        FloatingPointError: If the loss is not finite; names the first such step.
+    """
+    rows = _rows(lm, examples, loss_on)
+    save_steps = recipe.save_steps(len(rows))
+    if recipe.saves and folder is None:
+        raise ValueError(f"saves is {recipe.saves}, but there is no folder for checkpoints")
+    with tempfile.TemporaryDirectory(prefix="icprobe-") as temporary, _quietly():
+        folder = folder or temporary
+        trainer = _trainer(lm, rows, folder, recipe, loss_on)
+        names = [str(Path(folder) / f"checkpoint-{step}") for step in (0, *save_steps)]
+        if recipe.saves:
+            trainer.save_model(names[0])
+        bar = tqdm(desc="fine-tuning", total=recipe.steps(len(rows)), unit=" steps", leave=False)
+        with bar:
+            trainer.add_callback(_Watching(save_steps, bar))
+            trainer.train()
+        logs = [entry for entry in trainer.state.log_history if "learning_rate" in entry]
+        model = trainer.model
+    del trainer
+    gc.collect()  # it refers to itself, and holds gradients and the optimizer's state
+    curve = pd.DataFrame(
+        {
+            "step": [entry["step"] for entry in logs],
+            "loss": [entry["loss"] for entry in logs],
+            "rate": [entry["learning_rate"] for entry in logs],
+        }
+    )
+    if recipe.lora_rank:
+        model = model.merge_and_unload()
+    for weight in model.parameters():
+        weight.grad = None
+    identity = {**lm.identity, "name": f"{lm.identity['name']}, fine-tuned", "dtype": "float32"}
+    trained = LM(model.float().eval().requires_grad_(True), lm.tokenizer, identity)
+    return Trained(trained, curve, _with_rates(names, curve, save_steps))
+
+
+def batches(
+    lm: LM, examples: Iterable, recipe: Recipe, loss_on: str = "completion"
+) -> list[dict[str, torch.Tensor]]:
+    """Return the batches of the first epoch as the trainer sees them, in their order.
+
+    Args:
+        lm: The model.
+        examples: See `train`.
+        recipe: See `Recipe`.
+        loss_on: See `train`.
+
+    Returns:
+        input_ids, attention_mask and labels [n, T] each; labels are -100 where there is no loss.
+    """
+    with tempfile.TemporaryDirectory(prefix="icprobe-") as folder, _quietly():
+        trainer = _trainer(lm, _rows(lm, examples, loss_on), folder, recipe, loss_on)
+        return list(trainer.get_train_dataloader())
+
+
+def _rows(lm: LM, examples: Iterable, loss_on: str) -> datasets.Dataset:
+    """Return the rows for the trainer.
+
+    Raises:
+        ValueError: If there are none, or loss_on is unknown.
+    """
+    if loss_on not in ("completion", "text"):
+        raise ValueError(f"loss_on is {loss_on!r}, expected 'completion' or 'text'")
+    rows = language_model.training_rows(lm, examples)
+    if not len(rows):
+        raise ValueError("there are no examples to train on")
+    return rows
+
+
+def _with_rates(
+    names: list[str], curve: pd.DataFrame, save_steps: list[int]
+) -> list[tuple[str, float]]:
+    """Return each checkpoint with its rate; see `Trained`."""
+    if not save_steps:
+        return []
+    rates = curve["rate"].to_numpy()
+    means = [float(np.mean(part)) for part in np.split(rates, save_steps[:-1])]
+    return list(zip(names, [float(rates[0]), *means], strict=True))
+
+
+class _Watching(TrainerCallback):
+    """Show progress, save after given steps, and stop where the loss is not finite.
+
+    A trainer's own interval does not space checkpoints evenly to the end.
+
+    Attributes:
+        save_steps: Counted from 1.
+        bar: Progress, in steps.
+    """
+
+    def __init__(self, save_steps: list[int], bar: tqdm) -> None:
+        self.save_steps, self.bar = save_steps, bar
+
+    def on_step_end(self, args, state, control, **_) -> None:
+        """Ask for a checkpoint where one is due."""
+        control.should_save = state.global_step in self.save_steps
+        self.bar.update()
+
+    def on_log(self, args, state, control, logs, **_) -> None:
+        """Raise FloatingPointError for a loss that is not finite."""
+        if "loss" in logs and not math.isfinite(logs["loss"]):
+            raise FloatingPointError(
+                f"loss at step {state.global_step} is {logs['loss']}: lower the learning rate"
+            )
+
+
+def _trainer(lm: LM, rows: datasets.Dataset, folder: str | Path, recipe: Recipe, loss_on: str):
+    """Return the trainer of a copy of the model, everything that matters said here."""
+    from trl import SFTConfig, SFTTrainer  # slow to import
+
+    class Trainer(SFTTrainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            """Return TRL's loss; on a CPU, from the positions that it counts.
+
+            TRL's fused output head is a kernel for GPUs. Its stand-in works through the vocabulary
+            at every position, prompts included, for metrics that nobody reads: two fifths of a step
+            on the built-in model.
+            """
+            if return_outputs or not self.args.use_cpu:
+                return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            return _mean_loss(LM(model, lm.tokenizer, lm.identity), inputs, num_items_in_batch)
+
+        def _send_telemetry(self) -> None:
+            """Tell nobody about it."""
+
+    tokens = recipe.batch_size * max(map(len, rows["input_ids"]))
+    settings = SFTConfig(
+        output_dir=str(folder),
+        # what is learnt
+        completion_only_loss=loss_on == "completion",
+        packing=False,
+        max_length=None,
+        # how
+        optim=OPTIMIZER,
+        learning_rate=recipe.rate,
+        lr_scheduler_type=recipe.schedule,
+        warmup_steps=int(recipe.warmup * recipe.steps(len(rows))),  # a single step has none
+        weight_decay=0.0,
+        max_grad_norm=0.0,  # no clipping
+        num_train_epochs=recipe.epochs,
+        per_device_train_batch_size=recipe.batch_size,
+        seed=recipe.seed,
+        bf16=lm.model.dtype == torch.bfloat16,
+        fp16=lm.model.dtype == torch.float16,
+        activation_checkpointing=tokens > TOKENS_KEPT,
+        use_cpu=lm.device.type == "cpu",
+        dataloader_pin_memory=lm.device.type != "cpu",
+        # what is kept and said: `_Watching` asks for the checkpoints
+        save_strategy="no",
+        save_only_model=True,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        report_to="none",
+        disable_tqdm=True,
+    )
+    transformers.set_seed(recipe.seed)  # the adapters' start is random
+    model = copy.deepcopy(lm.model).float()
+    trainer = Trainer(
+        _with_adapters(lm, model, recipe.lora_rank) if recipe.lora_rank else model,
+        settings,
+        train_dataset=rows,
+        processing_class=copy.deepcopy(lm.tokenizer),  # it is given a padding token
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _with_adapters(lm: LM, model, rank: int):
+    """Return the model with adapters to train, which name their base as `lm.load` finds it."""
+    from peft import LoraConfig, get_peft_model  # slow to import
+
+    adapted = get_peft_model(
+        model,
+        LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM"),
+    )
+    config = adapted.active_peft_config
+    if "revision" in lm.identity:
+        config.base_model_name_or_path = lm.identity["name"]
+        config.revision = lm.identity["revision"]
+    elif lm.identity["name"] == assets.DEFAULT_MODEL:
+        config.base_model_name_or_path = assets.DEFAULT_MODEL
+    return adapted
+
+
+def _mean_loss(lm: LM, inputs: dict, count: torch.Tensor | int | None) -> torch.Tensor:
+    """Return the mean negative log-likelihood, in nats, of the labels that are not -100."""
+    labels = inputs["labels"][:, 1:]  # each is predicted at the position before
+    rows, columns = (labels != -100).nonzero(as_tuple=True)
+    passed = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+    with language_model.selective_head(lm):
+        logits = language_model.logits_at(lm, rows, columns, **passed, use_cache=False)
+    nats = nn.functional.cross_entropy(logits, labels[rows, columns], reduction="sum")
+    return nats / (len(rows) if count is None else count)
+
+
+@contextmanager
+def _quietly():
+    """Hide the progress bars of datasets and transformers, and what the latter warns of.
+
+    The trainer fits the copied model's special tokens to its tokenizer's and says so; they only
+    matter to text generation.
+    """
+    shown = not datasets.are_progress_bars_disabled(), logging.is_progress_bar_enabled()
+    verbosity = logging.get_verbosity()
+    datasets.disable_progress_bars()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            # how peft asks the model, nothing that anybody could change here
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        for were_shown, enable in zip(
+            shown, (datasets.enable_progress_bars, logging.enable_progress_bar), strict=True
+        ):
+            if were_shown:
+                enable()

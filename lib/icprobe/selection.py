@@ -1,0 +1,222 @@
+"""Choose training examples: the best or worst by any scores, at random, or all, within a budget.
+
+Scores are matrices [N, M] whose mean over the queries ranks the N examples of the pool, positive =
+helps. A selection is the row numbers of the chosen ones, in the order of the pool.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pandas as pd
+
+from icprobe import paths
+from icprobe.data import COLUMNS
+
+LENGTH_BINS = 10  # of a pool, within which a length-matched random choice is made
+
+TOP, BOTTOM = "top", "bottom"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much may be chosen: a share of the pool's examples, or of its tokens.
+
+    Attributes:
+        share: Above 0, up to 1.
+        unit: "examples" or "tokens" (of prompt and completion).
+
+    Raises:
+        ValueError: If a field is out of range; names it. A share above 1 would be more than the
+            pool has.
+    """
+
+    share: float
+    unit: str = "examples"
+
+    def __post_init__(self):
+        if not isinstance(self.share, int | float) or not 0 < self.share <= 1:
+            raise ValueError(
+                f"share is {self.share!r}, expected a number above 0, up to 1 (the whole pool)"
+            )
+        if self.unit not in ("examples", "tokens"):
+            raise ValueError(f"unit is {self.unit!r}, expected 'examples' or 'tokens'")
+
+    def examples(self, N: int) -> int:
+        """Return k, the number of examples of a pool of N; at least one."""
+        return max(1, round(self.share * N))
+
+
+def values(scores: np.ndarray, N: int, columns: Sequence[int] | None = None) -> np.ndarray:
+    """Return what ranks the pool: the mean of scores over the queries that may select, [N].
+
+    Args:
+        scores: [N, M].
+        N: Size of the pool.
+        columns: Which queries; all by default.
+
+    Raises:
+        ValueError: If the scores do not cover the pool or the queries, or are not finite.
+    """
+    scores = np.asarray(scores, dtype=np.float64)
+    if scores.ndim != 2 or len(scores) != N:
+        raise ValueError(f"scores have shape {scores.shape}, expected [{N}, M], a row an example")
+    columns = np.arange(scores.shape[1]) if columns is None else np.asarray(columns, dtype=int)
+    if not len(columns) or columns.min() < 0 or columns.max() >= scores.shape[1]:
+        raise ValueError(
+            f"there are scores of {scores.shape[1]} queries, and asked for are {len(columns)} "
+            f"queries up to number {max(columns, default=-1)}"
+        )
+    chosen = scores[:, columns]
+    if not np.isfinite(chosen).all():
+        row, column = np.argwhere(~np.isfinite(chosen))[0]
+        raise ValueError(f"the score of row {row} and query {columns[column]} is not finite")
+    # ties of whole numbers stay ties in a sum, and need not in a mean
+    return chosen.sum(1) / len(columns)
+
+
+def best(
+    values: np.ndarray, tokens: np.ndarray, budget: Budget, rng: np.random.Generator
+) -> np.ndarray:
+    """Return the row numbers of the highest values within a budget, ties in random order.
+
+    With a budget of tokens, examples are taken from the highest down, and one that no longer fits
+    is left out: so no selection is above the budget, and none far below it.
+
+    Args:
+        values: [N].
+        tokens: [N] length of each example.
+        budget: See `Budget`.
+        rng: Breaks ties.
+
+    Raises:
+        ValueError: If a budget of tokens is too small for any example.
+    """
+    order = np.lexsort((rng.random(len(values)), -values))
+    if budget.unit == "examples":
+        return np.sort(order[: budget.examples(len(values))])
+    room, chosen = budget.share * tokens.sum(), []
+    for row in order:
+        if tokens[row] <= room:
+            chosen.append(row)
+            room -= tokens[row]
+    if not chosen:
+        raise ValueError(
+            f"a share of {budget.share} of the pool's tokens is {budget.share * tokens.sum():.0f}, "
+            f"its shortest example has {tokens.min()}"
+        )
+    return np.sort(chosen)
+
+
+def length_matched(rows: np.ndarray, tokens: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return random row numbers, as many of about each length as a selection has.
+
+    The pool is cut into `LENGTH_BINS` equal parts by length, and as many are drawn from each as the
+    selection has there (so from a part that it takes whole, the same).
+
+    Args:
+        rows: The selection.
+        tokens: [N] length of each example.
+        rng: Draws.
+    """
+    order = np.lexsort((rng.random(len(tokens)), tokens))
+    bins = np.empty(len(tokens), dtype=int)
+    bins[order] = np.arange(len(tokens)) * LENGTH_BINS // len(tokens)
+    wanted = np.bincount(bins[rows], minlength=LENGTH_BINS)
+    drawn = [
+        rng.choice(np.flatnonzero(bins == part), count, replace=False)
+        for part, count in enumerate(wanted)
+    ]
+    return np.sort(np.concatenate(drawn))
+
+
+def choose(
+    methods: Mapping[str, np.ndarray],
+    low: Sequence[str],
+    matched: Sequence[str],
+    tokens: np.ndarray,
+    budget: Budget,
+    seed: int,
+) -> dict[str, np.ndarray]:
+    """Return all selections of one seed that are compared, by name.
+
+    Args:
+        methods: By name, what ranks the pool [N], see `values`: each gives a selection of its best.
+        low: Methods whose worst are a selection, too.
+        matched: Methods whose best a random selection is matched to in length.
+        tokens: [N] length of each example.
+        budget: Of all selections but the full pool.
+        seed: Breaks ties and draws; each selection has a stream of its own, so that leaving one
+            out changes no other.
+
+    Returns:
+        Row numbers by name: "full pool", "random", "<method>, top", "<method>, bottom" and "random,
+        as long as <method>".
+    """
+
+    def rng(name: str) -> np.random.Generator:
+        return np.random.default_rng([seed, *name.encode()])
+
+    N = len(tokens)
+    found = {
+        "full pool": np.arange(N),
+        "random": best(np.zeros(N), tokens, budget, rng("random")),
+    }
+    for name, ranked in methods.items():
+        found[f"{name}, {TOP}"] = best(ranked, tokens, budget, rng(name))
+    for name in low:
+        found[f"{name}, {BOTTOM}"] = best(-methods[name], tokens, budget, rng(f"{name} {BOTTOM}"))
+    for name in matched:
+        of_length = length_matched(found[f"{name}, {TOP}"], tokens, rng(f"as long as {name}"))
+        found[f"random, as long as {name}"] = of_length
+    return found
+
+
+def overlaps(selections: Mapping[str, np.ndarray]) -> pd.DataFrame:
+    """Return which share of each selection (row) is in each other one (column)."""
+    return pd.DataFrame(
+        {
+            other: {name: np.isin(rows, theirs).mean() for name, rows in selections.items()}
+            for other, theirs in selections.items()
+        }
+    )
+
+
+def composition(selections: Mapping[str, np.ndarray], tasks: Sequence[str]) -> pd.DataFrame:
+    """Return the share of each task (column) in each selection (row)."""
+    tasks = np.asarray(tasks)
+    return pd.DataFrame(
+        {
+            task: {name: (tasks[rows] == task).mean() for name, rows in selections.items()}
+            for task in pd.unique(tasks)
+        }
+    )
+
+
+def write(
+    examples: datasets.Dataset, rows: Sequence[int], values: np.ndarray, file: str | Path
+) -> Path:
+    """Write chosen examples as JSON lines that TRL trains on as they are, best first.
+
+    Args:
+        examples: The pool, N rows.
+        rows: The selection.
+        values: [N], what ranked it.
+        file: Where to; a relative path starts at the repository root.
+
+    Returns:
+        The file: each line has id, prompt, completion, task, content, type and score.
+    """
+    file = paths.resolve(file)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f"{file.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as stream:
+        for row in sorted(map(int, rows), key=lambda row: -values[row]):
+            example = examples[row]
+            line = {name: example[name] for name in COLUMNS} | {"score": float(values[row])}
+            stream.write(json.dumps(line, ensure_ascii=False) + "\n")
+    temporary.replace(file)
+    return file

@@ -1,0 +1,241 @@
+"""Trainings on selected examples and what became of the queries, kept one by one.
+
+    <scores_dir>/finetuned/<key>.json   what made it, learning curve, measures of each query
+    <scores_dir>/finetuned/<key>/       its checkpoints, if the recipe saves some
+    <scores_dir>/finetuned/<key>.jsonl  its answers in words, if they are to be kept
+
+The key is a hash of all that determines the result, the texts trained on and evaluated included, so
+a selection that several methods make is trained on once, and a run that stops goes on with the next
+training. Records hold ids and numbers, no text: answers may repeat the data set's.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from icprobe import evaluation, finetuning, paths, store
+from icprobe import lm as language_model
+from icprobe.finetuning import Recipe
+from icprobe.lm import LM
+from icprobe.store import StoreError
+
+FOLDER = "finetuned"
+VERSION = 1  # raise it when the same recipe begins to train in another way
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training to make.
+
+    Attributes:
+        name: Of the selection, for people.
+        rows: Which examples of the pool; none for the untouched model.
+        seed: Of the training.
+    """
+
+    name: str
+    rows: tuple[int, ...]
+    seed: int = 0
+
+
+UNTOUCHED = Trial("untouched", ())  # the model as it is
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a training gave.
+
+    Attributes:
+        curve: See `finetuning.Trained`; no rows for the untouched model.
+        measures: See `evaluation.evaluate`; Q rows.
+        answers: Of open queries by id, if they were to be kept.
+        checkpoints: See `finetuning.Trained`.
+    """
+
+    curve: pd.DataFrame
+    measures: pd.DataFrame
+    answers: dict[str, str]
+    checkpoints: list[tuple[str, float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """What all trainings that are compared have in common.
+
+    Attributes:
+        scores_dir: Folder of the records' folder.
+        lm: The model that is trained anew each time.
+        pool: The N examples that rows are numbers of.
+        queries: The Q held-out queries, with options.
+        recipe: See `finetuning.Recipe`; its seed is each trial's.
+        loss_on: See `finetuning.train`.
+        max_length: See `lm.encode`.
+        n_answered: See `evaluation.evaluate`.
+        keep_answers: Whether the texts of answers are wanted, too.
+    """
+
+    scores_dir: str
+    lm: LM
+    pool: datasets.Dataset
+    queries: datasets.Dataset
+    recipe: Recipe
+    loss_on: str = "completion"
+    max_length: int | None = None
+    n_answered: int | None = None
+    keep_answers: bool = False
+
+    def run(self, trials: Sequence[Trial], fresh: bool = False) -> list[Outcome]:
+        """Make the trainings that are not finished, and return all outcomes in the order asked for.
+
+        Args:
+            trials: The trainings; equal ones are made once.
+            fresh: Make all of them anew.
+
+        Raises:
+            ValueError: As `finetuning.train` and `evaluation.evaluate`.
+            FloatingPointError: If a loss or a log-likelihood is not finite; names the selection.
+            StoreError: If a record is damaged, or cannot be written. Finished ones stay.
+        """
+        by_key = {self._key(trial): trial for trial in trials}
+        if fresh:
+            for key in by_key:
+                self._file(key).unlink(missing_ok=True)
+        missing = [key for key in by_key if not self._finished(key)]
+        folder = paths.shown(self._file("").parent)
+        print(f"trainings: reused {len(by_key) - len(missing)} of {len(by_key)} from {folder}")
+        for key in tqdm(missing, desc="trainings", unit=" trainings"):
+            trial = by_key[key]
+            try:
+                self._make(key, trial)
+            except FloatingPointError as error:
+                raise FloatingPointError(
+                    f"{trial.name}, seed {trial.seed}: {error}. Finished trainings are kept."
+                ) from error
+        return [self._read(self._key(trial)) for trial in trials]
+
+    def run_selections(
+        self, chosen: Sequence[Mapping[str, np.ndarray]], fresh: bool = False
+    ) -> tuple[Outcome, dict[str, list[Outcome]]]:
+        """Train on the same selections with several seeds; see `run`.
+
+        Args:
+            chosen: For each seed, from 0 on, row numbers by the selection's name.
+            fresh: Make all trainings anew.
+
+        Returns:
+            Outcome of the untouched model, and by selection one outcome for each seed.
+        """
+        asked = [
+            Trial(name, tuple(map(int, rows)), seed)
+            for seed, found in enumerate(chosen)
+            for name, rows in found.items()
+        ]
+        before, *outcomes = self.run([UNTOUCHED, *asked], fresh)
+        by_name: dict[str, list[Outcome]] = {}
+        for trial, outcome in zip(asked, outcomes, strict=True):
+            by_name.setdefault(trial.name, []).append(outcome)
+        return before, by_name
+
+    def identity(self, trial: Trial) -> dict:
+        """Return everything that determines a training's outcome."""
+        recipe = asdict(replace(self.recipe, seed=trial.seed)) if trial.rows else None
+        return {
+            "versions": {"training": VERSION, "evaluation": evaluation.VERSION},
+            "model": self.lm.identity,
+            "max_length": self.max_length,
+            "recipe": recipe,
+            "loss_on": self.loss_on if trial.rows else None,
+            "examples": _fingerprint(self._examples(trial)),
+            "queries": _fingerprint(self.queries),
+            "n_answered": self.n_answered,
+        }
+
+    def _examples(self, trial: Trial) -> datasets.Dataset:
+        return self.pool.select(list(trial.rows))
+
+    def _key(self, trial: Trial) -> str:
+        return store.key("training", self.identity(trial))
+
+    def _file(self, key: str) -> Path:
+        return paths.resolve(self.scores_dir) / FOLDER / f"{key}.json"
+
+    def _finished(self, key: str) -> bool:
+        """Return whether a training is kept, with all its checkpoints and answers."""
+        file = self._file(key)
+        if not file.exists() or (self.keep_answers and not file.with_suffix(".jsonl").exists()):
+            return False
+        return all(Path(folder).is_dir() for folder, _ in self._read(key).checkpoints)
+
+    def _make(self, key: str, trial: Trial) -> None:
+        """Train, evaluate, and write the record."""
+        folder, lm, curve, checkpoints = self._file(key).with_suffix(""), self.lm, None, []
+        if trial.rows:
+            recipe = replace(self.recipe, seed=trial.seed)
+            examples = language_model.encode(lm, self._examples(trial), self.max_length)
+            where = folder if recipe.saves else None
+            trained = finetuning.train(lm, examples, recipe, where, self.loss_on)
+            lm, curve = trained.lm, trained.curve
+            checkpoints = [(Path(name).name, rate) for name, rate in trained.checkpoints]
+        measures = evaluation.evaluate(lm, self.queries, self.max_length, self.n_answered)
+        record = {
+            "identity": self.identity(trial),
+            "examples": list(self._examples(trial)["id"]),
+            "curve": {} if curve is None else curve.to_dict("list"),
+            "checkpoints": checkpoints,
+            "queries": list(measures.index),
+            "measures": {
+                name: [None if np.isnan(value) else round(value, 7) for value in column]
+                for name, column in measures[list(evaluation.MEASURES)].items()
+            },
+            "made_with": store.made_with(),
+        }
+        if self.keep_answers:
+            answers = measures["answer"].dropna().to_dict()
+            lines = (json.dumps({"id": id_, "answer": text}) for id_, text in answers.items())
+            beside = self._file(key).with_suffix(".jsonl")
+            beside.unlink(missing_ok=True)
+            store.publish(beside, "\n".join(lines).encode())
+        self._file(key).unlink(missing_ok=True)  # there, but without checkpoints or answers
+        store.publish(self._file(key), (json.dumps(record) + "\n").encode())
+
+    def _read(self, key: str) -> Outcome:
+        """Read a record.
+
+        Raises:
+            StoreError: If it is damaged.
+        """
+        file = self._file(key)
+        try:
+            record = json.loads(file.read_text(encoding="utf-8"))
+            measures = pd.DataFrame(record["measures"], index=record["queries"], dtype=float)
+            checkpoints = [
+                (str(file.with_suffix("") / name), rate) for name, rate in record["checkpoints"]
+            ]
+            if store.key("training", record["identity"]) != key:
+                raise ValueError("it is of another training")
+            answers, beside = {}, file.with_suffix(".jsonl")
+            if self.keep_answers and beside.exists():
+                lines = map(json.loads, beside.read_text(encoding="utf-8").splitlines())
+                answers = {line["id"]: line["answer"] for line in lines}
+            return Outcome(pd.DataFrame(record["curve"]), measures, answers, checkpoints)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise StoreError(
+                f"{paths.shown(file)} is damaged or foreign: {error}. Delete this file and run "
+                "again; only its training will be made."
+            ) from error
+
+
+def _fingerprint(rows: datasets.Dataset) -> dict:
+    """Return number and hash of the texts that are trained on or evaluated, and of their ids."""
+    digest = hashlib.sha256()
+    for row in rows:
+        kept = [row["id"], row["prompt"], row["completion"], row["options"]]
+        digest.update(json.dumps(kept).encode() + b"\n")
+    return {"n": len(rows), "sha256": digest.hexdigest()}
