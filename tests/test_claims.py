@@ -31,11 +31,17 @@ def test_rules_by_hand(rule, intervals, verdict):
     assert rule(rows(*intervals)) == verdict
 
 
-def findings(folder, notebook, low=0.4, high=0.6, without=(), unit="Spearman"):
-    names = {q for claim in claims.CLAIMS if claim.notebook == notebook for q in claim.quantities}
-    frame = pd.DataFrame({"quantity": sorted(names - set(without)), "unit": unit})
+def findings(folder, notebook, low=0.4, high=0.6, without=(), table="findings"):
+    rows = {
+        (name, claim.unit)
+        for claim in claims.CLAIMS
+        if (claim.notebook, claim.table) == (notebook, table)
+        for name in (*claim.quantities, claim.shown)
+        if name and name not in without
+    }
+    frame = pd.DataFrame(sorted(rows), columns=["quantity", "unit"])
     frame = frame.assign(estimate=0.5, low=low, high=high, n=7)
-    frame.to_csv(folder / f"{notebook}_findings.csv", index=False)
+    frame.to_csv(folder / f"{notebook}_{table}.csv", index=False)
 
 
 def test_without_results_nothing_is_reproduced(tmp_path):
@@ -54,6 +60,28 @@ def test_verdicts_come_from_the_findings_that_are_there(tmp_path):
     assert claims.write(tmp_path).set_index("id").loc["rho > 0.85", "verdict"] == NOT
     written = json.loads((tmp_path / "claims.json").read_text())
     assert [record["id"] for record in written] == [claim.id for claim in claims.CLAIMS]
+
+
+def test_a_claim_may_show_another_row_than_it_is_judged_by(tmp_path):
+    """C3 is judged by the room within the margin, and shows the difference."""
+    findings(tmp_path, "04")
+    file = tmp_path / "04_findings.csv"
+    frame = pd.read_csv(file)
+    room = frame["quantity"].str.endswith("room within the margin")
+    shown = frame["quantity"] == "ICP score, top less product, top"
+    frame.loc[shown, ["estimate", "low", "high"]] = 0.02, -0.05, 0.07
+    for low, verdict in ((0.03, REPRODUCED), (-0.01, PARTLY)):
+        frame.loc[room, "low"] = low
+        frame.to_csv(file, index=False)
+        row = claims.write(tmp_path).set_index("id").loc["C3"]
+        assert row["verdict"] == verdict
+        assert row[["estimate", "low", "high"]].tolist() == [0.02, -0.05, 0.07]
+    assert claims.write(tmp_path).set_index("id").loc[["P8", "P9"], "verdict"].tolist() == [
+        NOT_RUN,
+        NOT_RUN,
+    ]
+    findings(tmp_path, "04", table="lds")
+    assert claims.write(tmp_path).set_index("id").loc["P8", "verdict"] == REPRODUCED
 
 
 def test_what_data_cannot_show_is_not_testable(tmp_path):

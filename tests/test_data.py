@@ -254,7 +254,7 @@ def test_check_disjoint_names_the_ids():
     with pytest.raises(data.DataError, match="'q2' = training example 't1'") as raised:
         data.check_disjoint(train, same)
     assert "q1" not in str(raised.value)
-    with pytest.warns(UserWarning, match="1 queries .*\n.*'q2'"):
+    with pytest.warns(UserWarning, match="1 texts .*\n.*'q2'"):
         data.check_disjoint(train, same, warn=True)
 
 

@@ -119,7 +119,7 @@ def model(tmp_path):
 
 def test_probing_through_the_store(tmp_path, model, monkeypatch, capsys):
     what = experiment(tmp_path / "scores", model)
-    with pytest.warns(UserWarning, match="queries are also training examples"):
+    with pytest.warns(UserWarning, match="texts are both query and training example"):
         pool, questions = what.load_data()
     lm = what.load_model()
     probe = icp.probe(what, lm)
@@ -141,7 +141,7 @@ def test_probing_through_the_store(tmp_path, model, monkeypatch, capsys):
 
 def test_twins_are_scored_only_where_asked_for(tmp_path, model):
     what = experiment(tmp_path / "scores", model)
-    with pytest.warns(UserWarning, match="queries are also"):
+    with pytest.warns(UserWarning, match="texts are both query and"):
         probe = icp.probe(what, what.load_model(), neutral=False)
     assert probe.neutral is None
     assert not list((tmp_path / "scores").glob("icp_neutral-*"))
@@ -151,7 +151,7 @@ def test_twins_are_scored_only_where_asked_for(tmp_path, model):
         icp.find(what, made_by="run notebook 01")
 
 
-@pytest.mark.filterwarnings("ignore:.*queries are also training examples")
+@pytest.mark.filterwarnings("ignore:.*texts are both query and training example")
 def test_a_part_of_an_experiment_knows_its_places(tmp_path, model):
     what = experiment(tmp_path / "scores", model)
     part = replace(what, n_train=4, n_query=2)
@@ -205,7 +205,7 @@ def test_attention_that_cannot_be_packed_is_refused(tiny, monkeypatch):
 
 def test_missing_scores_say_what_to_run(tmp_path, model):
     what = experiment(tmp_path / "scores", model)
-    with pytest.warns(UserWarning, match="queries are also"):
+    with pytest.warns(UserWarning, match="texts are both query and"):
         icp.probe(what, what.load_model())
     for change, field in (
         ({"dtype": "float64"}, r"identity\.model\.dtype"),

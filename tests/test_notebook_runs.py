@@ -13,7 +13,7 @@ import pytest
 import yaml
 from conftest import save_tiny
 
-from icprobe import icp, paths, runner
+from icprobe import data, icp, paths, runner
 from icprobe.experiment import Experiment
 
 # of the notebooks with a model; 07, which reads published files, is run in test_published.py
@@ -27,6 +27,7 @@ FIGURES = {
         "agreements", "by_task", "conditions", "controls", "controls_of_truth", "layers",
         "overshoot", "scatter", "similarity", "training_effect",
     ],
+    "04": ["budgets", "curves", "differences", "results", "selected"],
 }  # fmt: skip
 TABLES = {
     "01": ["findings", "queries", "training_examples"],
@@ -43,6 +44,7 @@ TABLES = {
         "similarity",
         "training_effect",
     ],
+    "04": ["budgets", "by_task", "differences", "findings", "results", "tasks"],
 }
 RESULTS = {
     number: sorted(
@@ -51,6 +53,7 @@ RESULTS = {
     )
     for number in FIGURES
 }
+LDS = ["04_lds.csv", "04_lds.pdf", "04_lds.png"]  # unless there are no subsets
 NOTEBOOKS = {number: next(paths.NOTEBOOKS.glob(f"{number}_*.ipynb")) for number in FIGURES}
 
 each_notebook = pytest.mark.parametrize("number", ["01", "02"])  # 03 has a test of its own
@@ -82,8 +85,10 @@ def test_the_smoke_profile_runs_and_always_computes(tmp_path):
     assert run(tmp_path, "smoke") == 0
     for number, figures in FIGURES.items():
         assert results(tmp_path, number) == RESULTS[number]
-        assert number == "03" or "reused 0 of 12 rows" in printed(tmp_path, number)
-        shown = [c for c in executed(tmp_path, number).cells if "figures.save(" in c.source]
+        reused = {"03": "", "04": "trainings: reused 0 of 12 from"}
+        assert reused.get(number, "reused 0 of 12 rows") in printed(tmp_path, number)
+        cells = [c for c in executed(tmp_path, number).cells if "figures.save(" in c.source]
+        shown = [c for c in cells if not c.source.startswith("if subsets:")]  # 0 in smoke
         assert len(shown) == len(figures)
         for cell in shown:
             assert sum("image/png" in output.get("data", {}) for output in cell.outputs) == 1
@@ -165,6 +170,35 @@ def test_correlation_comes_from_finished_scores(tmp_path, own, capsys):
     # nothing in these data is said to share type or content, and 07 has not run
     assert verdicts["C2"] == "not testable here"
     assert verdicts["C3"] == verdicts["rho > 0.85"] == "not run"
+
+
+def test_finetuning_goes_on_where_it_stopped_and_gives_the_same_files(tmp_path, own, capsys):
+    """On a half of one's own queries; an interrupted run is one whose last records are missing."""
+    more = {"seeds": 2, "subsets": 6, "subset_share": 0.5, "budget": 0.3, "n_evaluation": None}
+    more |= {"budgets": [0.5], "lora_rank": 2, "rate": 0.01, "budget_unit": "tokens"}
+    scoring = [text for name, value in own.items() for text in ("-p", name, str(value))]
+    own = {name: value for name, value in own.items() if name != "condition_pools"} | more
+    arguments = [text for name, value in own.items() for text in ("-p", name, str(value))]
+    assert runner.main(["laptop", "--only", "04", *arguments]) == 1
+    assert "./run_all.sh laptop --only 01,02" in capsys.readouterr().out
+    assert runner.main(["laptop", "--only", "01,02", *scoring]) == 0
+    assert runner.main(["laptop", "--only", "04", *arguments]) == 0
+    assert results(tmp_path, "04") == sorted([*RESULTS["04"], *LDS])
+    records = sorted((tmp_path / "scores" / "finetuned").glob("*.json"))
+    first = {file: file.read_bytes() for file in records}
+    tables = {file: file.read_bytes() for file in (tmp_path / "figures").glob("04_*.csv")}
+    for file in records[::5]:
+        file.unlink()
+    assert runner.main(["laptop", "--only", "04", *arguments]) == 0
+    assert first == {file: file.read_bytes() for file in records}
+    assert tables == {file: file.read_bytes() for file in tables}
+    said = printed(tmp_path, "04")
+    assert "N = 14, selecting queries 3, evaluation queries 2" in said
+    assert said.count("trainings: reused") == 3  # selections, another size, subsets
+    assert "trainings: reused 0 of" not in said
+    selected = data.load(tmp_path / "figures" / "selected" / "icp_score_top.jsonl")
+    pool = data.load(own["train"])
+    assert set(selected["completion"]) < set(pool["completion"])
 
 
 @each_notebook

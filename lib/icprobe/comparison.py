@@ -35,22 +35,24 @@ def gains(
     Args:
         outcomes: By selection, one outcome for each of S seeds.
         untouched: Of the model before training.
-        measure: One of `evaluation.MEASURES`; queries it does not apply to are left out of Q.
+        measure: One of `evaluation.MEASURES`; queries it does not apply to are left out of Q, and
+            seeds whose models it was not taken of out of S.
 
     Raises:
         ValueError: If the selections do not have the same seeds and queries.
     """
     before = untouched.measures[measure]
     before = before[before.notna()]
-    found = {}
+    found, taken = {}, {}
     for name, runs in outcomes.items():
         for run in runs:
             if not run.measures.index.equals(untouched.measures.index):
                 raise ValueError(f"{name} was evaluated on other queries than the untouched model")
-        found[name] = np.stack([run.measures[measure][before.index] - before for run in runs])
-    if len({values.shape for values in found.values()}) > 1:
-        seeds = {name: len(values) for name, values in found.items()}
-        raise ValueError(f"selections have different numbers of seeds: {seeds}")
+        values = np.stack([run.measures[measure][before.index] - before for run in runs])
+        taken[name] = np.flatnonzero(~np.isnan(values).all(1)).tolist()
+        found[name] = values[taken[name]]
+    if len({tuple(seeds) for seeds in taken.values()}) > 1:
+        raise ValueError(f"selections have different seeds: {taken}")
     return found
 
 
@@ -132,7 +134,7 @@ def differences(
             "estimate": estimate, "low": low, "high": high,
             "share": share, "share_low": share_low, "share_high": share_high,
             "tost_low": tost_low, "tost_high": tost_high, "p_equivalent": p_equivalent,
-            "verdict": verdicts,
+            "margin": margin, "verdict": verdicts,
         }
     )  # fmt: skip
 
@@ -179,8 +181,8 @@ def _means(gains: Mapping[str, np.ndarray]):
     """Return names, the measure of all mean gains [K] at once, and the shape (S, Q)."""
     names, values = list(gains), np.stack(list(gains.values()))
     _, S, Q = values.shape
-    if not Q:
-        raise ValueError("there are no queries that this measure applies to")
+    if not S or not Q:
+        raise ValueError("there are no queries that this measure applies to, or was taken of")
 
     def measure(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         # how often each was drawn does for a mean
@@ -262,15 +264,16 @@ def win_rates(
         ValueError: If no open query was answered.
         judge.JudgeError: If the judge cannot be asked; finished verdicts are kept.
     """
-    answered = set.intersection(*(set(run.answers) for runs in outcomes.values() for run in runs))
-    asked = [query for query in queries if query["id"] in answered]
-    if not asked:
+    answering = {n: [run for run in runs if run.answers] for n, runs in outcomes.items()}
+    answered = [set(run.answers) for runs in answering.values() for run in runs]
+    asked = [query for query in queries if all(query["id"] in ids for ids in answered)]
+    if not answered or not asked:
         raise ValueError("there are no open queries with answers to judge: raise n_answered")
     prompts, completions = ([query[name] for query in asked] for name in ("prompt", "completion"))
     rows = []
     for first, second in pairs:
         shares = []
-        for one, other in zip(outcomes[first], outcomes[second], strict=True):
+        for one, other in zip(answering[first], answering[second], strict=True):
             texts = ([run.answers[query["id"]] for query in asked] for run in (one, other))
             shares.append(judging.win_rates(judge, prompts, completions, *texts, cache=cache))
         won = np.stack(shares)

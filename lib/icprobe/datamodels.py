@@ -29,12 +29,12 @@ def subsets(N: int, S: int, share: float, seed: int = 0) -> list[tuple[int, ...]
     Raises:
         ValueError: If the share is not between 0 and 1, or leaves nobody in or nobody out.
     """
-    size = round(share * N)
-    if not 0 < share < 1 or not 0 < size < N:
+    if not 0 < share < 1 or not 0 < round(share * N) < N:
         raise ValueError(
             f"subset_share is {share!r}, expected a share between 0 and 1 that takes some of "
             f"{N} examples and leaves some"
         )
+    size = round(share * N)
     drawn = [np.random.default_rng([seed, s]).permutation(N)[:size] for s in range(S)]
     return [tuple(sorted(rows.tolist())) for rows in drawn]
 
@@ -109,8 +109,9 @@ def ceiling(measured: np.ndarray) -> float:
         for b in range(a)
     ]
     single = float(np.mean(pairs))
-    reliability = seeds * single / (1 + (seeds - 1) * single)
-    return float(np.sqrt(reliability)) if single > 0 else float("nan")
+    if not single > 0:
+        return float("nan")
+    return float(np.sqrt(seeds * single / (1 + (seeds - 1) * single)))
 
 
 def findings(table: pd.DataFrame) -> pd.DataFrame:

@@ -90,31 +90,33 @@ class Experiment:
     ) -> tuple[np.ndarray, datasets.Dataset]:
         """Return which queries may select training data, and others to evaluate models on.
 
-        Pool, selecting queries and evaluation queries have no text in common.
+        No text of an evaluation query is in the pool, or among the queries that may select.
 
         Args:
             evaluation: Source of the evaluation queries, see `data.load`. By default, of a suite
                 its evaluation split; of other queries a random half, which then does not select.
             split: Split of the evaluation queries, for suites and hub data sets.
-            n: How many evaluation queries, None for all.
+            n: How many evaluation queries (of a half at most so many), None for all.
             columns: Column mapping of the evaluation queries.
 
         Returns:
             Column numbers of the queries that may select, and Q evaluation queries.
 
         Raises:
-            data.DataError: If a text is in two of the three, there are too few queries to halve, or
-                as `data.load`.
+            data.DataError: If an evaluation query is also in the pool or selects, there are too few
+                queries to halve, or as `data.load`.
         """
         pool, queries = self.load_data()
         selecting = np.arange(len(queries))
         if evaluation is None and not data.is_suite(self.queries):
             if len(queries) < 2:
                 raise data.DataError(f"{self.queries}: one query cannot both select and evaluate")
+            if n is not None and n < 1:
+                raise data.DataError(f"{self.queries}: {n} evaluation queries asked for")
             order = np.random.default_rng(self.seed).permutation(len(queries))
             half = len(order) // 2
             selecting = np.sort(order[half:])
-            found = queries.select(np.sort(order[:half])[:n])
+            found = queries.select(np.sort(order[:half][:n]))
         else:
             found = data.load(evaluation or self.queries, split, n, self.seed, columns)
         for rows, name in ((pool, "training example"), (queries.select(selecting), "query")):

@@ -559,9 +559,9 @@ def shares(panels: dict[str, pd.DataFrame]) -> Figure:
             height_ratios=[2.1 + 0.3 * n for n in heights], squeeze=False,
         )  # fmt: skip
         for axes, (title, table) in zip(column[:, 0], panels.items(), strict=True):
-            image = axes.imshow(table, cmap="cividis_r", vmin=0, vmax=1, aspect="auto")
+            image = axes.imshow(table, cmap="Blues", vmin=0, vmax=1, aspect="auto")
             for (i, j), share in np.ndenumerate(table.to_numpy()):
-                colour = "white" if share > 0.55 else "black"
+                colour = "white" if share > 0.6 else "black"
                 axes.text(
                     j, i, f"{100 * share:.0f}", ha="center", va="center", color=colour, fontsize=8
                 )
@@ -591,7 +591,7 @@ def learning_curves(curves: dict[str, list[pd.DataFrame]], batch_size: int) -> F
                     linewidth=1,
                 )  # fmt: skip
             axes.set_title(name, fontsize=9)
-            axes.set_ylim(bottom=0)
+        grid[0, 0].set_ylim(bottom=0)
         for axes in grid.flat[len(curves) :]:
             axes.set_visible(False)
         figure.supxlabel("examples seen (one line a seed)", fontsize=10)

@@ -185,6 +185,14 @@ def train(
     return Trained(trained, curve, _with_rates(names, curve, save_steps))
 
 
+def precise(lm: LM) -> LM:
+    """Return the model in float32, as trained ones are: itself if it is, else a copy."""
+    if lm.model.dtype == torch.float32:
+        return lm
+    model = copy.deepcopy(lm.model).float()
+    return LM(model, lm.tokenizer, {**lm.identity, "dtype": "float32"})
+
+
 def batches(
     lm: LM, examples: Iterable, recipe: Recipe, loss_on: str = "completion"
 ) -> list[dict[str, torch.Tensor]]:

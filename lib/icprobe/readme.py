@@ -27,6 +27,8 @@ def render(text: str) -> str:
         "claims": claims,
         "findings-01": lambda: findings("01"),
         "findings-02": lambda: findings("02"),
+        "finetuning": finetuning,
+        "lds": lds,
         "minutes": minutes,
     }
     return BLOCK.sub(lambda match: f"{match[1]}{blocks[match['name']]()}\n{match[3]}", text)
@@ -99,6 +101,49 @@ def headline() -> str:
   by hidden states with {within["hidden states"]} and by words with
   {within["words (TF-IDF)"]}; as differences, gains do {rival_within}
   the better similarity."""
+
+
+def finetuning() -> str:
+    """Return what 04 found on the laptop profile, in sentences and as a table."""
+    folder = FIGURES / "laptop"
+    compared = pd.read_csv(folder / "04_differences.csv")
+    results = pd.read_csv(folder / "04_results.csv").query("measure == 'nats_per_token'")
+    full = results.set_index("selection").loc["full pool"]
+    margin = compared["margin"].iloc[0]
+    lines = [
+        f"Trained on the full pool, the model gains {full.estimate:.2f} ({full.low:.2f} to "
+        f"{full.high:.2f}) nats a token on {full.queries} held-out queries. As shares of that, "
+        f"over {full.seeds} seeds:",
+        "",
+        f"| selection | less | difference (95 %) | 90 % | TOST p, margin {margin:g} | verdict |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in compared.itertuples():
+        cells = (
+            row.first,
+            row.second,
+            f"{row.share:+.2f} ({row.share_low:+.2f} to {row.share_high:+.2f})",
+            f"{row.tost_low:+.2f} to {row.tost_high:+.2f}",
+            f"{row.p_equivalent:.3f}",
+            f"**{row.verdict}**",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def lds() -> str:
+    """Return the linear datamodelling scores on the laptop profile."""
+    found = pd.read_csv(FIGURES / "laptop" / "04_lds.csv")
+    first = found.iloc[0]
+    each = ", ".join(
+        f"{row.quantity.removeprefix('LDS of ')} {row.estimate:.2f} ({row.low:.2f} to "
+        f"{row.high:.2f})"
+        for row in found.itertuples()
+    )
+    return (
+        f"Linear datamodelling scores over {first.n} random subsets, {first.seeds} trainings each "
+        f"(noise ceiling {first.ceiling:.2f}): {each}."
+    )
 
 
 def claims() -> str:

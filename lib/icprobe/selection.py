@@ -18,7 +18,7 @@ from icprobe.data import COLUMNS
 
 LENGTH_BINS = 10  # of a pool, within which a length-matched random choice is made
 
-TOP, BOTTOM = "top", "bottom"
+TOP, BOTTOM, IN_TURN = "top", "bottom", "in turn"
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,39 @@ def best(
     return np.sort(chosen)
 
 
+def in_turn(
+    scores: np.ndarray, tokens: np.ndarray, budget: Budget, rng: np.random.Generator
+) -> np.ndarray:
+    """Return the row numbers that queries choose in turn, each its best example that is left.
+
+    So every query has a say, where the mean over all of them goes to what helps most on average.
+
+    Args:
+        scores: [N, M] of the queries that may select.
+        tokens: [N] length of each example.
+        budget: See `Budget`; of tokens, an example that no longer fits is left out.
+        rng: Orders the queries, and breaks ties.
+
+    Raises:
+        ValueError: As `best`.
+    """
+    order = [
+        list(np.lexsort((rng.random(len(scores)), scores[:, j]))) for j in range(len(scores.T))
+    ]
+    left, chosen = set(range(len(scores))), []
+    while left:
+        for j in rng.permutation(len(order)):
+            while order[j] and order[j][-1] not in left:
+                order[j].pop()
+            if order[j]:
+                chosen.append(order[j].pop())
+                left.remove(chosen[-1])
+    # the first ones have the highest values: the budget is kept as for any ranking
+    ranks = np.empty(len(scores))
+    ranks[chosen] = np.arange(len(scores), 0, -1)
+    return best(ranks, tokens, budget, rng)
+
+
 def length_matched(rows: np.ndarray, tokens: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Return random row numbers, as many of about each length as a selection has.
 
@@ -140,6 +173,7 @@ def choose(
     tokens: np.ndarray,
     budget: Budget,
     seed: int,
+    turns: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, np.ndarray]:
     """Return all selections of one seed that are compared, by name.
 
@@ -151,10 +185,11 @@ def choose(
         budget: Of all selections but the full pool.
         seed: Breaks ties and draws; each selection has a stream of its own, so that leaving one
             out changes no other.
+        turns: By name, scores [N, M] by which queries choose in turn, see `in_turn`.
 
     Returns:
-        Row numbers by name: "full pool", "random", "<method>, top", "<method>, bottom" and "random,
-        as long as <method>".
+        Row numbers by name: "full pool", "random", "<method>, top", "<method>, in turn", "<method>,
+        bottom" and "random, as long as <method>".
     """
 
     def rng(name: str) -> np.random.Generator:
@@ -167,6 +202,8 @@ def choose(
     }
     for name, ranked in methods.items():
         found[f"{name}, {TOP}"] = best(ranked, tokens, budget, rng(name))
+    for name, scores in (turns or {}).items():
+        found[f"{name}, {IN_TURN}"] = in_turn(scores, tokens, budget, rng(f"{name} {IN_TURN}"))
     for name in low:
         found[f"{name}, {BOTTOM}"] = best(-methods[name], tokens, budget, rng(f"{name} {BOTTOM}"))
     for name in matched:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from icprobe import evaluation, finetuning, paths, store
 from icprobe import lm as language_model
-from icprobe.finetuning import Recipe
+from icprobe.finetuning import Recipe, Trained
 from icprobe.lm import LM
 from icprobe.store import StoreError
 
@@ -77,7 +77,8 @@ class Bench:
         recipe: See `finetuning.Recipe`; its seed is each trial's.
         loss_on: See `finetuning.train`.
         max_length: See `lm.encode`.
-        n_answered: See `evaluation.evaluate`.
+        n_answered: See `evaluation.evaluate`; of the first seed's models, those of other seeds do
+            not answer in words, which takes as long as a small training.
         keep_answers: Whether the texts of answers are wanted, too.
     """
 
@@ -143,6 +144,9 @@ class Bench:
             by_name.setdefault(trial.name, []).append(outcome)
         return before, by_name
 
+    def _n_answered(self, trial: Trial) -> int | None:
+        return 0 if trial.seed else self.n_answered
+
     def identity(self, trial: Trial) -> dict:
         """Return everything that determines a training's outcome."""
         recipe = asdict(replace(self.recipe, seed=trial.seed)) if trial.rows else None
@@ -154,7 +158,7 @@ class Bench:
             "loss_on": self.loss_on if trial.rows else None,
             "examples": _fingerprint(self._examples(trial)),
             "queries": _fingerprint(self.queries),
-            "n_answered": self.n_answered,
+            "n_answered": self._n_answered(trial),
         }
 
     def _examples(self, trial: Trial) -> datasets.Dataset:
@@ -175,35 +179,37 @@ class Bench:
 
     def _make(self, key: str, trial: Trial) -> None:
         """Train, evaluate, and write the record."""
-        folder, lm, curve, checkpoints = self._file(key).with_suffix(""), self.lm, None, []
-        if trial.rows:
-            recipe = replace(self.recipe, seed=trial.seed)
-            examples = language_model.encode(lm, self._examples(trial), self.max_length)
-            where = folder if recipe.saves else None
-            trained = finetuning.train(lm, examples, recipe, where, self.loss_on)
-            lm, curve = trained.lm, trained.curve
-            checkpoints = [(Path(name).name, rate) for name, rate in trained.checkpoints]
-        measures = evaluation.evaluate(lm, self.queries, self.max_length, self.n_answered)
+        file = self._file(key)
+        trained = self._trained(trial, file.with_suffix(""))
+        measures = evaluation.evaluate(
+            trained.lm, self.queries, self.max_length, self._n_answered(trial)
+        )
         record = {
             "identity": self.identity(trial),
             "examples": list(self._examples(trial)["id"]),
-            "curve": {} if curve is None else curve.to_dict("list"),
-            "checkpoints": checkpoints,
+            "curve": trained.curve.to_dict("list"),
+            "checkpoints": [(Path(name).name, rate) for name, rate in trained.checkpoints],
             "queries": list(measures.index),
             "measures": {
-                name: [None if np.isnan(value) else round(value, 7) for value in column]
-                for name, column in measures[list(evaluation.MEASURES)].items()
+                name: [None if np.isnan(value) else round(value, 7) for value in measures[name]]
+                for name in evaluation.MEASURES
             },
             "made_with": store.made_with(),
         }
         if self.keep_answers:
-            answers = measures["answer"].dropna().to_dict()
-            lines = (json.dumps({"id": id_, "answer": text}) for id_, text in answers.items())
-            beside = self._file(key).with_suffix(".jsonl")
-            beside.unlink(missing_ok=True)
-            store.publish(beside, "\n".join(lines).encode())
-        self._file(key).unlink(missing_ok=True)  # there, but without checkpoints or answers
-        store.publish(self._file(key), (json.dumps(record) + "\n").encode())
+            answers = measures["answer"].dropna().items()
+            lines = [json.dumps({"id": query, "answer": text}) for query, text in answers]
+            _write(file.with_suffix(".jsonl"), "\n".join(lines))
+        _write(file, json.dumps(record) + "\n")
+
+    def _trained(self, trial: Trial, folder: Path) -> Trained:
+        """Return the model after training, all in float32; checkpoints go to the folder."""
+        if not trial.rows:
+            return Trained(finetuning.precise(self.lm), pd.DataFrame(), [])
+        recipe = replace(self.recipe, seed=trial.seed)
+        examples = language_model.encode(self.lm, self._examples(trial), self.max_length)
+        where = folder if recipe.saves else None
+        return finetuning.train(self.lm, examples, recipe, where, self.loss_on)
 
     def _read(self, key: str) -> Outcome:
         """Read a record.
@@ -230,6 +236,12 @@ class Bench:
                 f"{paths.shown(file)} is damaged or foreign: {error}. Delete this file and run "
                 "again; only its training will be made."
             ) from error
+
+
+def _write(file: Path, text: str) -> None:
+    """Let a file appear whole, in the place of one that may be there without what belongs to it."""
+    file.unlink(missing_ok=True)
+    store.publish(file, text.encode())
 
 
 def _fingerprint(rows: datasets.Dataset) -> dict:

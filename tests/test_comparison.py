@@ -1,0 +1,387 @@
+"""Gains by hand, intervals against explicit loops, and what the test of equivalence promises."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from icprobe import comparison
+from icprobe.comparison import FULL, differences, findings
+from icprobe.trials import Outcome
+
+PAIRS = [("a", "b"), ("b", "a"), ("a", FULL), ("a", "a")]
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+def outcome(answers=None, **measures):
+    index = [f"q{k}" for k in range(len(next(iter(measures.values()))))]
+    frame = pd.DataFrame(measures, index=index, dtype=float)
+    return Outcome(curve=pd.DataFrame(), measures=frame, answers=answers or {}, checkpoints=[])
+
+
+def made(rng, S=3, Q=12, full=1.0, noise=0.3, **means):
+    """Gains of selections around a mean, the full pool among them."""
+    means = {FULL: full, "a": 0.5, "b": 0.4, **means}
+    return {name: mean + noise * rng.normal(size=(S, Q)) for name, mean in means.items()}
+
+
+def one(gains, pair=("a", "b"), margin=0.1, resamples=400, seed=0):
+    return differences(gains, [pair], margin, np.random.default_rng(seed), resamples).iloc[0]
+
+
+def looped(gains, seed, resamples):
+    """Mean gains of resamples of seeds and queries, the plain way: [resamples] by selection."""
+    rng, (S, Q) = np.random.default_rng(seed), gains[FULL].shape
+    found = {name: [] for name in gains}
+    for _ in range(resamples):
+        seeds, queries = rng.integers(S, size=S), rng.integers(Q, size=Q)
+        for name, values in gains.items():
+            found[name].append(np.mean([values[s, q] for s in seeds for q in queries]))
+    return {name: np.array(means) for name, means in found.items()}
+
+
+# ---------------------------------------------------------------------------------------- gains
+
+
+def test_gains_by_hand():
+    untouched = outcome(nats=[-1, -2, -3], correct=[np.nan, 1, 0])
+    runs = {
+        "a": [
+            outcome(nats=[-1, -1, -1], correct=[np.nan, 1, 1]),
+            outcome(nats=[-2, -2, -2], correct=[np.nan, 0, 0]),
+        ],
+        "b": [untouched, untouched],
+    }
+    nats = comparison.gains(runs, untouched, "nats")
+    assert {name: values.tolist() for name, values in nats.items()} == {
+        "a": [[0, 1, 2], [-1, 0, 1]], "b": [[0, 0, 0]] * 2,
+    }  # fmt: skip
+    correct = comparison.gains(runs, untouched, "correct")
+    assert {name: values.tolist() for name, values in correct.items()} == {
+        "a": [[0, 1], [-1, 0]], "b": [[0, 0]] * 2,
+    }  # fmt: skip
+
+
+def test_selections_have_the_same_seeds_and_queries():
+    untouched, longer = outcome(nats=[1, 2]), outcome(nats=[1, 2, 3])
+    with pytest.raises(ValueError, match="b was evaluated on other queries than the untouched"):
+        comparison.gains({"a": [untouched], "b": [longer]}, untouched, "nats")
+    with pytest.raises(ValueError, match=r"different seeds: \{'a': \[0\], 'b': \[0, 1\]\}"):
+        comparison.gains({"a": [untouched], "b": [untouched] * 2}, untouched, "nats")
+
+
+def test_models_a_measure_was_not_taken_of_are_left_out():
+    untouched, silent = outcome(words=[np.nan, 1, 0]), outcome(words=[np.nan] * 3)
+    first, second = outcome(words=[np.nan, 0, 0]), outcome(words=[np.nan, 1, 1])
+    runs = {"a": [silent, first], "b": [silent, second]}
+    found = comparison.gains(runs, untouched, "words")
+    assert {name: x.tolist() for name, x in found.items()} == {"a": [[-1, 0]], "b": [[0, 1]]}
+    with pytest.raises(ValueError, match=r"different seeds: \{'a': \[1\], 'b': \[0\]\}"):
+        comparison.gains({"a": [silent, first], "b": [second, silent]}, untouched, "words")
+
+
+def test_a_measure_that_applies_to_no_query_is_an_error(rng):
+    untouched = outcome(nats=[1, 2], correct=[np.nan] * 2)
+    none = comparison.gains({FULL: [untouched]}, untouched, "correct")
+    assert none[FULL].size == 0
+    with pytest.raises(ValueError, match="no queries that this measure applies to"):
+        comparison.summary(none, rng)
+    with pytest.raises(ValueError, match="no queries that this measure applies to"):
+        differences(none, [(FULL, FULL)], 0.1, rng)
+
+
+# ------------------------------------------------------------------- estimates and their intervals
+
+
+def test_the_summary_is_of_means_with_looped_intervals(rng):
+    gains = made(rng)
+    table = comparison.summary(gains, np.random.default_rng(7), 200)
+    assert table["selection"].tolist() == [FULL, "a", "b"]
+    assert table["estimate"].tolist() == pytest.approx([x.mean() for x in gains.values()])
+    assert (table[["seeds", "queries"]] == [3, 12]).all(axis=None)
+    for row, means in zip(table.itertuples(), looped(gains, 7, 200).values(), strict=True):
+        assert (row.low, row.high) == pytest.approx(tuple(np.percentile(means, [2.5, 97.5])))
+
+
+@pytest.mark.parametrize("resamples", [200, 399])
+def test_differences_are_of_means_with_looped_intervals(rng, resamples):
+    gains = made(rng, noise=0.2)
+    table = differences(gains, PAIRS, 0.2, np.random.default_rng(7), resamples)
+    assert list(zip(table["first"], table["second"], strict=True)) == PAIRS
+    means = looped(gains, 7, resamples)
+    whole = gains[FULL].mean()
+    for row, (first, second) in zip(table.itertuples(), PAIRS, strict=True):
+        difference, drawn = gains[first].mean() - gains[second].mean(), means[first] - means[second]
+        assert row.estimate == pytest.approx(difference, abs=1e-12)
+        assert row.share == pytest.approx(difference / whole, abs=1e-12)
+        assert (row.low, row.high) == pytest.approx(
+            tuple(np.percentile(drawn, [2.5, 97.5])), abs=1e-12
+        )
+        shares = np.sort(drawn / means[FULL])
+        assert row.p_equivalent == pytest.approx(
+            max((1 + (end * shares >= 0.2).sum()) / (1 + resamples) for end in (-1, 1))
+        )
+        # the ends are resamples, next to where percentiles lie
+        for name, level in (("tost", 0.05), ("share", 0.025)):
+            at = int(np.ceil(level * (1 + resamples))) - 2
+            low, high = getattr(row, f"{name}_low"), getattr(row, f"{name}_high")
+            assert (low, high) == pytest.approx((shares[at], shares[-1 - at]), abs=1e-12)
+            percentile = np.percentile(shares, 100 * level)
+            assert shares[at - 1] - 1e-12 <= percentile <= shares[at + 2] + 1e-12
+
+
+def test_a_selection_is_exactly_equivalent_to_itself(rng):
+    row = one(made(rng, noise=0.5, full=3), ("a", "a"), margin=1e-6)
+    ends = ["estimate", "low", "high", "share", "share_low", "share_high", "tost_low", "tost_high"]
+    assert (row[ends] == 0).all()
+    assert (row["p_equivalent"], row["verdict"]) == (1 / 401, "equivalent")
+
+
+@pytest.mark.parametrize("b", [0.0, 0.47, 1.0])
+def test_exchanging_the_two_flips_signs_and_verdicts(rng, b):
+    gains = made(rng, b=b, noise=0.1)
+    there, back = (one(gains, pair) for pair in (("a", "b"), ("b", "a")))
+    for name in ("estimate", "share"):
+        assert there[name] == -back[name]
+    for name in ("", "share_", "tost_"):
+        ends = -back[f"{name}high"], -back[f"{name}low"]
+        assert (there[f"{name}low"], there[f"{name}high"]) == pytest.approx(ends)
+    assert there["p_equivalent"] == back["p_equivalent"]
+    flipped = {"better": "worse", "worse": "better"}
+    assert there["verdict"] == flipped.get(back["verdict"], back["verdict"])
+    assert (there["verdict"] in flipped) == (b != 0.47)
+
+
+def test_verdicts_follow_the_intervals(rng):
+    for margin in (0.02, 0.1, 0.5):
+        table = pd.DataFrame(
+            [one(made(rng, b=b, noise=noise), margin=margin) for b in (0, 0.45, 0.5, 0.55, 1)
+             for noise in (0.01, 0.1, 1)]
+        )  # fmt: skip
+        for row in table.itertuples():
+            said = set(row.verdict.split(" and ")) - {"undecided"}
+            assert said == {
+                *(["better"] if row.low > 0 else []), *(["worse"] if row.high < 0 else []),
+                *(["equivalent"] if row.p_equivalent < 0.05 else []),
+            }  # fmt: skip
+            assert (row.verdict == "undecided") == (not said)
+        seen = set(table["verdict"])
+        assert {"undecided", "equivalent"} <= seen
+        assert margin > 0.02 or {"better", "worse"} <= seen
+        assert margin < 0.5 or "better and equivalent" in seen
+
+
+def test_a_unit_changes_no_share_and_no_verdict(rng):
+    nats = made(rng)
+    bits = {name: values / np.log(2) for name, values in nats.items()}
+    one_unit, other = one(nats), one(bits)
+    names = ["share", "share_low", "share_high", "tost_low", "tost_high", "p_equivalent"]
+    assert other[names].tolist() == pytest.approx(one_unit[names].tolist())
+    assert other["low"] == pytest.approx(one_unit["low"] / np.log(2))
+
+
+# ---------------------------------------------------------------------------------- equivalence
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    resamples=st.sampled_from([2, 18, 19, 20, 38, 39, 40, 99, 110, 199]),
+    full=st.sampled_from([1.0, 0.2, 0.05]),
+)
+def test_p_is_below_five_percent_just_where_the_inner_interval_is_within(seed, resamples, full):
+    """Without exception: the interval's ends are the resamples at which p (with its +1) changes."""
+    gains = made(np.random.default_rng(seed), S=2, Q=8, full=full, noise=0.2)
+    row = one(gains, resamples=resamples)
+    if np.isnan(row["share"]):
+        assert np.isnan(row[["tost_low", "tost_high", "p_equivalent"]].tolist()).all()
+        return
+    end = max(-row["tost_low"], row["tost_high"])
+    if np.isinf(end):
+        assert one(gains, margin=1e9, resamples=resamples)["p_equivalent"] >= 0.05
+        return
+    margins = [end * factor for factor in (0.5, 0.999, 1, 1.001, 2)]
+    p = [one(gains, margin=margin, resamples=resamples)["p_equivalent"] for margin in margins]
+    assert [value < 0.05 for value in p] == [False, False, False, True, True]
+    assert p == sorted(p, reverse=True)  # a larger margin is never less equivalent
+    # 95 % are never narrower than 90 %
+    assert np.isnan(row["share_low"]) or row["share_low"] <= row["tost_low"]
+    assert np.isnan(row["share_high"]) or row["share_high"] >= row["tost_high"]
+
+
+@pytest.mark.parametrize("full", [-1.0, 0.0])
+def test_without_a_gain_of_the_full_pool_nothing_is_equivalent(rng, full):
+    gains = made(rng, a=0.5, b=0.1, noise=0.05) | {FULL: np.full((3, 12), full)}
+    for pair, verdict in ((("a", "b"), "better"), (("a", "a"), "undecided")):
+        row = one(gains, pair)
+        shares = ["share", "share_low", "share_high", "tost_low", "tost_high", "p_equivalent"]
+        assert row[shares].isna().all()
+        assert row[["estimate", "low", "high"]].notna().all()
+        assert row["verdict"] == verdict
+
+
+@pytest.mark.parametrize(("noise", "unknown"), [(2.2, 0.05), (1.75, 0.025), (1.3, 0)])
+def test_a_gain_that_is_not_positive_in_some_resamples_makes_intervals_wider(rng, noise, unknown):
+    around = rng.normal(size=12)
+    full = 0.9 + noise * (around - around.mean()) / around.std() + np.zeros((3, 1))
+    gains = made(rng, a=0.5, b=0.48, noise=0.01) | {FULL: full}
+    means = looped(gains, 0, 400)
+    bad = (means[FULL] <= 0).mean()
+    assert unknown < bad < {0.05: 0.1, 0.025: 0.05, 0: 0.025}[unknown], "or this says nothing"
+    row, itself = one(gains, margin=0.5), one(gains, ("a", "a"))
+    shares = ((means["a"] - means["b"]) / means[FULL])[means[FULL] > 0]
+    low, high = np.percentile(shares, [5, 95])
+    assert row["p_equivalent"] >= bad and itself["p_equivalent"] >= bad
+    if unknown == 0.05:
+        assert (row["tost_low"], row["tost_high"]) == (-np.inf, np.inf)
+        assert (itself["tost_low"], itself["tost_high"]) == (-np.inf, np.inf)
+        assert row["verdict"] in ("better", "undecided") and itself["verdict"] == "undecided"
+    else:
+        assert row["tost_low"] < low and row["tost_high"] > high
+        assert np.isfinite([row["tost_low"], row["tost_high"]]).all()
+        assert itself["verdict"] == "equivalent"
+    outer = row[["share_low", "share_high"]]
+    assert outer.notna().all() if unknown == 0 else outer.isna().all()
+
+
+@pytest.mark.parametrize("margin", [0, -0.1, np.nan])
+def test_a_margin_is_positive(rng, margin):
+    with pytest.raises(ValueError, match=r"margin is .*, expected a positive share"):
+        one(made(rng), margin=margin)
+
+
+def test_unknown_names(rng):
+    with pytest.raises(ValueError, match="no selection 'c', there are: full pool, a, b"):
+        one(made(rng), ("a", "c"))
+    gains = made(rng)
+    del gains[FULL]
+    with pytest.raises(ValueError, match="no selection 'full pool', there are: a, b"):
+        one(gains)
+
+
+LEVEL_RUNS = 1000  # standard error of a share of 5 %: 0.7 %
+
+
+@pytest.mark.parametrize(
+    ("truth", "noise", "least", "most"),
+    [
+        # percentiles of 40 queries are a little short: 5.6 % for normal noise
+        (0.1, 0.2, 0.03, 0.077), (-0.1, 0.2, 0.03, 0.077), (0.1, 0.02, 0.03, 0.077),
+        (0.1, 1.0, 0, 0), (0.0, 1.0, 0, 0), (0.15, 0.2, 0, 0.01),
+        (0.0, 0.1, 0.99, 1),
+    ],
+)  # fmt: skip
+def test_tost_keeps_its_level_and_has_power(rng, truth, noise, least, most):
+    """Of 1000 selections whose queries are independent, those found equivalent to another."""
+    S, Q = 2, 40
+    gains = {FULL: np.ones((S, Q)), "other": np.zeros((S, Q))}
+    names = [f"{k}" for k in range(LEVEL_RUNS)]
+    gains |= {name: truth + noise * rng.normal(size=Q) + np.zeros((S, 1)) for name in names}
+    table = differences(gains, [(name, "other") for name in names], 0.1, rng, 999)
+    found = (table["p_equivalent"] < 0.05).mean()
+    assert least <= found <= most
+    assert table["verdict"].str.contains("equivalent").mean() == found
+
+
+def test_tost_keeps_its_level_with_an_uncertain_gain_of_the_full_pool(rng):
+    runs, Q = 300, 40  # standard error 1.3 %
+    found = 0
+    for _ in range(runs):
+        both, full = (noise * rng.normal(size=(1, Q)) for noise in (0.05, 1.5))
+        # what is uncertain is mostly how wide the margin is
+        gains = {FULL: 1 + full, "a": 0.1 + both, "b": np.zeros((1, Q))}
+        found += one(gains, resamples=299)["p_equivalent"] < 0.05
+    assert 0.01 <= found / runs <= 0.09
+
+
+# ------------------------------------------------------------------------- findings and sentences
+
+
+@pytest.mark.parametrize(
+    ("share", "low", "high", "room"),
+    [
+        (0.01, -0.02, 0.05, (0.09, 0.05, 0.1)),
+        (0.04, 0.03, 0.05, (0.06, 0.05, 0.07)),
+        (-0.25, -0.3, -0.2, (-0.15, -0.2, -0.1)),
+        (0.0, -np.inf, np.inf, (0.1, -np.inf, 0.1)),
+        (np.nan, np.nan, np.nan, (np.nan,) * 3),
+    ],
+)
+def test_room_within_the_margin_by_hand(share, low, high, room):
+    row = {"first": "a", "second": "b", "share": share, "share_low": -1.0, "share_high": 1.0}
+    found = findings(pd.DataFrame([{**row, "tost_low": low, "tost_high": high}]), 0.1, 7)
+    assert found["quantity"].tolist() == ["a less b", "a less b: room within the margin"]
+    assert (found["n"] == 7).all() and (found["unit"] == "share of the full pool's gain").all()
+    numbers = found[["estimate", "low", "high"]].to_numpy()
+    assert numbers[0] == pytest.approx([share, -1, 1], nan_ok=True)
+    assert numbers[1] == pytest.approx(list(room), nan_ok=True)
+
+
+@pytest.mark.parametrize("resamples", [50, 400])
+def test_there_is_room_just_where_tost_finds_equivalence(rng, resamples):
+    verdicts = set()
+    for b in (0.3, 0.38, 0.42, 0.46, 0.5, 0.62):
+        table = differences(made(rng, b=b, noise=0.1), PAIRS, 0.1, rng, resamples)
+        room = findings(table, 0.1, 12)[1::2]
+        equivalent = table["verdict"].str.contains("equivalent").tolist()
+        assert (room["low"] > 0).tolist() == equivalent
+        assert (room["low"] <= room["estimate"]).all() and (room["high"] <= 0.1).all()
+        verdicts.add(equivalent[0])
+    assert verdicts == {True, False}
+
+
+def test_sizes_end_with_the_full_pool(rng):
+    small, large = (
+        comparison.summary(made(rng), rng, 20).assign(examples=sizes)
+        for sizes in ([90, 8, 8], [90, 20, 22])
+    )
+    table = comparison.by_size([large, small[1:]], ["a", "b"])
+    found = {name: sorted(mine["examples"]) for name, mine in table.groupby("method")}
+    assert found == {"a": [8, 20, 90], "b": [8, 22, 90]}
+    assert set(table["estimate"][table["examples"] == 90]) == {large["estimate"][0]}
+
+
+def test_win_rates_are_means_over_seeds_of_what_both_answered(rng, monkeypatch):
+    queries = [{"id": f"q{k}", "prompt": f"p{k}", "completion": f" c{k}"} for k in range(4)]
+    of_a = [{"q0": "long", "q2": "x"}, {"q0": "longer", "q2": "xx"}]
+    of_b = [{"q0": "lo", "q2": "x", "q3": "y"}, {"q0": "long", "q2": "xxx"}]
+    outcomes = {
+        name: [outcome(answers, nats=[0] * 4) for answers in both]
+        for name, both in (("a", of_a), ("b", of_b))
+    }
+
+    def longer_wins(judge, prompts, references, first, second, cache):
+        assert (judge, prompts, references, cache) == ("me", ["p0", "p2"], [" c0", " c2"], "file")
+        signs = [np.sign(len(a) - len(b)) for a, b in zip(first, second, strict=True)]
+        return (1 + np.array(signs)) / 2
+
+    monkeypatch.setattr(comparison.judging, "win_rates", longer_wins)
+    pairs = [("a", "b"), ("b", "a"), ("a", "a")]
+    for runs in outcomes.values():  # of the last seed's models, no answers were wanted
+        runs.append(outcome(nats=[0] * 4))
+    table = comparison.win_rates("me", queries, outcomes, pairs, "file", rng, 50)
+    assert table["estimate"].tolist() == [2.5 / 4, 1.5 / 4, 0.5]
+    assert (table["low"] <= table["estimate"]).all() and (table["estimate"] <= table["high"]).all()
+    assert (table[["seeds", "queries"]] == 2).all(axis=None)
+    silent = {"a": [outcome(nats=[0])]}
+    with pytest.raises(ValueError, match="no open queries with answers"):
+        comparison.win_rates("me", queries, silent, [("a", "a")], "file", rng)
+
+
+def test_sentences_say_each_verdict(rng):
+    table = differences(made(rng, a=0.9, b=0.4, noise=0.01), PAIRS, 0.7, rng, 100)
+    table.loc[2, "verdict"] = "undecided"
+    better, worse, unclear, same = comparison.in_words(table, 0.7)
+    assert better.startswith("a: better models than and models equivalent (within 70% of the full")
+    assert worse.startswith("b: worse models than and models equivalent (within 70% of the full")
+    assert "of b (+0.5" in better and "of a (-0.5" in worse
+    assert "cannot be told from, nor called equivalent to, those of full pool (-0.1" in unclear
+    assert same == (
+        "a: models equivalent (within 70% of the full pool's gain) to those of a "
+        "(+0.00, +0.00 to +0.00)."
+    )

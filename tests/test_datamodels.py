@@ -1,0 +1,166 @@
+"""The linear datamodelling score against scipy and simulations in which it is known."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import spearmanr
+
+from icprobe import datamodels
+from icprobe.trials import Outcome
+
+N, S, M = 40, 16, 6
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def drawn():
+    return datamodels.subsets(N, S, 0.3)
+
+
+def lds(tau, subsets, measured, resamples=10):
+    found = datamodels.scores(
+        {"tau": tau}, subsets, measured, np.random.default_rng(0), resamples
+    ).iloc[0]
+    return found["estimate"]
+
+
+# -------------------------------------------------------------------------------------- subsets
+
+
+@pytest.mark.parametrize(("share", "size"), [(0.03, 1), (0.25, 10), (0.5, 20), (0.97, 39)])
+def test_subsets_have_a_share_of_the_pool_and_are_random(share, size):
+    found = datamodels.subsets(N, 2000, share, seed=5)
+    assert all(rows == tuple(sorted(set(rows))) and len(rows) == size for rows in found)
+    assert all(type(row) is int and 0 <= row < N for rows in found for row in rows)
+    assert len(set(found)) == 2000 or size in (1, 39)
+    often = np.bincount(np.concatenate(found), minlength=N) / 2000
+    # four standard errors
+    assert often == pytest.approx(size / N, abs=4 * np.sqrt(size / N * (1 - size / N) / 2000))
+
+
+def test_the_first_subsets_stay_when_there_are_more():
+    assert datamodels.subsets(N, 30, 0.5)[:7] == datamodels.subsets(N, 7, 0.5)
+    assert datamodels.subsets(N, 7, 0.5) != datamodels.subsets(N, 7, 0.5, seed=1)
+    # a change of these rows means all trainings anew
+    assert datamodels.subsets(9, 2, 0.4, seed=3) == [(0, 1, 2, 7), (1, 2, 4, 5)]
+
+
+@pytest.mark.parametrize("share", [0, 1, -0.5, 1.5, 0.01, 0.99, np.nan])
+def test_a_subset_takes_some_and_leaves_some(share):
+    with pytest.raises(ValueError, match=f"subset_share is {share}, .* takes some of 40 examples"):
+        datamodels.subsets(N, 3, share)
+
+
+def test_what_is_measured_is_in_the_order_of_the_trials():
+    trials = datamodels.trials([(0, 1), (2, 3), (4,)], 2)
+    assert [(trial.rows, trial.seed) for trial in trials] == [
+        ((0, 1), 0), ((0, 1), 1), ((2, 3), 0), ((2, 3), 1), ((4,), 0), ((4,), 1),
+    ]  # fmt: skip
+    assert len({trial.name for trial in trials}) == 3
+    outcomes = [
+        Outcome(
+            curve=pd.DataFrame(),
+            measures=pd.DataFrame({datamodels.MEASURE: [10 * trial.rows[0] + trial.seed, q]}),
+            answers={},
+            checkpoints=[],
+        )
+        for q, trial in enumerate(trials)
+    ]
+    found = datamodels.measured(outcomes, 3)
+    assert found[:, :, 0].tolist() == [[0, 1], [20, 21], [40, 41]]
+    assert found[:, :, 1].tolist() == [[0, 1], [2, 3], [4, 5]]
+
+
+# ------------------------------------------------------------------------------------ the score
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_lds_is_scipys(rng, drawn, seeds):
+    methods = {"noise": rng.normal(size=(N, M)), "signs": rng.integers(-2, 3, size=(N, M))}
+    measured = rng.normal(size=(S, seeds, M))
+    measured += datamodels.predicted(methods["signs"], drawn)[:, None] / 3
+    table = datamodels.scores(methods, drawn, measured, rng, 50)
+    assert table["method"].tolist() == list(methods)
+    assert (table[["subsets", "seeds", "queries"]] == [S, seeds, M]).all(axis=None)
+    for row, tau in zip(table.itertuples(), methods.values(), strict=True):
+        expected = []
+        for j in range(M):
+            sums = [sum(tau[i, j] for i in rows) for rows in drawn]
+            expected.append(spearmanr(sums, [np.mean(runs[:, j]) for runs in measured]).statistic)
+        assert row.estimate == pytest.approx(np.mean(expected))
+        assert row.low < row.estimate < row.high
+    assert table["low"][1] > 0 > table["low"][0]
+
+
+def test_lds_of_scores_that_are_what_happens(rng, drawn):
+    effect = rng.normal(size=(N, M))
+    measured = 3 + 2 * datamodels.predicted(effect, drawn)[:, None]
+    for tau, expected in ((effect, 1), (5 * effect + 1, 1), (-effect, -1)):
+        assert lds(tau, drawn, measured) == pytest.approx(expected)
+    # what differs from query to query, or grows with it, is no matter
+    level, scale = 10 * rng.normal(size=M), np.exp(rng.normal(size=M))
+    assert lds(effect * scale, drawn, level + scale[::-1] * measured) == pytest.approx(1)
+
+
+def test_orders_do_not_matter(rng, drawn):
+    tau, measured = rng.normal(size=(N, M)), rng.normal(size=(S, 2, M))
+    expected = lds(tau, drawn, measured)
+    order = rng.permutation(S)
+    assert lds(tau, [drawn[s] for s in order], measured[order]) == pytest.approx(expected)
+    assert lds(tau, drawn, measured[:, ::-1]) == pytest.approx(expected)
+    queries = rng.permutation(M)
+    assert lds(tau[:, queries], drawn, measured[:, :, queries]) == pytest.approx(expected)
+    pool = rng.permutation(N)  # row pool[i] of the old pool is row i of the new one
+    renamed = [tuple(np.flatnonzero(np.isin(pool, rows)).tolist()) for rows in drawn]
+    assert lds(tau[pool], renamed, measured) == pytest.approx(expected)
+
+
+def test_scores_of_strangers_predict_nothing(rng):
+    subsets = datamodels.subsets(N, 200, 0.5)
+    found = lds(rng.normal(size=(N, 30)), subsets, rng.normal(size=(200, 1, 30)))
+    assert found == pytest.approx(0, abs=4 / np.sqrt(200 * 30))  # four standard errors
+
+
+def test_findings_name_the_methods(rng, drawn):
+    methods = {name: rng.normal(size=(N, M)) for name in ("gain", "product")}
+    table = datamodels.scores(methods, drawn, rng.normal(size=(S, 2, M)), rng, 20)
+    found = datamodels.findings(table.assign(ceiling=0.5))
+    assert found["quantity"].tolist() == ["LDS of gain", "LDS of product"]
+    assert (found[["unit", "n", "seeds", "ceiling"]] == ["Spearman", S, 2, 0.5]).all(axis=None)
+    assert found["estimate"].tolist() == table["estimate"].tolist()
+
+
+# ----------------------------------------------------------------------------------- the ceiling
+
+
+def test_the_ceiling_of_two_seeds_by_hand(rng):
+    measured = rng.normal(size=(S, 2, M)) + 2 * rng.normal(size=(S, 1, M))
+    single = np.mean([spearmanr(*measured[:, :, j].T).statistic for j in range(M)])
+    expected = np.sqrt(2 * single / (1 + single))
+    assert datamodels.ceiling(measured) == pytest.approx(expected)
+    assert datamodels.ceiling(measured[:, ::-1]) == pytest.approx(expected)
+
+
+def test_the_ceiling_is_one_without_noise_and_unknown_where_it_says_nothing(rng):
+    truth = rng.normal(size=(S, 1, M))
+    assert datamodels.ceiling(np.repeat(truth, 4, axis=1)) == pytest.approx(1)
+    assert np.isnan(datamodels.ceiling(truth))  # one seed
+    assert np.isnan(datamodels.ceiling(np.concatenate([truth, -truth], axis=1)))
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+@pytest.mark.parametrize("noise", [0.5, 1.0, 2.0])
+def test_predictions_without_noise_reach_the_ceiling_on_average(rng, seeds, noise):
+    """Many subsets: what is left are rank against linear correlations, and 300 subsets' chance."""
+    subsets = datamodels.subsets(N, 300, 0.5)
+    effect = rng.normal(size=(N, 30))
+    truth = datamodels.predicted(effect, subsets)
+    truth /= truth.std(0)
+    measured = truth[:, None] + noise * rng.normal(size=(300, seeds, 30))
+    found = lds(effect, subsets, measured)
+    assert found == pytest.approx(np.sqrt(1 / (1 + noise**2 / seeds)), abs=0.03)
+    assert datamodels.ceiling(measured) == pytest.approx(found, abs=0.03)

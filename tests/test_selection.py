@@ -1,0 +1,342 @@
+"""Selections against brute force, their budgets, and files that come back."""
+
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from icprobe import data, selection
+from icprobe.selection import Budget
+
+seeds = st.integers(0, 2**32 - 1)
+several_runs = settings(max_examples=150, deadline=None)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def tokens(rng):
+    return rng.integers(5, 200, size=90)
+
+
+@pytest.fixture
+def methods(rng):
+    """Two methods that tell all examples apart, and one with many ties."""
+    first, second, tied = rng.normal(size=90), rng.normal(size=90), rng.integers(4, size=90)
+    return {"first": first, "second": second, "tied": tied.astype(float)}
+
+
+# ------------------------------------------------------------------------- what ranks, budgets
+
+
+@pytest.mark.parametrize("columns", [None, [3], [4, 0, 2], np.array([1, 1, 2])])
+def test_values_are_means_over_the_queries_that_may_select(rng, columns):
+    scores = rng.normal(size=(9, 5))
+    chosen = range(5) if columns is None else columns
+    expected = [np.mean([scores[i, j] for j in chosen]) for i in range(9)]
+    assert selection.values(scores, 9, columns) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("M", [3, 7, 11, 48])
+def test_ties_of_whole_numbers_stay_ties(rng, M):
+    helps = rng.random((60, M)) < 0.7
+    found = selection.values(helps.astype(float), 60)
+    assert len(np.unique(found)) == len(np.unique(helps.sum(1))) < 60
+
+
+@pytest.mark.parametrize(
+    ("shape", "columns", "said"),
+    [
+        ((5, 4), None, r"shape \(5, 4\), expected \[6, M\]"),
+        ((6,), None, r"shape \(6,\), expected \[6, M\]"),
+        ((6, 4), [0, 4], "scores of 4 queries, and asked for are 2 queries up to number 4"),
+        ((6, 4), [-1, 2], "scores of 4 queries"),
+        ((6, 4), [], "asked for are 0 queries"),
+        ((6, 0), None, "scores of 0 queries"),
+    ],
+)
+def test_scores_that_do_not_cover_pool_or_queries(shape, columns, said):
+    with pytest.raises(ValueError, match=said):
+        selection.values(np.zeros(shape), 6, columns)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_scores_that_are_not_finite_are_named_where_they_count(bad):
+    scores = np.zeros((6, 4))
+    scores[2, 1] = bad
+    assert not selection.values(scores, 6, [0, 2, 3]).any()
+    with pytest.raises(ValueError, match="row 2 and query 1 is not finite"):
+        selection.values(scores, 6, [3, 1])
+
+
+@pytest.mark.parametrize("share", [0, -0.1, 1.01, 12, np.nan, "0.1", None])
+def test_a_share_is_above_zero_up_to_one(share):
+    with pytest.raises(ValueError, match=r"share is .*up to 1 \(the whole pool\)"):
+        Budget(share)
+
+
+def test_a_budget_has_one_of_two_units():
+    with pytest.raises(ValueError, match="unit is 'words', expected 'examples' or 'tokens'"):
+        Budget(0.1, "words")
+    sizes = [Budget(share).examples(90) for share in (0.0001, 0.12, 0.5, 1)]
+    assert sizes == [1, 11, 45, 90]
+
+
+# ------------------------------------------------------------------------------------- the best
+
+
+@pytest.mark.parametrize("share", [0.001, 0.1, 0.5, 1.0])
+def test_the_best_are_those_of_a_sort(methods, tokens, rng, share):
+    values, k = methods["first"], Budget(share).examples(90)
+    expected = sorted(sorted(range(90), key=lambda i: -values[i])[:k])
+    assert selection.best(values, tokens, Budget(share), rng).tolist() == expected
+
+
+@several_runs
+@given(
+    values=st.lists(st.integers(-2, 2), min_size=1, max_size=30),
+    share=st.floats(0.01, 1),
+    seed=seeds,
+)
+def test_a_lower_value_never_comes_before_a_higher(values, share, seed):
+    values, budget = np.array(values) / 3, Budget(share)
+    rows = selection.best(values, np.ones(len(values)), budget, np.random.default_rng(seed))
+    assert len(rows) == budget.examples(len(values))
+    assert (np.diff(rows) > 0).all()
+    left = np.delete(values, rows)
+    assert not len(left) or values[rows].min() >= left.max()
+
+
+def test_ties_are_broken_at_random(rng):
+    values = np.array([0.0, 2, 1, 1, 1, 0])
+    runs = 2000
+    counts = Counter(
+        row
+        for _ in range(runs)
+        for row in selection.best(values, np.ones(6), Budget(0.5), rng).tolist()
+    )
+    assert counts[1] == runs
+    assert not counts[0] and not counts[5]
+    for row in (2, 3, 4):
+        assert counts[row] / runs == pytest.approx(2 / 3, abs=0.045)  # four standard errors
+
+
+@several_runs
+@given(
+    examples=st.lists(st.tuples(st.integers(-3, 3), st.integers(1, 50)), min_size=1, max_size=30),
+    share=st.floats(0.05, 1),
+    seed=seeds,
+)
+def test_a_budget_of_tokens_is_never_exceeded_and_nearly_used_up(examples, share, seed):
+    values, tokens = (np.array(column) for column in zip(*examples, strict=True))
+    room = share * tokens.sum()
+    arguments = values, tokens, Budget(share, "tokens"), np.random.default_rng(seed)
+    if tokens.min() > room:
+        with pytest.raises(ValueError, match=f"its shortest example has {tokens.min()}"):
+            selection.best(*arguments)
+        return
+    rows = selection.best(*arguments)
+    over = room - tokens[rows].sum()
+    assert over >= -1e-9
+    assert (np.delete(tokens, rows) > over - 1e-9).all()  # no other one fits
+    assert values[rows].max() == values[tokens <= room].max()
+
+
+def test_with_a_budget_of_tokens_those_that_do_not_fit_are_passed_over(rng):
+    values, tokens = np.array([5.0, 4, 3, 2, 1]), np.array([60, 50, 30, 11, 10])
+    rows = selection.best(values, tokens, Budget(100.5 / 161, "tokens"), rng)
+    assert rows.tolist() == [0, 2, 4]
+
+
+# ------------------------------------------------------------------------------------- in turn
+
+
+def taken_in_turn(scores, k, rng):
+    """The plain way: go round the queries, in a new order each time."""
+    ties = np.array([rng.random(len(scores)) for _ in scores.T]).T
+    left, chosen = set(range(len(scores))), []
+    while len(chosen) < k:
+        for j in rng.permutation(scores.shape[1]):
+            if left:
+                chosen.append(max(left, key=lambda i: (scores[i, j], ties[i, j])))
+                left.remove(chosen[-1])
+    return sorted(chosen[:k])
+
+
+@pytest.mark.parametrize("M", [1, 2, 7, 40])
+@pytest.mark.parametrize("share", [0.01, 0.3, 1])
+def test_queries_choose_in_turn_what_is_left(rng, M, share):
+    scores, budget = rng.integers(5, size=(30, M)).astype(float), Budget(share)
+    for seed in range(5):
+        found = selection.in_turn(scores, np.ones(30), budget, np.random.default_rng(seed))
+        expected = taken_in_turn(scores, budget.examples(30), np.random.default_rng(seed))
+        assert found.tolist() == expected
+
+
+def test_of_like_queries_the_best_are_chosen_and_of_others_each_ones_best(methods, tokens, rng):
+    values = methods["first"]
+    for M in (1, 4):
+        found = selection.in_turn(np.stack([values] * M, axis=1), tokens, Budget(0.2), rng)
+        assert found.tolist() == selection.best(values, tokens, Budget(0.2), rng).tolist()
+    scores = rng.normal(size=(90, 9)) * 10.0 ** np.arange(9)
+    scores[np.arange(9), np.arange(9)] = 1e12
+    assert selection.in_turn(scores, tokens, Budget(0.1), rng).tolist() == list(range(9))
+    rows = selection.in_turn(scores, tokens, Budget(0.1, "tokens"), rng)
+    assert 0.1 * tokens.sum() - 20 < tokens[rows].sum() <= 0.1 * tokens.sum()
+
+
+# ------------------------------------------------------------------------------ of like lengths
+
+
+@pytest.mark.parametrize("size", [1, 9, 45, 90])
+def test_a_matched_choice_has_as_many_of_each_length(rng, size):
+    tokens = rng.permutation(np.arange(90)) + 7  # all different, so that the parts are known
+    part = (tokens - 7) * selection.LENGTH_BINS // 90
+    rows = rng.permutation(90)[:size]
+    found = selection.length_matched(rows, tokens, rng)
+    assert (np.diff(found) > 0).all()
+    assert Counter(part[found].tolist()) == Counter(part[rows].tolist())
+    # its tokens are between those of the shortest and the longest of these parts
+    shortest, longest = (sum(f(tokens[part == part[i]]) for i in rows) for f in (min, max))
+    assert shortest <= tokens[found].sum() <= longest
+
+
+def test_of_a_part_that_is_taken_whole_a_matched_choice_is_the_same(rng):
+    tokens = rng.permutation(np.arange(90))
+    rows = np.flatnonzero((tokens < 9) | (tokens == 40))
+    found = selection.length_matched(rows, tokens, rng)
+    assert set(np.flatnonzero(tokens < 9)) < set(found.tolist())
+    whole = np.arange(90)
+    assert selection.length_matched(whole, tokens, rng).tolist() == whole.tolist()
+
+
+@pytest.mark.parametrize("N", [3, 17])
+def test_small_pools_are_matched_too(rng, N):
+    tokens = np.full(N, 5)
+    for size in range(1, N + 1):
+        assert len(set(selection.length_matched(np.arange(size), tokens, rng))) == size
+
+
+def test_a_matched_choice_is_random_and_about_as_long(rng):
+    tokens = np.exp(rng.normal(4, 0.6, size=1000)).astype(int)
+    rows = np.argsort(-tokens + rng.normal(scale=40, size=1000))[:120]  # rather long ones
+    means = [tokens[selection.length_matched(rows, tokens, rng)].mean() for _ in range(40)]
+    assert len(set(means)) > 30
+    # the longest tenth is wide, and the selection has the longest of it
+    assert np.mean(means) == pytest.approx(tokens[rows].mean(), rel=0.08)
+    assert tokens[rows].mean() > 1.5 * tokens.mean(), "or this would say nothing"
+
+
+# ------------------------------------------------------------------------------------ all at once
+
+
+def chosen(methods, tokens, low=("first",), matched=("second",), budget=None, seed=0, turns=None):
+    return selection.choose(methods, low, matched, tokens, budget or Budget(0.2), seed, turns)
+
+
+def test_choose_names_all_selections(methods, tokens):
+    found = chosen(methods, tokens, ["first", "tied"], ["second"])
+    assert list(found) == [
+        "full pool", "random", "first, top", "second, top", "tied, top", "first, bottom",
+        "tied, bottom", "random, as long as second",
+    ]  # fmt: skip
+    assert found.pop("full pool").tolist() == list(range(90))
+    assert {len(rows) for rows in found.values()} == {18}
+    worst = sorted(range(90), key=lambda i: methods["first"][i])[:18]
+    assert found["first, bottom"].tolist() == sorted(worst)
+    assert methods["tied"][found["tied, bottom"]].max() <= methods["tied"][
+        np.setdiff1d(np.arange(90), found["tied, bottom"])
+    ].min()  # fmt: skip
+
+
+def test_budgets_of_tokens_hold_for_all_that_are_ranked(methods, tokens):
+    found = chosen(methods, tokens, methods, [], Budget(0.2, "tokens"))
+    del found["full pool"]
+    for name, rows in found.items():
+        assert 0.2 * tokens.sum() - 20 < tokens[rows].sum() <= 0.2 * tokens.sum(), name
+
+
+def test_each_selection_has_a_stream_of_its_own(methods, tokens):
+    turns = {"first": np.eye(90, 3)}
+    every = chosen(methods, tokens, methods, methods, turns=turns)
+    assert len(every.pop("first, in turn")) == 18
+    for left_out in methods:
+        fewer = {name: x for name, x in methods.items() if name != left_out}
+        for low, matched in ((fewer, fewer), ([], [])):
+            found = chosen(fewer, tokens, low, matched)
+            assert all(rows.tolist() == every[name].tolist() for name, rows in found.items())
+            assert not any(left_out in name for name in found)
+
+
+def test_another_seed_changes_what_is_random_and_nothing_else(methods, tokens):
+    one, again, other = (chosen(methods, tokens, methods, methods, seed=s) for s in (0, 0, 1))
+    same = {name for name in one if one[name].tolist() == other[name].tolist()}
+    certain = [f"{name}, {end}" for name in ("first", "second") for end in ("top", "bottom")]
+    assert same == {"full pool", *certain}
+    assert all(one[name].tolist() == again[name].tolist() for name in one)
+
+
+def test_selections_are_reproducible():
+    # a change of these rows means other selections, and all trainings anew
+    found = chosen({"tied": np.arange(20) % 3}, np.arange(20) % 7, ["tied"], ["tied"], seed=3)
+    assert {name: rows.tolist() for name, rows in found.items() if name != "full pool"} == {
+        "random": [1, 6, 18, 19],
+        "tied, top": [2, 5, 8, 14],
+        "tied, bottom": [0, 3, 6, 18],
+        "random, as long as tied": [2, 8, 14, 18],
+    }
+
+
+# ------------------------------------------------------------------- what they are, and their files
+
+
+def test_overlaps_and_composition_by_hand():
+    selections = {"all": np.arange(4), "two": np.array([0, 3]), "one": np.array([1])}
+    overlaps = selection.overlaps(selections)
+    assert overlaps.loc["all"].to_dict() == {"all": 1, "two": 0.5, "one": 0.25}
+    assert overlaps.loc["two"].to_dict() == {"all": 1, "two": 1, "one": 0}
+    assert overlaps.loc["one"].to_dict() == {"all": 1, "two": 0, "one": 1}
+    composition = selection.composition(selections, ["b", "a", "a", "a"])
+    assert list(composition) == ["b", "a"]
+    assert composition["a"].to_dict() == {"all": 0.75, "two": 0.5, "one": 1}
+    assert (composition.sum(axis=1) == 1).all()
+
+
+def test_what_is_written_comes_back_best_first(tmp_path, rng):
+    pool = data.load("data/demo.jsonl")
+    values, rows = rng.normal(size=len(pool)).round(1), rng.permutation(len(pool))[:20]
+    file = selection.write(pool, rows, values, tmp_path / "new" / "chosen.jsonl")
+    back = data.load(file)
+    assert back["score"] == sorted(values[rows], reverse=True)
+    by_id = {row["id"]: (i, row) for i, row in enumerate(pool)}
+    assert {by_id[name][0] for name in back["id"]} == set(rows.tolist())
+    for row in back:
+        i, original = by_id[row["id"]]
+        assert row == {**original, "score": values[i]}
+    lines = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+    assert all(list(line) == [*data.COLUMNS, "score"] for line in lines)
+
+
+def test_any_text_comes_back(tmp_path):
+    row = {**dict.fromkeys(data.COLUMNS, "x"), "prompt": 'é\u2028"\n\\', "completion": " 😀\t"}
+    file = selection.write([row], [0], np.zeros(1), tmp_path / "chosen.jsonl")
+    back = data.load(file)[0]
+    assert (back["prompt"], back["completion"]) == (row["prompt"], row["completion"])
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
+    file, row = tmp_path / "chosen.jsonl", dict.fromkeys(data.COLUMNS, "x")
+    selection.write([row] * 3, range(3), np.zeros(3), file)
+    before = file.read_bytes()
+    with pytest.raises(KeyError):
+        selection.write([row, {}], [0, 1], np.array([2, 1]), file)
+    assert file.read_bytes() == before
+    selection.write([row], [0], np.ones(1), file)
+    assert json.loads(file.read_bytes())["score"] == 1
+    assert list(tmp_path.iterdir()) == [file]
