@@ -1,5 +1,6 @@
 """The committed scores are those of the committed laptop profile, and the figures are theirs."""
 
+import json
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -99,3 +100,48 @@ def test_a_fresh_clone_finds_its_scores_without_model_and_data(monkeypatch, tmp_
         rhos = [spearmanr(mine[:, j], effect[:, j]).statistic for j in range(len(columns))]
         expected = known[f"{name} against training effect, per query"]
         assert np.mean(rhos) == pytest.approx(expected, rel=1e-5)
+
+
+def test_committed_trainings_are_those_of_the_committed_figures():
+    profile = yaml.safe_load((paths.NOTEBOOKS / "profiles" / "laptop.yaml").read_text())
+    folder = paths.resolve(profile["output_dir"])
+    files = sorted((paths.resolve(profile["scores_dir"]) / "finetuned").glob("*.json"))
+    records = [json.loads(file.read_text()) for file in files]
+    for file, record in zip(files, records, strict=True):
+        assert store.key("training", record["identity"]) == file.stem
+
+    untouched = [record for record in records if record["identity"]["recipe"] is None]
+    assert len(untouched) == 1
+    (before,) = untouched
+    alike = [r for r in records if r["queries"] == before["queries"]]
+    assert len(before["queries"]) == profile["n_evaluation"]
+    of_subsets = [r for r in records if r["queries"] != before["queries"]]
+    assert len(of_subsets) == profile["subsets"] * profile["subset_seeds"]
+    size = round(profile["subset_share"] * profile["n_train"])
+    assert {len(record["examples"]) for record in of_subsets} == {size}
+    recipe = {name: profile[name] for name in ("epochs", "batch_size", "rate", "lora_rank")}
+    for record in (*alike, *of_subsets):
+        if record is not before:
+            assert recipe.items() <= record["identity"]["recipe"].items()
+
+    # the full pool's gain: the mean of its seeds and of the queries, less the untouched model's
+    full = [record for record in alike if len(record["examples"]) == profile["n_train"]]
+    assert len(full) == profile["seeds"]
+    mean = [np.mean(record["measures"]["nats_per_token"]) for record in (before, *full)]
+    table = pd.read_csv(folder / "04_results.csv")
+    table = table[table["measure"] == "nats_per_token"].set_index("selection")
+    assert table.loc["full pool", "estimate"] == pytest.approx(
+        np.mean(mean[1:]) - mean[0], rel=1e-5
+    )
+
+    # the best by ICP score, chosen by hand from the committed gains; ties may fall either way
+    gains = pd.read_csv(folder / "01_training_examples.csv").set_index("id")["icp_score"]
+    k = round(profile["budget"] * profile["n_train"])
+    threshold = gains.sort_values(ascending=False).iloc[k - 1]
+    surely, possibly = set(gains[gains > threshold].index), set(gains[gains >= threshold].index)
+    chosen = [r for r in alike if surely <= set(r["examples"]) <= possibly]
+    assert {len(record["examples"]) for record in chosen} == {k}
+    assert len(chosen) == profile["seeds"]
+    mean = np.mean([np.mean(record["measures"]["nats_per_token"]) for record in chosen])
+    gain = mean - np.mean(before["measures"]["nats_per_token"])
+    assert table.loc["ICP score, top", "estimate"] == pytest.approx(gain, rel=1e-5)

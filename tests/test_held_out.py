@@ -144,7 +144,7 @@ def test_of_queries_that_are_also_training_examples_the_held_out_are_errors(own,
         with pytest.warns(UserWarning, match="both query and training example"):
             again.load_data()
         if held & {"p-7", "p-8"}:
-            with pytest.raises(data.DataError, match="evaluation query 'p-[78]' = training exam"):
+            with pytest.raises(data.DataError, match=r"evaluation query 'p-[78]' = training exam"):
                 again.held_out()
         else:
             assert set(again.held_out()[1]["id"]) == held

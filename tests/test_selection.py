@@ -158,7 +158,7 @@ def test_with_a_budget_of_tokens_those_that_do_not_fit_are_passed_over(rng):
 
 
 def taken_in_turn(scores, k, rng):
-    """The plain way: go round the queries, in a new order each time."""
+    """Go round the queries, in a new order each time: the plain way."""
     ties = np.array([rng.random(len(scores)) for _ in scores.T]).T
     left, chosen = set(range(len(scores))), []
     while len(chosen) < k:

@@ -182,7 +182,8 @@ def choose(
         low: Methods whose worst are a selection, too.
         matched: Methods whose best a random selection is matched to in length.
         tokens: [N] length of each example.
-        budget: Of all selections but the full pool.
+        budget: Of all selections but the full pool; random ones of the same lengths have the same
+            number of examples, and about the same tokens.
         seed: Breaks ties and draws; each selection has a stream of its own, so that leaving one
             out changes no other.
         turns: By name, scores [N, M] by which queries choose in turn, see `in_turn`.
