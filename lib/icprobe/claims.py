@@ -3,10 +3,11 @@
 The rules stand here and see the findings that notebooks wrote (`<output_dir>/NN_findings.csv`, or
 another table of that form), nothing else. Where there are no findings, the verdict is "not run".
 
-They were written before the first results, and three things have changed since. A rule that reads
+They were written before the first results, and some things have changed since. A rule that reads
 "above a threshold" no longer calls an interval that merely holds it "partly": P2 became "not
 reproduced" by it. Intervals of correlations are normal on Fisher's scale, since percentiles lay too
-low (`statistics.ends`). The two rows "each query for itself" were added; their tests say so.
+low (`statistics.ends`). The two rows "each query for itself" were added, and those of data that
+queries choose in turn; their tests say so. Verdicts are not corrected for the number of claims.
 """
 
 import json

@@ -9,9 +9,10 @@ full pool brings that is fixed beforehand, by two one-sided tests (TOST, Schuirm
 that is where the 90 % interval of their difference, as such a share, lies within the margin. The
 full pool's gain is resampled, too, so a gain that is uncertain itself makes no narrow margin.
 
-With few seeds, resampling them understates their noise: in simulations with 3 seeds and 48 queries,
-95 % intervals hold the truth in 92 to 95 % where a mean's seed-to-seed deviation is up to twice its
-standard error over queries, and in 80 % where it is seven times that. Tables have both.
+Resampling S seeds would give (S - 1) / S of the variance between them, so deviations of resampled
+seeds from their mean are drawn out by the root of S / (S - 1). Percentiles of three seeds still
+have short tails: tables have the seed-to-seed deviation beside the interval. With fewer than
+`LEAST_SEEDS` there is no verdict. Verdicts are not corrected for the number of pairs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,7 @@ from icprobe.trials import Outcome
 
 FULL = "full pool"
 LEVEL = 0.05  # of the equivalence test
+LEAST_SEEDS = 3  # below, the noise of training is not in the intervals, or hardly
 
 BETTER, WORSE, EQUIVALENT, OPEN = "better", "worse", "equivalent", "undecided"
 
@@ -60,6 +62,13 @@ def gains(
     return found
 
 
+def seeds_mean(outcomes: Sequence[Outcome]) -> pd.DataFrame:
+    """Return each query's measures, averaged over the seeds that have them: Q rows."""
+    measures = [outcome.measures for outcome in outcomes]
+    together = pd.concat(measures).groupby(level=0, sort=False).mean(numeric_only=True)
+    return together.loc[measures[0].index]
+
+
 def summary(
     gains: Mapping[str, np.ndarray], rng: np.random.Generator, resamples: int = 2000
 ) -> pd.DataFrame:
@@ -72,8 +81,8 @@ def summary(
 
     Returns:
         One row each: selection, estimate, low, high, seed_sd, seeds, queries. seed_sd is the
-        standard deviation between seeds of the mean over queries: where it is as large as the
-        interval's half, three seeds are too few for the interval to hold the truth in 95 %.
+        standard deviation between seeds of the mean over queries; with one seed it is not known,
+        and not in the interval.
     """
     names, measure, shape = _means(gains)
     low, high = statistics.crossed_interval(measure, shape, rng, resamples)
@@ -106,7 +115,8 @@ def differences(
         full pool brings, not a number where that is not positive (and where it is not in some
         resamples, wider, up to no 95 % and an infinite 90 %); p_equivalent, of TOST; verdict:
         "better" or "worse" where the 95 % interval does not hold zero, "equivalent" where TOST's
-        p is below 5 %, both, or "undecided".
+        p is below 5 %, both, or "undecided". With fewer than `LEAST_SEEDS` all are undecided, and
+        intervals of shares and p not numbers.
 
     Raises:
         ValueError: If the margin is not positive, or a name is unknown.
@@ -128,13 +138,16 @@ def differences(
 
     values = statistics.resampled(compared, shape, rng, resamples)
     estimate, share = compared(*map(np.arange, shape))
-    low, high = statistics.ends(estimate, values[:, 0])
+    low, high = _tested(estimate, values[:, 0], LEVEL / 2)
     p_equivalent = tost(share, values[:, 1], margin)
     tost_low, tost_high = _tested(share, values[:, 1], LEVEL)
     share_low, share_high = (
         np.where(np.isinf(end), np.nan, end) for end in _tested(share, values[:, 1], LEVEL / 2)
     )
     verdicts = [_verdict(*row) for row in zip(low, high, p_equivalent, strict=True)]
+    if shape[0] < LEAST_SEEDS:
+        share_low = share_high = tost_low = tost_high = p_equivalent = np.nan
+        verdicts = OPEN
     return pd.DataFrame(
         {
             "first": [pair[0] for pair in pairs],
@@ -193,8 +206,11 @@ def _means(gains: Mapping[str, np.ndarray]):
 
     def measure(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         # how often each was drawn does for a mean
-        of_queries = values @ np.bincount(columns, minlength=Q)
-        return of_queries @ np.bincount(rows, minlength=S) / (len(rows) * len(columns))
+        of_queries = values @ np.bincount(columns, minlength=Q) / len(columns)
+        drawn = np.bincount(rows, minlength=S) / len(rows)
+        if S > 1:
+            drawn = 1 / S + np.sqrt(S / (S - 1)) * (drawn - 1 / S)
+        return of_queries @ drawn
 
     return names, measure, (S, Q)
 

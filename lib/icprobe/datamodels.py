@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+from scipy.stats import rankdata
 
 from icprobe import statistics
 from icprobe.trials import Outcome, Trial
@@ -90,11 +91,11 @@ def scores(
 
 
 def ceiling(measured: np.ndarray) -> float:
-    """Return the highest LDS that noise-free predictions could have on average.
+    """Return about the highest LDS that noise-free predictions could have.
 
-    The root of the reliability of the seeds' mean: the mean Spearman correlation over subsets of
-    two single seeds, averaged over queries and pairs of seeds, stepped up to all of them (Spearman
-    and Brown). Not a number with one seed, or where seeds do not agree at all.
+    The average over queries of the root of the reliability of their seeds' mean: the mean Spearman
+    correlation over subsets of two single seeds, stepped up to all of them (Spearman and Brown),
+    zero where it is negative. Not a number with one seed.
 
     Args:
         measured: [S, seeds, M].
@@ -102,16 +103,14 @@ def ceiling(measured: np.ndarray) -> float:
     seeds = measured.shape[1]
     if seeds < 2:
         return float("nan")
-    every = tuple(map(np.arange, measured[:, 0].shape))
-    pairs = [
-        statistics.agreement(measured[:, a], measured[:, b], "query")(*every)
-        for a in range(seeds)
-        for b in range(a)
-    ]
-    single = float(np.mean(pairs))
-    if not single > 0:
-        return float("nan")
-    return float(np.sqrt(seeds * single / (1 + (seeds - 1) * single)))
+    ranks = rankdata(measured, axis=0)
+    ranks -= ranks.mean(axis=0)
+    with np.errstate(invalid="ignore"):
+        ranks /= np.sqrt((ranks**2).sum(axis=0))
+    rho = np.einsum("sam,sbm->abm", ranks, ranks)
+    single = np.maximum(rho[np.triu_indices(seeds, 1)].mean(axis=0), 0)
+    reliability = seeds * single / (1 + (seeds - 1) * single)
+    return float(np.nanmean(np.sqrt(reliability)))
 
 
 def findings(table: pd.DataFrame) -> pd.DataFrame:

@@ -5,7 +5,7 @@ One number per query and measure, higher = better, so that models are compared q
 - nats_per_token: log-likelihood of the completion over its number of tokens;
 - correct: 1 where of all options the completion is the likeliest (its log-likelihood the highest),
   else 0; for closed questions, those with options;
-- exact_match and rouge_l: of the greedy answer's first line with the completion, SQuAD's exact
+- exact_match and rouge_l: of the greedy answer (its first line) with the completion, SQuAD's exact
   match (1 or 0, without case, punctuation and articles; Rajpurkar et al. 2016) and the F-measure of
   ROUGE-L (Lin 2004), both as torchmetrics has them; for the other, open questions.
 """
@@ -28,7 +28,7 @@ MEASURES = {
 }
 VERSION = 1  # raise it when the same model begins to get other numbers
 
-NEW_TOKENS = 24  # most tokens of an answer; the suites' completions have 7 on average
+ANSWER_TOKENS = 24  # most tokens of an answer; the suites' completions have 7 on average
 TOGETHER = 64  # answers written at once: each step reads all weights, however many answers
 
 
@@ -37,6 +37,7 @@ def evaluate(
     queries: Iterable[dict],
     max_length: int | None = None,
     n_answered: int | None = None,
+    answer_tokens: int = ANSWER_TOKENS,
 ) -> pd.DataFrame:
     """Return the measures of Q queries, one row each, by id; see the module.
 
@@ -46,6 +47,8 @@ def evaluate(
         max_length: Most tokens of one example, see `lm.encode`.
         n_answered: Of how many open questions, from the first on, answers are generated; all by
             default, 0 for none.
+        answer_tokens: Most tokens of an answer. Only its first line counts, unless a completion
+            has several.
 
     Returns:
         Columns `MEASURES`, not a number where a measure does not apply, or was not asked for; and
@@ -64,7 +67,9 @@ def evaluate(
     closed = [query for query in queries if query["options"]]
     found.loc[[query["id"] for query in closed], "correct"] = _chosen_right(lm, closed, max_length)
     open_ones = [k for k, query in enumerate(queries) if not query["options"]][:n_answered]
-    for k, answer in zip(open_ones, answers(lm, [encoded[k] for k in open_ones]), strict=True):
+    lines = any("\n" in query["completion"].strip() for query in queries)
+    texts = answers(lm, [encoded[k] for k in open_ones], answer_tokens, lines)
+    for k, answer in zip(open_ones, texts, strict=True):
         scores = {**_compared(answer, queries[k]["completion"]), "answer": answer}
         found.loc[queries[k]["id"], list(scores)] = list(scores.values())
     return found
@@ -87,39 +92,55 @@ def _chosen_right(lm: LM, queries: Sequence[dict], max_length: int | None) -> li
     ]
 
 
-def answers(lm: LM, queries: Sequence[Encoded], new_tokens: int = NEW_TOKENS) -> list[str]:
-    """Return the first line of the model's greedy answer to each query's prompt.
+def answers(
+    lm: LM,
+    queries: Sequence[Encoded],
+    new_tokens: int = ANSWER_TOKENS,
+    several_lines: bool = False,
+) -> list[str]:
+    """Return the model's greedy answer to each query's prompt.
 
     Args:
         lm: The model.
         queries: Q encoded queries, those of like length together.
         new_tokens: Most tokens of an answer.
+        several_lines: Whether an answer may have more than one.
     """
     found = [""] * len(queries)
     order = sorted(range(len(queries)), key=lambda k: len(queries[k].prompt))
     for start in range(0, len(order), TOGETHER):
         batch = order[start : start + TOGETHER]
-        texts = _continued(lm, [queries[k] for k in batch], new_tokens)
+        texts = _continued(lm, [queries[k] for k in batch], new_tokens, several_lines)
         for k, text in zip(batch, texts, strict=True):
-            found[k] = text.strip().partition("\n")[0].strip()
+            found[k] = text.strip() if several_lines else text.strip().partition("\n")[0].strip()
     return found
 
 
 @torch.inference_mode()
-def _continued(lm: LM, queries: Sequence[Encoded], new_tokens: int) -> list[str]:
+def _continued(
+    lm: LM, queries: Sequence[Encoded], new_tokens: int, several_lines: bool
+) -> list[str]:
     """Return what the model writes after prompts that are read together, padded at the left."""
     prompts = [[*lm.bos, *query.prompt] for query in queries]
     longest = max(map(len, prompts))
     ids = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts])
     real = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
     end = lm.tokenizer.eos_token_id
+    stops = [] if several_lines else [_EndOfLine(lm, longest)]
     written = lm.model.generate(
         input_ids=ids.to(lm.device),
         attention_mask=real.to(lm.device),
         generation_config=GenerationConfig(
-            max_new_tokens=new_tokens, do_sample=False, eos_token_id=end, pad_token_id=end or 0
+            max_new_tokens=new_tokens,
+            eos_token_id=end,
+            pad_token_id=end or 0,
+            # greedy, whatever the model's own settings are
+            do_sample=False,
+            num_beams=1,
+            repetition_penalty=1.0,
+            no_repeat_ngram_size=0,
         ),
-        stopping_criteria=StoppingCriteriaList([_EndOfLine(lm, longest)]),
+        stopping_criteria=StoppingCriteriaList(stops),
     )
     return lm.tokenizer.batch_decode(written[:, longest:], skip_special_tokens=True)
 

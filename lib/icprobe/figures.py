@@ -55,6 +55,12 @@ def save(figure: Figure, name: str, output_dir: str | Path, profile: str, seed: 
     return figure
 
 
+def discard(name: str, output_dir: str | Path) -> None:
+    """Remove the figure and table of this name that an earlier run left."""
+    for kind in ("png", "pdf", "csv"):
+        (paths.resolve(output_dir) / f"{name}.{kind}").unlink(missing_ok=True)
+
+
 def save_table(frame: pd.DataFrame, name: str, output_dir: str | Path) -> None:
     """Save a table as <output_dir>/<name>.csv."""
     folder = paths.resolve(output_dir)

@@ -40,6 +40,8 @@ OPTIMIZER = "adamw_torch_fused"  # on two CPU cores a fifth of the time of the p
 # megabytes each for SmolLM2-135M); those of longer batches are computed again, for a third more
 TOKENS_KEPT = 2048
 
+TUNED = ", fine-tuned"  # how the name of a trained model ends
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -148,13 +150,19 @@ def train(
 
     Raises:
         ValueError: If there are no examples, loss_on is unknown, there are fewer steps than
-            checkpoints or no folder for them, or an example has no completion tokens.
+            checkpoints or no folder for them, an example has no completion tokens, or adapters are
+            to be saved of a model that was itself trained or merged with an adapter here.
         FloatingPointError: If the loss is not finite; names the first such step.
     """
     rows = _rows(lm, examples, loss_on)
     save_steps = recipe.save_steps(len(rows))
     if recipe.saves and folder is None:
         raise ValueError(f"saves is {recipe.saves}, but there is no folder for checkpoints")
+    if recipe.saves and recipe.lora_rank and _changed(lm):
+        raise ValueError(
+            f"{lm.identity['name']}: checkpoints would hold adapters without the model that they "
+            "change, which is in no folder of its own: train all weights (lora_rank=0), or save it"
+        )
     with tempfile.TemporaryDirectory(prefix="icprobe-") as temporary, _quietly():
         folder = folder or temporary
         trainer = _trainer(lm, rows, folder, recipe, loss_on)
@@ -180,7 +188,7 @@ def train(
         model = model.merge_and_unload()
     for weight in model.parameters():
         weight.grad = None
-    identity = {**lm.identity, "name": f"{lm.identity['name']}, fine-tuned", "dtype": "float32"}
+    identity = {**lm.identity, "name": lm.identity["name"] + TUNED, "dtype": "float32"}
     trained = LM(model.float().eval().requires_grad_(True), lm.tokenizer, identity)
     return Trained(trained, curve, _with_rates(names, curve, save_steps))
 
@@ -224,6 +232,11 @@ def _rows(lm: LM, examples: Iterable, loss_on: str) -> datasets.Dataset:
     if not len(rows):
         raise ValueError("there are no examples to train on")
     return rows
+
+
+def _changed(lm: LM) -> bool:
+    """Return whether the model is another than its files, which an adapter would name."""
+    return "base" in lm.identity or lm.identity["name"].endswith(TUNED)
 
 
 def _with_rates(
@@ -283,6 +296,10 @@ def _trainer(lm: LM, rows: datasets.Dataset, folder: str | Path, recipe: Recipe,
             """Tell nobody about it."""
 
     tokens = recipe.batch_size * max(map(len, rows["input_ids"]))
+    warmup = int(recipe.warmup * recipe.steps(len(rows)))  # a single step has none
+    schedule = recipe.schedule
+    if schedule == "constant" and warmup:  # which would leave it out
+        schedule = "constant_with_warmup"
     settings = SFTConfig(
         output_dir=str(folder),
         # what is learnt
@@ -292,8 +309,8 @@ def _trainer(lm: LM, rows: datasets.Dataset, folder: str | Path, recipe: Recipe,
         # how
         optim=OPTIMIZER,
         learning_rate=recipe.rate,
-        lr_scheduler_type=recipe.schedule,
-        warmup_steps=int(recipe.warmup * recipe.steps(len(rows))),  # a single step has none
+        lr_scheduler_type=schedule,
+        warmup_steps=warmup,
         weight_decay=0.0,
         max_grad_norm=0.0,  # no clipping
         num_train_epochs=recipe.epochs,
@@ -312,13 +329,18 @@ def _trainer(lm: LM, rows: datasets.Dataset, folder: str | Path, recipe: Recipe,
         report_to="none",
         disable_tqdm=True,
     )
+    if settings.n_gpu > 1:  # else each of them would take a batch, and a step be another one
+        settings._n_gpu = 1
+    tokenizer = copy.deepcopy(lm.tokenizer)  # it is given a padding token
+    if tokenizer.pad_token is None and tokenizer.eos_token is None:
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(0)  # it is masked: any will do
     transformers.set_seed(recipe.seed)  # the adapters' start is random
     model = copy.deepcopy(lm.model).float()
     trainer = Trainer(
         _with_adapters(lm, model, recipe.lora_rank) if recipe.lora_rank else model,
         settings,
         train_dataset=rows,
-        processing_class=copy.deepcopy(lm.tokenizer),  # it is given a padding token
+        processing_class=tokenizer,
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
@@ -368,6 +390,7 @@ def _quietly():
         with warnings.catch_warnings():
             # how peft asks the model, nothing that anybody could change here
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")
+            warnings.filterwarnings("ignore", "fan_in_fan_out is set to False")
             yield
     finally:
         logging.set_verbosity(verbosity)

@@ -79,6 +79,7 @@ class Bench:
         max_length: See `lm.encode`.
         n_answered: See `evaluation.evaluate`; of the first seed's models, those of other seeds do
             not answer in words, which takes as long as a small training.
+        answer_tokens: See `evaluation.evaluate`.
         keep_answers: Whether the texts of answers are wanted, too.
     """
 
@@ -90,6 +91,7 @@ class Bench:
     loss_on: str = "completion"
     max_length: int | None = None
     n_answered: int | None = None
+    answer_tokens: int = evaluation.ANSWER_TOKENS
     keep_answers: bool = False
 
     def run(self, trials: Sequence[Trial], fresh: bool = False) -> list[Outcome]:
@@ -107,8 +109,9 @@ class Bench:
         by_key = {self._key(trial): trial for trial in trials}
         if fresh:
             for key in by_key:
-                self._file(key).unlink(missing_ok=True)
-        missing = [key for key in by_key if not self._finished(key)]
+                for kind in (".json", ".jsonl"):
+                    self._file(key).with_suffix(kind).unlink(missing_ok=True)
+        missing = [key for key, trial in by_key.items() if not self._finished(key, trial)]
         folder = paths.shown(self._file("").parent)
         print(f"trainings: reused {len(by_key) - len(missing)} of {len(by_key)} from {folder}")
         for key in tqdm(missing, desc="trainings", unit=" trainings"):
@@ -144,11 +147,16 @@ class Bench:
             by_name.setdefault(trial.name, []).append(outcome)
         return before, by_name
 
-    def _n_answered(self, trial: Trial) -> int | None:
-        return 0 if trial.seed else self.n_answered
+    def _n_answered(self, trial: Trial) -> int:
+        """Return of how many open queries a trial's model gives answers."""
+        if trial.seed:
+            return 0
+        n_open = sum(not options for options in self.queries["options"])
+        return n_open if self.n_answered is None else min(self.n_answered, n_open)
 
     def identity(self, trial: Trial) -> dict:
         """Return everything that determines a training's outcome."""
+        n = self._n_answered(trial)
         recipe = asdict(replace(self.recipe, seed=trial.seed)) if trial.rows else None
         return {
             "versions": {"training": VERSION, "evaluation": evaluation.VERSION},
@@ -156,9 +164,9 @@ class Bench:
             "max_length": self.max_length,
             "recipe": recipe,
             "loss_on": self.loss_on if trial.rows else None,
-            "examples": _fingerprint(self._examples(trial)),
-            "queries": _fingerprint(self.queries),
-            "n_answered": self._n_answered(trial),
+            "examples": _fingerprint(self._examples(trial), ("prompt", "completion")),
+            "queries": _fingerprint(self.queries, ("id", "prompt", "completion", "options")),
+            "answers": {"n": n, "tokens": self.answer_tokens} if n else None,
         }
 
     def _examples(self, trial: Trial) -> datasets.Dataset:
@@ -170,10 +178,13 @@ class Bench:
     def _file(self, key: str) -> Path:
         return paths.resolve(self.scores_dir) / FOLDER / f"{key}.json"
 
-    def _finished(self, key: str) -> bool:
+    def _finished(self, key: str, trial: Trial) -> bool:
         """Return whether a training is kept, with all its checkpoints and answers."""
         file = self._file(key)
-        if not file.exists() or (self.keep_answers and not file.with_suffix(".jsonl").exists()):
+        needed = [file]
+        if self.keep_answers and self._n_answered(trial):
+            needed.append(file.with_suffix(".jsonl"))
+        if not all(path.exists() for path in needed):
             return False
         return all(Path(folder).is_dir() for folder, _ in self._read(key).checkpoints)
 
@@ -181,8 +192,9 @@ class Bench:
         """Train, evaluate, and write the record."""
         file = self._file(key)
         trained = self._trained(trial, file.with_suffix(""))
+        n = self._n_answered(trial)
         measures = evaluation.evaluate(
-            trained.lm, self.queries, self.max_length, self._n_answered(trial)
+            trained.lm, self.queries, self.max_length, n, self.answer_tokens
         )
         record = {
             "identity": self.identity(trial),
@@ -196,7 +208,7 @@ class Bench:
             },
             "made_with": store.made_with(),
         }
-        if self.keep_answers:
+        if self.keep_answers and n:
             answers = measures["answer"].dropna().items()
             lines = [json.dumps({"id": query, "answer": text}) for query, text in answers]
             _write(file.with_suffix(".jsonl"), "\n".join(lines))
@@ -240,14 +252,16 @@ class Bench:
 
 def _write(file: Path, text: str) -> None:
     """Let a file appear whole, in the place of one that may be there without what belongs to it."""
-    file.unlink(missing_ok=True)
+    try:
+        file.unlink(missing_ok=True)
+    except OSError as error:
+        raise StoreError(f"cannot write {paths.shown(file)}: {error.strerror}") from error
     store.publish(file, text.encode())
 
 
-def _fingerprint(rows: datasets.Dataset) -> dict:
-    """Return number and hash of the texts that are trained on or evaluated, and of their ids."""
+def _fingerprint(rows: datasets.Dataset, columns: Sequence[str]) -> dict:
+    """Return number and hash of the rows that are trained on or evaluated."""
     digest = hashlib.sha256()
-    for row in rows:
-        kept = [row["id"], row["prompt"], row["completion"], row["options"]]
-        digest.update(json.dumps(kept).encode() + b"\n")
+    for row in rows.select_columns(list(columns)):
+        digest.update(json.dumps([row[name] for name in columns]).encode() + b"\n")
     return {"n": len(rows), "sha256": digest.hexdigest()}

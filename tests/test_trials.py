@@ -1,0 +1,405 @@
+"""Trainings that are made once and kept: what is reused, what is made anew, and what it is."""
+
+import dataclasses
+import gc
+import json
+import shutil
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+from conftest import ATOL, RTOL, save_tiny
+from test_evaluation import questions
+from test_lm import examples
+
+from icprobe import evaluation, finetuning, trials
+from icprobe import lm as language_model
+from icprobe.evaluation import MEASURES
+from icprobe.finetuning import Recipe
+from icprobe.store import StoreError
+from icprobe.trials import UNTOUCHED, Bench, Trial
+
+RECIPE = Recipe(batch_size=2, rate=1e-2)
+ONE, TWO = Trial("one", (0, 3, 5)), Trial("two", (4, 1))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def frozen():
+    """Spare the garbage collector what is imported: most of the time of a tiny training."""
+    import torchmetrics.functional.text  # noqa: F401
+    import trl.trainer.sft_trainer  # noqa: F401
+
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+def rows(n, seed, options=()):
+    return datasets.Dataset.from_list(
+        [row | {"options": None} for row in examples(n, seed)]
+        if not options
+        else questions(options, seed)
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_tiny(tmp_path_factory.mktemp("model") / "model", "llama", bos=True)
+
+
+@pytest.fixture
+def bench(folder, tmp_path):
+    return Bench(
+        scores_dir=str(tmp_path / "scores"),
+        lm=language_model.load(str(folder), device="cpu"),
+        pool=rows(8, 1),
+        queries=rows(5, 2, [0, 2, 3, 0, 2]),
+        recipe=RECIPE,
+    )
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Ids and seeds of the trainings that are made; one that is None is interrupted."""
+    made, train = [], finetuning.train
+
+    def counted(lm, chosen, recipe, *more):
+        if None in made:
+            made.remove(None)
+            raise KeyboardInterrupt
+        made.append(([row.id for row in chosen], recipe.seed))
+        return train(lm, chosen, recipe, *more)
+
+    monkeypatch.setattr(finetuning, "train", counted)
+    return made
+
+
+def files(bench):
+    kept = Path(bench.scores_dir) / trials.FOLDER
+    return {str(f.relative_to(kept)): f.read_bytes() for f in kept.rglob("*") if f.is_file()}
+
+
+def keys(bench, *asked):
+    return [bench._key(trial) for trial in asked]
+
+
+def record(bench, trial):
+    return Path(bench.scores_dir) / trials.FOLDER / f"{bench._key(trial)}.json"
+
+
+def same(one, other):
+    assert one.curve.equals(other.curve) and one.measures.equals(other.measures)
+    assert (one.answers, one.checkpoints) == (other.answers, other.checkpoints)
+
+
+# ----------------------------------------------------------------------------------- what is kept
+
+
+def test_an_outcome_is_that_of_training_and_evaluating(bench):
+    before, outcome = bench.run([UNTOUCHED, dataclasses.replace(ONE, seed=3)])
+    recipe = dataclasses.replace(RECIPE, seed=3)
+    trained = finetuning.train(bench.lm, bench.pool.select([0, 3, 5]), recipe)
+    assert outcome.curve.equals(trained.curve) and len(before.curve) == 0
+    for found, lm, n in ((before, bench.lm, None), (outcome, trained.lm, 0)):
+        expected = evaluation.evaluate(lm, bench.queries, n_answered=n)[list(MEASURES)]
+        assert list(found.measures.index) == bench.queries["id"] == list(expected.index)
+        np.testing.assert_allclose(found.measures, expected, rtol=RTOL, atol=ATOL)
+        assert found.answers == {} and found.checkpoints == []
+
+
+def test_a_finished_training_is_never_made_again(bench, calls, capsys, monkeypatch):
+    found = bench.run([ONE, UNTOUCHED, TWO])
+    assert calls == [(["1-0", "1-3", "1-5"], 0), (["1-4", "1-1"], 0)]
+    assert "trainings: reused 0 of 3 from" in capsys.readouterr().out
+    kept = files(bench)
+    monkeypatch.setattr(evaluation, "evaluate", None)
+    for outcome, again in zip(found[::-1], bench.run([TWO, UNTOUCHED, ONE]), strict=True):
+        same(outcome, again)
+    assert "trainings: reused 3 of 3 from" in capsys.readouterr().out
+    assert len(calls) == 2 and files(bench) == kept
+
+
+def test_the_untouched_model_trains_nothing(bench, calls):
+    bench.run([UNTOUCHED])
+    assert calls == [] and len(files(bench)) == 1
+    other = dataclasses.replace(bench, recipe=Recipe(rate=1, epochs=9), loss_on="text")
+    assert keys(bench, UNTOUCHED) == keys(other, UNTOUCHED), "nor depends on how it would be"
+
+
+def test_equal_selections_share_one_record(bench, calls, capsys):
+    other = Trial("another name", ONE.rows)
+    one, two = bench.run([ONE, other])
+    same(one, two)
+    bench.run([dataclasses.replace(other, name="a third")])
+    assert len(calls) == len(files(bench)) == 1
+    assert "trainings: reused 0 of 1 from" in capsys.readouterr().out
+
+
+def test_records_hold_no_text(bench):
+    bench.run([UNTOUCHED, ONE])
+    for name, content in files(bench).items():
+        assert name.endswith(".json")
+        text = json.dumps(json.loads(content), ensure_ascii=False)
+        for row in [*bench.pool, *bench.queries]:
+            for part in (row["prompt"], row["completion"], *(row["options"] or [])):
+                assert len(part) > 2 and part not in text and part.strip() not in text
+
+
+@pytest.mark.parametrize(("rank", "saves"), [(0, 2), (2, 1)])
+def test_checkpoints_stay_beside_the_record(bench, calls, rank, saves):
+    bench = dataclasses.replace(
+        bench, recipe=dataclasses.replace(RECIPE, lora_rank=rank, saves=saves)
+    )
+    (outcome,) = bench.run([ONE])
+    assert len(outcome.checkpoints) == saves + 1
+    beside = {Path(folder).parent for folder, _ in outcome.checkpoints}
+    assert beside == {record(bench, ONE).with_suffix("")}
+    last = language_model.load(outcome.checkpoints[-1][0], device="cpu")
+    found = evaluation.evaluate(last, bench.queries, n_answered=0)
+    np.testing.assert_allclose(
+        outcome.measures[["nats_per_token", "correct"]],
+        found[["nats_per_token", "correct"]],
+        rtol=RTOL,
+        atol=ATOL,
+    )
+    shutil.rmtree(outcome.checkpoints[0][0])
+    same(outcome, *bench.run([ONE]))
+    assert len(calls) == 2 and all(Path(folder).is_dir() for folder, _ in outcome.checkpoints)
+    bench.run([ONE])
+    assert len(calls) == 2
+
+
+def test_answers_are_kept_where_they_are_asked_for(bench, calls):
+    bench.run([UNTOUCHED, ONE])
+    kept = files(bench)
+    talking = dataclasses.replace(bench, keep_answers=True)
+    before, outcome = talking.run([UNTOUCHED, ONE])
+    open_ones = [row["id"] for row in bench.queries if not row["options"]]
+    assert list(before.answers) == list(outcome.answers) == open_ones
+    expected = evaluation.evaluate(bench.lm, bench.queries)["answer"].dropna().to_dict()
+    assert before.answers == expected != outcome.answers
+    now = files(bench)
+    assert len(now) == 4 and kept.items() <= now.items()
+    for made, again in zip((before, outcome), talking.run([UNTOUCHED, ONE]), strict=True):
+        same(made, again)
+    assert all(silent.answers == {} for silent in bench.run([UNTOUCHED, ONE]))
+    assert len(calls) == 2 and files(bench) == now
+
+
+def test_models_of_the_first_seed_answer(bench):
+    fewer = dataclasses.replace(bench, n_answered=1)
+    for what, n in ((bench, 2), (fewer, 1)):
+        before, first, second = what.run([UNTOUCHED, ONE, dataclasses.replace(ONE, seed=1)])
+        for measure in ("exact_match", "rouge_l"):
+            counts = [outcome.measures[measure].count() for outcome in (before, first, second)]
+            assert counts == [n, n, 0]
+    assert keys(bench, ONE) != keys(fewer, ONE)
+    second = dataclasses.replace(ONE, seed=1)
+    assert keys(bench, second) == keys(fewer, second), "which makes no difference to others"
+
+
+def test_selections_by_seed(bench, calls):
+    chosen = [
+        {"x": np.array([0, 3, 5]), "y": np.array([1, 2])},
+        {"x": np.array([6]), "y": np.array([1, 2])},
+    ]
+    before, found = bench.run_selections(chosen)
+    assert calls == [
+        (["1-0", "1-3", "1-5"], 0), (["1-1", "1-2"], 0), (["1-6"], 1), (["1-1", "1-2"], 1),
+    ]  # fmt: skip
+    assert list(found) == ["x", "y"]
+    same(before, *bench.run([UNTOUCHED]))
+    for name, outcomes in found.items():
+        asked = [Trial(name, tuple(map(int, rows[name])), k) for k, rows in enumerate(chosen)]
+        for outcome, again in zip(outcomes, bench.run(asked), strict=True):
+            same(outcome, again)
+    assert len(calls) == 4
+    bench.run_selections(chosen[:1], fresh=True)
+    assert len(calls) == 6
+
+
+# ------------------------------------------------------------------------------------------- keys
+
+
+def changed(dataset, column):
+    """Return the data set with one character more in one row's text."""
+    table = dataset.to_list()
+    value = table[3][column]
+    table[3][column] = [*(value or []), "!"] if column == "options" else f"{value}!"
+    return datasets.Dataset.from_list(table)
+
+
+@pytest.mark.parametrize("name", ["prompt", "completion", "options", "id"])
+def test_the_key_changes_with_the_texts(bench, name):
+    queries = dataclasses.replace(bench, queries=changed(bench.queries, name))
+    assert len({*keys(bench, ONE, UNTOUCHED), *keys(queries, ONE, UNTOUCHED)}) == 4
+    pool = dataclasses.replace(bench, pool=changed(bench.pool, name))
+    assert keys(bench, ONE) != keys(pool, ONE), "an example trained on"
+    assert keys(bench, TWO, UNTOUCHED) == keys(pool, TWO, UNTOUCHED), "others are not"
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [{"epochs": 2}, {"batch_size": 3}, {"rate": 1e-3}, {"schedule": "cosine"}, {"warmup": 0.5},
+     {"lora_rank": 2}, {"saves": 1}],
+)  # fmt: skip
+def test_the_key_changes_with_the_recipe(bench, recipe):
+    other = dataclasses.replace(bench, recipe=dataclasses.replace(RECIPE, **recipe))
+    assert keys(bench, ONE) != keys(other, ONE)
+
+
+def test_the_key_changes_with_all_else_that_matters(bench, tiny, monkeypatch):
+    others = [
+        ONE,
+        dataclasses.replace(ONE, seed=1),
+        dataclasses.replace(ONE, rows=ONE.rows[::-1]),
+        dataclasses.replace(ONE, rows=ONE.rows[:2]),
+    ]
+    found = keys(bench, *others)
+    for change in (
+        {"loss_on": "text"},
+        {"max_length": 99},
+        {"n_answered": 1},
+        {"lm": tiny("qwen")},
+        {"queries": bench.queries.select([1, 0, 2, 3, 4])},
+    ):
+        found += keys(dataclasses.replace(bench, **change), ONE)
+    for module in (trials, evaluation):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "VERSION", 99)
+            found += keys(bench, ONE)
+    assert len(set(found)) == len(found) == 11
+
+
+def test_the_key_is_that_of_what_is_trained_not_of_its_name_or_place(bench, tmp_path):
+    other = dataclasses.replace(
+        bench,
+        scores_dir=str(tmp_path / "elsewhere"),
+        pool=datasets.concatenate_datasets([bench.pool, rows(3, 7)]),
+        recipe=dataclasses.replace(RECIPE, seed=5),
+        keep_answers=True,
+    )
+    assert keys(bench, ONE) == keys(other, dataclasses.replace(ONE, name="other"))
+    assert keys(bench, UNTOUCHED) == keys(other, Trial("", ()))
+
+
+# ------------------------------------------------------------------------------------ what breaks
+
+
+@pytest.mark.parametrize("options", [{}, {"keep_answers": True}])
+def test_an_interrupted_run_goes_on_and_leaves_the_same_bytes(bench, calls, tmp_path, options):
+    bench = dataclasses.replace(
+        bench, recipe=dataclasses.replace(RECIPE, lora_rank=2, saves=1), **options
+    )
+    asked = [ONE, TWO, dataclasses.replace(ONE, seed=1)]
+    whole = dataclasses.replace(bench, scores_dir=str(tmp_path / "whole"))
+    whole.run(asked)
+    calls.clear()
+    bench.run(asked[:1])
+    calls.append(None)
+    with pytest.raises(KeyboardInterrupt):
+        bench.run(asked)
+    finished = files(bench)
+    assert finished and len(calls) == 1
+    bench.run(asked)
+    assert calls == [(["1-0", "1-3", "1-5"], 0), (["1-4", "1-1"], 0), (["1-0", "1-3", "1-5"], 1)]
+    assert finished.items() <= files(bench).items()
+    now, expected = files(bench), files(whole)
+    assert now.keys() == expected.keys()
+    for name in now:
+        assert now[name] == expected[name] or name.endswith("training_args.bin"), name
+
+
+@pytest.mark.parametrize("where", ["evaluate", "_write"])
+def test_an_interruption_after_the_training_leaves_no_half_record(bench, calls, where, monkeypatch):
+    bench = dataclasses.replace(bench, keep_answers=True)
+    owner = trials if where == "_write" else evaluation
+    original, passed = getattr(owner, where), []
+
+    def interrupted(*args):
+        passed.append(args)
+        if len(passed) == 2:  # the record, after the answers
+            raise KeyboardInterrupt
+        return original(*args)
+
+    asked = [ONE] if where == "_write" else [TWO, ONE]
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, where, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            bench.run(asked)
+    assert not record(bench, ONE).exists()
+    bench.run(asked)
+    assert len(calls) == len(asked) + 1 and len(files(bench)) == 2 * len(asked)
+
+
+def test_fresh_makes_anew(bench, calls):
+    first = bench.run([ONE, TWO])
+    kept = files(bench)
+    record(bench, ONE).write_text("{}")
+    found = bench.run([ONE], fresh=True)
+    same(first[0], *found)
+    assert calls == [(["1-0", "1-3", "1-5"], 0), (["1-4", "1-1"], 0), (["1-0", "1-3", "1-5"], 0)]
+    assert files(bench) == kept
+    calls.append(None)
+    with pytest.raises(KeyboardInterrupt):
+        bench.run([ONE], fresh=True)
+    assert len(files(bench)) == 1, "an old record is not taken for a fresh one"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[:-20],
+        lambda text: "",
+        lambda text: "[]",
+        lambda text: "{}",
+        lambda text: text.replace('"correct": [', '"correct": [0.5, '),
+        lambda text: text.replace('"checkpoints": []', '"checkpoints": [3]'),
+        lambda text: text.replace('"loss": [', '"loss": [0.5, '),
+        lambda text: text.replace('"batch_size": 2', '"batch_size": 3'),
+        lambda text: text.replace('"nats_per_token": [', '"nats_per_token": ["x", '),
+    ],
+)
+def test_a_damaged_record_is_named(bench, calls, damage):
+    bench.run([ONE, TWO])
+    file = record(bench, ONE)
+    whole = file.read_text()
+    file.write_text(damage(whole))
+    with pytest.raises(StoreError, match=rf"{file.name} is damaged or foreign: .*Delete this file"):
+        bench.run([TWO, ONE])
+    assert len(calls) == 2
+    file.unlink()
+    bench.run([TWO, ONE])
+    assert len(calls) == 3 and file.read_text() == whole
+
+
+def test_a_record_in_bytes_that_are_no_text_is_named(bench):
+    bench.run([UNTOUCHED])
+    file = record(bench, UNTOUCHED)
+    file.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(StoreError, match=f"{file.name} is damaged"):
+        bench.run([UNTOUCHED])
+
+
+@pytest.mark.parametrize(
+    ("trial", "message"),
+    [
+        (dataclasses.replace(ONE, seed=2), r"one, seed 2: loss at step 2 is \S+: lower the learn"),
+        (TWO, r"two, seed 0: log-likelihood of '2-0' .*is not finite"),  # after its only step
+    ],
+)
+def test_a_training_that_diverges_is_named_and_others_stay(bench, calls, trial, message):
+    wild = dataclasses.replace(bench, recipe=dataclasses.replace(RECIPE, rate=1e30))
+    wild.run([UNTOUCHED])
+    kept = files(wild)
+    with pytest.raises(FloatingPointError, match=rf"{message}.*\. Finished trainings are kept\."):
+        wild.run([UNTOUCHED, trial])
+    assert files(wild) == kept and len(kept) == 1 and len(calls) == 1
+    wild.run([UNTOUCHED])
+
+
+def test_what_cannot_be_written_is_named(bench, tmp_path):
+    (tmp_path / "scores").write_text("a file")
+    with pytest.raises(StoreError, match=r"cannot write .*json: Not a directory"):
+        bench.run([UNTOUCHED])
