@@ -35,13 +35,19 @@ def one(gains, pair=("a", "b"), margin=0.1, resamples=400, seed=0):
 
 
 def looped(gains, seed, resamples):
-    """Mean gains of resamples of seeds and queries, the plain way: [resamples] by selection."""
+    """Mean gains of resamples of seeds and queries, the plain way: [resamples] by selection.
+
+    Shares of the drawn seeds deviate from 1 / S by a factor more than they were drawn.
+    """
     rng, (S, Q) = np.random.default_rng(seed), gains[FULL].shape
     found = {name: [] for name in gains}
+    stretch = np.sqrt(S / (S - 1)) if S > 1 else 1
     for _ in range(resamples):
-        seeds, queries = rng.integers(S, size=S), rng.integers(Q, size=Q)
+        seeds, queries = rng.integers(S, size=S).tolist(), rng.integers(Q, size=Q)
+        weights = [1 / S + stretch * (seeds.count(s) / S - 1 / S) for s in range(S)]
         for name, values in gains.items():
-            found[name].append(np.mean([values[s, q] for s in seeds for q in queries]))
+            of_seeds = [np.mean([values[s, q] for q in queries]) for s in range(S)]
+            found[name].append(sum(w * mean for w, mean in zip(weights, of_seeds, strict=True)))
     return {name: np.array(means) for name, means in found.items()}
 
 
@@ -95,15 +101,39 @@ def test_a_measure_that_applies_to_no_query_is_an_error(rng):
         differences(none, [(FULL, FULL)], 0.1, rng)
 
 
+def test_the_mean_over_seeds_by_hand():
+    index = ["q10", "q2", "q1"]  # in no alphabetical order
+    of_first = {"nats": [-1, -2, -3], "correct": [np.nan, 1, 0], "words": [5, 6, np.nan]}
+    of_second = {"nats": [-3, -2, -4], "correct": [np.nan, 0, 0], "words": [np.nan] * 3}
+    first, second = outcome(**of_first, bits=[7, 8, 9]), outcome(**of_second)  # bits: one seed's
+    for each in (first, second):
+        each.measures.index = index
+    expected = pd.DataFrame(
+        {
+            "nats": [-2, -2, -3.5],
+            "correct": [np.nan, 0.5, 0],
+            "words": [5, 6, np.nan],
+            "bits": [7.0, 8, 9],
+        },
+        index=index,
+    )
+    pd.testing.assert_frame_equal(comparison.seeds_mean([first, second]), expected)
+    pd.testing.assert_frame_equal(comparison.seeds_mean([first]), first.measures)
+    # queries are matched by name, in the first seed's order
+    other = Outcome(pd.DataFrame(), second.measures[::-1], {}, [])
+    pd.testing.assert_frame_equal(comparison.seeds_mean([first, other]), expected)
+
+
 # ------------------------------------------------------------------- estimates and their intervals
 
 
-def test_the_summary_is_of_means_with_looped_intervals(rng):
-    gains = made(rng)
+@pytest.mark.parametrize("S", [1, 2, 3])
+def test_the_summary_is_of_means_with_looped_intervals(rng, S):
+    gains = made(rng, S=S)
     table = comparison.summary(gains, np.random.default_rng(7), 200)
     assert table["selection"].tolist() == [FULL, "a", "b"]
     assert table["estimate"].tolist() == pytest.approx([x.mean() for x in gains.values()])
-    assert (table[["seeds", "queries"]] == [3, 12]).all(axis=None)
+    assert (table[["seeds", "queries"]] == [S, 12]).all(axis=None)
     for row, means in zip(table.itertuples(), looped(gains, 7, 200).values(), strict=True):
         assert (row.low, row.high) == pytest.approx(tuple(np.percentile(means, [2.5, 97.5])))
 
@@ -119,20 +149,18 @@ def test_differences_are_of_means_with_looped_intervals(rng, resamples):
         difference, drawn = gains[first].mean() - gains[second].mean(), means[first] - means[second]
         assert row.estimate == pytest.approx(difference, abs=1e-12)
         assert row.share == pytest.approx(difference / whole, abs=1e-12)
-        assert (row.low, row.high) == pytest.approx(
-            tuple(np.percentile(drawn, [2.5, 97.5])), abs=1e-12
-        )
-        shares = np.sort(drawn / means[FULL])
+        shares, drawn = np.sort(drawn / means[FULL]), np.sort(drawn)
         assert row.p_equivalent == pytest.approx(
             max((1 + (end * shares >= 0.2).sum()) / (1 + resamples) for end in (-1, 1))
         )
         # the ends are resamples, next to where percentiles lie
-        for name, level in (("tost", 0.05), ("share", 0.025)):
+        ends = [("", 0.025, drawn), ("tost_", 0.05, shares), ("share_", 0.025, shares)]
+        for name, level, of in ends:
             at = int(np.ceil(level * (1 + resamples))) - 2
-            low, high = getattr(row, f"{name}_low"), getattr(row, f"{name}_high")
-            assert (low, high) == pytest.approx((shares[at], shares[-1 - at]), abs=1e-12)
-            percentile = np.percentile(shares, 100 * level)
-            assert shares[at - 1] - 1e-12 <= percentile <= shares[at + 2] + 1e-12
+            low, high = getattr(row, f"{name}low"), getattr(row, f"{name}high")
+            assert (low, high) == pytest.approx((of[at], of[-1 - at]), abs=1e-12)
+            percentile = np.percentile(of, 100 * level)
+            assert of[at - 1] - 1e-12 <= percentile <= of[at + 2] + 1e-12
 
 
 def test_a_selection_is_exactly_equivalent_to_itself(rng):
@@ -185,6 +213,42 @@ def test_a_unit_changes_no_share_and_no_verdict(rng):
     assert other["low"] == pytest.approx(one_unit["low"] / np.log(2))
 
 
+@pytest.mark.parametrize("S", [1, 2, 3])
+def test_with_fewer_than_three_seeds_there_is_no_verdict(rng, S):
+    assert comparison.LEAST_SEEDS == 3
+    gains = made(rng, S=S, a=0.9, b=0.4, noise=0.01)
+    table = differences(gains, PAIRS, 0.7, np.random.default_rng(7), 200)
+    shares = ["share_low", "share_high", "tost_low", "tost_high", "p_equivalent"]
+    expected = ["better and equivalent", "worse and equivalent"] * 2
+    expected[2:] = ["worse and equivalent", "equivalent"]
+    assert table["verdict"].tolist() == (expected if S == 3 else ["undecided"] * 4)
+    assert table[shares].notna().all(axis=None) if S == 3 else table[shares].isna().all(axis=None)
+    # what was found is there nevertheless, and the interval of the difference of those seeds
+    means = looped(gains, 7, 200)
+    for row, (first, second) in zip(table.itertuples(), PAIRS, strict=True):
+        difference = gains[first].mean() - gains[second].mean()
+        assert row.estimate == pytest.approx(difference, abs=1e-12)
+        assert row.share == pytest.approx(difference / gains[FULL].mean(), abs=1e-12)
+        drawn = np.sort(means[first] - means[second])
+        assert (row.low, row.high) == pytest.approx((drawn[4], drawn[-5]), abs=1e-12)
+    found = findings(table, 0.7, 12)
+    assert len(found) == 8 and found["estimate"].notna().all()
+    ends = found[["low", "high"]]
+    assert ends.notna().all(axis=None) if S == 3 else ends.isna().all(axis=None)
+
+
+def test_intervals_of_three_seeds_cover_the_truth(rng):
+    """Seeds differ as much as queries' chance: what resampling seeds as they are would miss."""
+    runs, S, Q, truth = 300, 3, 48, 0.3
+    covered = 0
+    for k in range(runs):
+        of_queries, of_seeds = rng.normal(size=Q), rng.normal(size=(S, 1)) / np.sqrt(Q)
+        gains = {FULL: np.ones((S, Q)), "a": truth + of_queries + of_seeds, "b": np.zeros((S, Q))}
+        row = one(gains, resamples=200, seed=k)
+        covered += row["low"] <= truth <= row["high"]
+    assert covered / runs >= 0.9
+
+
 # ---------------------------------------------------------------------------------- equivalence
 
 
@@ -196,7 +260,7 @@ def test_a_unit_changes_no_share_and_no_verdict(rng):
 )
 def test_p_is_below_five_percent_just_where_the_inner_interval_is_within(seed, resamples, full):
     """Without exception: the interval's ends are the resamples at which p (with its +1) changes."""
-    gains = made(np.random.default_rng(seed), S=2, Q=8, full=full, noise=0.2)
+    gains = made(np.random.default_rng(seed), S=3, Q=8, full=full, noise=0.2)
     row = one(gains, resamples=resamples)
     if np.isnan(row["share"]):
         assert np.isnan(row[["tost_low", "tost_high", "p_equivalent"]].tolist()).all()
@@ -278,7 +342,7 @@ LEVEL_RUNS = 1000  # standard error of a share of 5 %: 0.7 %
 )  # fmt: skip
 def test_tost_keeps_its_level_and_has_power(rng, truth, noise, least, most):
     """Of 1000 selections whose queries are independent, those found equivalent to another."""
-    S, Q = 2, 40
+    S, Q = 3, 40  # seeds that are the same: no noise of theirs
     gains = {FULL: np.ones((S, Q)), "other": np.zeros((S, Q))}
     names = [f"{k}" for k in range(LEVEL_RUNS)]
     gains |= {name: truth + noise * rng.normal(size=Q) + np.zeros((S, 1)) for name in names}
@@ -289,12 +353,13 @@ def test_tost_keeps_its_level_and_has_power(rng, truth, noise, least, most):
 
 
 def test_tost_keeps_its_level_with_an_uncertain_gain_of_the_full_pool(rng):
-    runs, Q = 300, 40  # standard error 1.3 %
+    runs, S, Q = 300, 3, 40  # standard error 1.3 %
     found = 0
     for _ in range(runs):
         both, full = (noise * rng.normal(size=(1, Q)) for noise in (0.05, 1.5))
         # what is uncertain is mostly how wide the margin is
         gains = {FULL: 1 + full, "a": 0.1 + both, "b": np.zeros((1, Q))}
+        gains = {name: np.repeat(values, S, axis=0) for name, values in gains.items()}
         found += one(gains, resamples=299)["p_equivalent"] < 0.05
     assert 0.01 <= found / runs <= 0.09
 

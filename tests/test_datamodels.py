@@ -139,17 +139,34 @@ def test_findings_name_the_methods(rng, drawn):
 
 def test_the_ceiling_of_two_seeds_by_hand(rng):
     measured = rng.normal(size=(S, 2, M)) + 2 * rng.normal(size=(S, 1, M))
-    single = np.mean([spearmanr(*measured[:, :, j].T).statistic for j in range(M)])
-    expected = np.sqrt(2 * single / (1 + single))
+    measured[:, 1, 2] *= -1  # seeds that disagree on a query
+    single = [spearmanr(*measured[:, :, j].T).statistic for j in range(M)]
+    assert [rho < 0 for rho in single] == [j == 2 for j in range(M)]
+    of_queries = [np.sqrt(2 * rho / (1 + rho)) if rho > 0 else 0 for rho in single]
+    expected = sum(of_queries) / M
     assert datamodels.ceiling(measured) == pytest.approx(expected)
     assert datamodels.ceiling(measured[:, ::-1]) == pytest.approx(expected)
 
 
-def test_the_ceiling_is_one_without_noise_and_unknown_where_it_says_nothing(rng):
+def test_the_ceiling_of_three_seeds_by_hand(rng):
+    measured = rng.normal(size=(S, 3, M)) + rng.normal(size=(S, 1, M))
+    of_queries = []
+    for j in range(M):
+        pairs = [(0, 1), (0, 2), (1, 2)]
+        rho = np.mean([spearmanr(measured[:, a, j], measured[:, b, j])[0] for a, b in pairs])
+        of_queries.append(np.sqrt(3 * rho / (1 + 2 * rho)) if rho > 0 else 0)
+    assert datamodels.ceiling(measured) == pytest.approx(np.mean(of_queries))
+
+
+def test_the_ceiling_is_one_without_noise_zero_without_agreement_and_unknown_with_one_seed(rng):
     truth = rng.normal(size=(S, 1, M))
     assert datamodels.ceiling(np.repeat(truth, 4, axis=1)) == pytest.approx(1)
     assert np.isnan(datamodels.ceiling(truth))  # one seed
-    assert np.isnan(datamodels.ceiling(np.concatenate([truth, -truth], axis=1)))
+    opposed = np.concatenate([truth, -truth], axis=1)
+    assert datamodels.ceiling(opposed) == 0
+    # queries count by themselves: those that disagree take nothing from the others
+    both = np.concatenate([np.repeat(truth, 2, axis=1), opposed], axis=2)
+    assert datamodels.ceiling(both) == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("seeds", [2, 3, 5])
@@ -164,3 +181,20 @@ def test_predictions_without_noise_reach_the_ceiling_on_average(rng, seeds, nois
     found = lds(effect, subsets, measured)
     assert found == pytest.approx(np.sqrt(1 / (1 + noise**2 / seeds)), abs=0.03)
     assert datamodels.ceiling(measured) == pytest.approx(found, abs=0.03)
+
+
+@pytest.mark.parametrize("seeds", [2, 3])
+def test_the_ceiling_of_queries_that_differ_in_reliability(rng, seeds):
+    """Half at low and half at high reliability: not the root of a mean, which is 0.08 above."""
+    n, subsets = 40, datamodels.subsets(N, 300, 0.5)
+    effect = rng.normal(size=(N, n))
+    truth = datamodels.predicted(effect, subsets)
+    truth /= truth.std(0)
+    noise = np.repeat([2.5, 0.3], n // 2)
+    measured = truth[:, None] + noise * rng.normal(size=(300, seeds, n))
+    found = lds(effect, subsets, measured)
+    # as above: ranks against linear correlations, and the chance of 300 subsets
+    assert found == pytest.approx(np.sqrt(1 / (1 + noise**2 / seeds)).mean(), abs=0.03)
+    assert datamodels.ceiling(measured) == pytest.approx(found, abs=0.03)
+    single = np.mean(1 / (1 + noise**2))
+    assert np.sqrt(seeds * single / (1 + (seeds - 1) * single)) > found + 0.08

@@ -25,8 +25,8 @@ def questions(n_options, seed=0):
     return rows
 
 
-def token_nats(lm, row, completion):
-    (example,) = language_model.encode(lm, [row | {"completion": completion}])
+def token_nats(lm, row, completion, max_length=None):
+    (example,) = language_model.encode(lm, [row | {"completion": completion}], max_length)
     return language_model.token_log_likelihoods(lm, example)
 
 
@@ -58,21 +58,27 @@ def test_correct_is_the_likeliest_of_all_options(tiny, family):
 
 @pytest.mark.parametrize("bos", [False, True])
 def test_prompts_are_cut_as_everywhere(tiny, bos):
-    lm, queries = tiny(bos=bos), questions([0, 2, 0, 3])
-    long = [query | {"prompt": "x" * 100 + query["prompt"]} for query in queries]
+    lm, queries = tiny(bos=bos), questions([0, 0, *[3] * 9])
+    long = [query | {"prompt": "x" * 50 + query["prompt"]} for query in queries]
     with pytest.warns(UserWarning, match="prompts lost tokens at the left"):
-        found = evaluation.evaluate(lm, long, max_length=40)
-        cut = language_model.encode(lm, long, 40)
+        found = evaluation.evaluate(lm, long, max_length=20)
+        cut = language_model.encode(lm, long, 20)
+        likeliest = [
+            max(query["options"], key=lambda option: token_nats(lm, query, option, 20).sum())
+            == query["completion"]
+            for query in long[2:]
+        ]
     expected = [language_model.token_log_likelihoods(lm, row).mean() for row in cut]
     np.testing.assert_allclose(found["nats_per_token"], expected, rtol=RTOL, atol=ATOL)
-    assert found["answer"].dropna().tolist() == evaluation.answers(lm, [cut[0], cut[2]])
+    assert found["correct"].tolist()[2:] == likeliest
+    assert found["answer"].dropna().tolist() == evaluation.answers(lm, cut[:2])
 
 
 # ---------------------------------------------------------------------------------------- answers
 
 
 @torch.inference_mode()
-def slowly(lm, prompt, new_tokens=evaluation.NEW_TOKENS):
+def slowly(lm, prompt, new_tokens=evaluation.ANSWER_TOKENS):
     """Return the ids of the greedy continuation, one whole forward pass a token."""
     ids = [*lm.bos, *prompt]
     for _ in range(new_tokens):
@@ -83,7 +89,7 @@ def slowly(lm, prompt, new_tokens=evaluation.NEW_TOKENS):
     return ids[len(lm.bos) + len(prompt) :]
 
 
-def said(lm, prompt, new_tokens=evaluation.NEW_TOKENS):
+def said(lm, prompt, new_tokens=evaluation.ANSWER_TOKENS):
     return lm.tokenizer.decode(slowly(lm, prompt, new_tokens), skip_special_tokens=True)
 
 
@@ -127,11 +133,21 @@ def test_answers_are_first_lines_of_slow_greedy_ones(tiny, monkeypatch, family, 
     assert [evaluation.answers(lm, [query])[0] for query in queries[:3]] == expected[:3]
     short = [first_line(said(lm, query.prompt, 3)) for query in queries]
     assert evaluation.answers(lm, queries, 3) == short != expected
+    assert evaluation.answers(lm, queries, several_lines=True) == [text.strip() for text in whole]
 
 
-@pytest.mark.xfail(strict=True, reason="generate() fills in what the model's own settings say")
+FILLED_IN = pytest.mark.xfail(strict=True, reason="generate() fills in the model's own settings")
+
+
 @pytest.mark.parametrize(
-    "settings", [{"repetition_penalty": 5.0}, {"no_repeat_ngram_size": 1}, {"min_new_tokens": 24}]
+    "settings",
+    [
+        {"repetition_penalty": 5.0},
+        {"no_repeat_ngram_size": 1},
+        {"num_beams": 3},
+        {"do_sample": True, "temperature": 9.0},
+        pytest.param({"min_new_tokens": 24}, marks=FILLED_IN),
+    ],
 )
 def test_answers_are_greedy_whatever_the_model_comes_with(tiny, settings):
     lm = tiny("gpt2")
@@ -142,18 +158,30 @@ def test_answers_are_greedy_whatever_the_model_comes_with(tiny, settings):
 
 
 @pytest.mark.parametrize(
-    ("text", "line"),
+    ("text", "line", "lines"),
     [
-        ("one\ntwo", "one"),
-        ("\n \n one \n\ntwo", "one"),
-        ("one", "one"),
-        (" \n", ""),
-        ("", ""),
+        ("one\ntwo", "one", "one\ntwo"),
+        ("\n \n one \n\ntwo ", "one", "one \n\ntwo"),
+        (" one", "one", "one"),
+        (" \n", "", ""),
+        ("", "", ""),
     ],
 )
-def test_an_answer_is_one_line(tiny, monkeypatch, text, line):
-    monkeypatch.setattr(evaluation, "_continued", lambda lm, queries, _: [text] * len(queries))
-    assert evaluation.answers(None, language_model.encode(tiny(), examples(2))) == [line] * 2
+def test_an_answer_is_one_line_unless_a_completion_has_several(
+    tiny, monkeypatch, text, line, lines
+):
+    lm, asked = tiny(), []
+    monkeypatch.setattr(
+        evaluation,
+        "_continued",
+        lambda lm, queries, *options: asked.append(options) or [text] * len(queries),
+    )
+    queries = questions([0, 0])
+    for completion, expected in ((" x \n", line), (" x\ny", lines)):
+        queries[1]["completion"] = completion
+        found = evaluation.evaluate(lm, queries, answer_tokens=7)
+        assert found["answer"].tolist() == [expected] * 2
+    assert asked == [(7, False), (7, True)]
 
 
 def test_no_questions_no_answers(tiny):
@@ -176,7 +204,7 @@ def test_no_questions_no_answers(tiny):
     ],
 )
 def test_answers_are_compared_in_words(tiny, monkeypatch, answer, completion, exact, overlap):
-    monkeypatch.setattr(evaluation, "answers", lambda lm, queries: [answer] * len(queries))
+    monkeypatch.setattr(evaluation, "answers", lambda lm, queries, *_: [answer] * len(queries))
     query = {"id": "q", "prompt": "Q:", "completion": completion, "options": None}
     found = evaluation.evaluate(tiny(), [query]).loc["q"]
     assert found["answer"] == answer

@@ -119,16 +119,13 @@ def share(recipe, step, steps):
     return falling[recipe.schedule]
 
 
-IGNORED = pytest.mark.xfail(strict=True, reason="transformers' constant rates have no warm-up")
-
-
 @pytest.mark.parametrize(
     ("schedule", "warmup", "loss_on"),
     [
         *((schedule, 0.0, "completion") for schedule in SCHEDULES),
         ("linear", 0.3, "completion"),
         ("cosine", 0.5, "text"),
-        pytest.param("constant", 0.5, "text", marks=IGNORED),
+        ("constant", 0.5, "text"),
     ],
 )
 def test_equals_a_plain_loop_over_the_same_batches(tiny, schedule, warmup, loss_on):
@@ -340,6 +337,15 @@ def test_nobody_is_told_of_the_run(tiny, tmp_path, monkeypatch, capfd, family, r
     out, err = capfd.readouterr()
     lines = [line for line in err.replace("\r", "\n").split("\n") if line.strip()]
     assert not out and all(line.startswith("fine-tuning") for line in lines)
+
+
+def test_padding_needs_no_token_of_its_own(tiny):
+    one, other = (tiny(bos=True) for _ in range(2))
+    other.tokenizer.pad_token = other.tokenizer.eos_token = None
+    runs = [finetuning.train(lm, examples(9, 1), RECIPE) for lm in (one, other)]
+    assert runs[0].curve.equals(runs[1].curve)
+    assert same(*(weights(run.lm) for run in runs))
+    assert other.tokenizer.pad_token is None
 
 
 # -------------------------------------------------------------------------------------- adapters

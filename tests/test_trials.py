@@ -96,13 +96,18 @@ def same(one, other):
 # ----------------------------------------------------------------------------------- what is kept
 
 
-def test_an_outcome_is_that_of_training_and_evaluating(bench):
+@pytest.mark.filterwarnings("ignore:.* prompts lost tokens at the left")
+@pytest.mark.parametrize("options", [{}, {"loss_on": "text"}, {"max_length": 18}])
+def test_an_outcome_is_that_of_training_and_evaluating(bench, options):
+    bench, loss_on = dataclasses.replace(bench, **options), options.get("loss_on", "completion")
     before, outcome = bench.run([UNTOUCHED, dataclasses.replace(ONE, seed=3)])
-    recipe = dataclasses.replace(RECIPE, seed=3)
-    trained = finetuning.train(bench.lm, bench.pool.select([0, 3, 5]), recipe)
+    recipe, most = dataclasses.replace(RECIPE, seed=3), options.get("max_length")
+    chosen = language_model.encode(bench.lm, bench.pool.select(ONE.rows), most)
+    assert any(row.truncated for row in chosen) == (most is not None)
+    trained = finetuning.train(bench.lm, chosen, recipe, loss_on=loss_on)
     assert outcome.curve.equals(trained.curve) and len(before.curve) == 0
     for found, lm, n in ((before, bench.lm, None), (outcome, trained.lm, 0)):
-        expected = evaluation.evaluate(lm, bench.queries, n_answered=n)[list(MEASURES)]
+        expected = evaluation.evaluate(lm, bench.queries, most, n)[list(MEASURES)]
         assert list(found.measures.index) == bench.queries["id"] == list(expected.index)
         np.testing.assert_allclose(found.measures, expected, rtol=RTOL, atol=ATOL)
         assert found.answers == {} and found.checkpoints == []
@@ -181,10 +186,14 @@ def test_answers_are_kept_where_they_are_asked_for(bench, calls):
     assert before.answers == expected != outcome.answers
     now = files(bench)
     assert len(now) == 4 and kept.items() <= now.items()
+    later = dataclasses.replace(ONE, seed=1)
+    assert talking.run([later])[0].answers == {}, "others do not answer"
+    now = files(bench)
     for made, again in zip((before, outcome), talking.run([UNTOUCHED, ONE]), strict=True):
         same(made, again)
     assert all(silent.answers == {} for silent in bench.run([UNTOUCHED, ONE]))
-    assert len(calls) == 2 and files(bench) == now
+    same(talking.run([later])[0], bench.run([later])[0])
+    assert len(calls) == 3 and files(bench) == now and len(now) == 5
 
 
 def test_models_of_the_first_seed_answer(bench):
@@ -197,6 +206,16 @@ def test_models_of_the_first_seed_answer(bench):
     assert keys(bench, ONE) != keys(fewer, ONE)
     second = dataclasses.replace(ONE, seed=1)
     assert keys(bench, second) == keys(fewer, second), "which makes no difference to others"
+    all_of_them = dataclasses.replace(bench, n_answered=2)
+    assert keys(bench, ONE) == keys(all_of_them, ONE)
+    assert keys(all_of_them, ONE) == keys(dataclasses.replace(bench, n_answered=9), ONE)
+    short = dataclasses.replace(bench, answer_tokens=1, keep_answers=True)
+    assert keys(short, ONE) != keys(bench, ONE) and keys(short, second) == keys(bench, second)
+    silent = dataclasses.replace(bench, n_answered=0)
+    assert keys(silent, ONE) == keys(dataclasses.replace(silent, answer_tokens=1), ONE)
+    (outcome,) = short.run([ONE])
+    found = {len(language_model.text_ids(bench.lm, text)) for text in outcome.answers.values()}
+    assert len(outcome.answers) == 2 and max(found) <= 3, "one token, or the sign for half a letter"
 
 
 def test_selections_by_seed(bench, calls):
@@ -204,12 +223,11 @@ def test_selections_by_seed(bench, calls):
         {"x": np.array([0, 3, 5]), "y": np.array([1, 2])},
         {"x": np.array([6]), "y": np.array([1, 2])},
     ]
-    before, found = bench.run_selections(chosen)
+    found = bench.run_selections(chosen)
     assert calls == [
         (["1-0", "1-3", "1-5"], 0), (["1-1", "1-2"], 0), (["1-6"], 1), (["1-1", "1-2"], 1),
     ]  # fmt: skip
     assert list(found) == ["x", "y"]
-    same(before, *bench.run([UNTOUCHED]))
     for name, outcomes in found.items():
         asked = [Trial(name, tuple(map(int, rows[name])), k) for k, rows in enumerate(chosen)]
         for outcome, again in zip(outcomes, bench.run(asked), strict=True):
@@ -235,7 +253,8 @@ def test_the_key_changes_with_the_texts(bench, name):
     queries = dataclasses.replace(bench, queries=changed(bench.queries, name))
     assert len({*keys(bench, ONE, UNTOUCHED), *keys(queries, ONE, UNTOUCHED)}) == 4
     pool = dataclasses.replace(bench, pool=changed(bench.pool, name))
-    assert keys(bench, ONE) != keys(pool, ONE), "an example trained on"
+    learnt = name in ("prompt", "completion")
+    assert (keys(bench, ONE) != keys(pool, ONE)) == learnt, "an example trained on"
     assert keys(bench, TWO, UNTOUCHED) == keys(pool, TWO, UNTOUCHED), "others are not"
 
 
@@ -334,6 +353,7 @@ def test_an_interruption_after_the_training_leaves_no_half_record(bench, calls, 
 
 
 def test_fresh_makes_anew(bench, calls):
+    bench = dataclasses.replace(bench, keep_answers=True)
     first = bench.run([ONE, TWO])
     kept = files(bench)
     record(bench, ONE).write_text("{}")
@@ -344,7 +364,7 @@ def test_fresh_makes_anew(bench, calls):
     calls.append(None)
     with pytest.raises(KeyboardInterrupt):
         bench.run([ONE], fresh=True)
-    assert len(files(bench)) == 1, "an old record is not taken for a fresh one"
+    assert len(files(bench)) == 2, "nothing old is taken for fresh"
 
 
 @pytest.mark.parametrize(

@@ -377,8 +377,10 @@ def intervals(panels: dict[str, pd.DataFrame], label: str | dict[str, str]) -> F
         row[0][0].set_ylim(-len(names) + 0.4, 0.6)
         if "group" in first:
             _mark_groups(row[0], first.groupby("row", sort=False)["group"].first())
-        if len(series) > 1:
+        if len(series) > 1 or "ceiling" in first:
             handles, labels = row[0][0].get_legend_handles_labels()
+            if len(series) == 1:
+                handles, labels = [], []  # the title says it
             if "ceiling" in first:
                 bar = {"marker": "|", "markersize": 11, "markeredgewidth": 2, "linestyle": ""}
                 handles.append(Line2D([], [], color="black", **bar))

@@ -126,7 +126,7 @@ class Bench:
 
     def run_selections(
         self, chosen: Sequence[Mapping[str, np.ndarray]], fresh: bool = False
-    ) -> tuple[Outcome, dict[str, list[Outcome]]]:
+    ) -> dict[str, list[Outcome]]:
         """Train on the same selections with several seeds; see `run`.
 
         Args:
@@ -134,18 +134,17 @@ class Bench:
             fresh: Make all trainings anew.
 
         Returns:
-            Outcome of the untouched model, and by selection one outcome for each seed.
+            By selection, one outcome for each seed.
         """
         asked = [
             Trial(name, tuple(map(int, rows)), seed)
             for seed, found in enumerate(chosen)
             for name, rows in found.items()
         ]
-        before, *outcomes = self.run([UNTOUCHED, *asked], fresh)
         by_name: dict[str, list[Outcome]] = {}
-        for trial, outcome in zip(asked, outcomes, strict=True):
+        for trial, outcome in zip(asked, self.run(asked, fresh), strict=True):
             by_name.setdefault(trial.name, []).append(outcome)
-        return before, by_name
+        return by_name
 
     def _n_answered(self, trial: Trial) -> int:
         """Return of how many open queries a trial's model gives answers."""
