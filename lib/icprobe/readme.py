@@ -100,7 +100,41 @@ def headline() -> str:
   cosines with {within["cosine"]}, by gains with {within["gain"]},
   by hidden states with {within["hidden states"]} and by words with
   {within["words (TF-IDF)"]}; as differences, gains do {rival_within}
-  the better similarity."""
+  the better similarity.
+{_choosing()}"""
+
+
+def _choosing() -> str:
+    """Return what 04 found of selections and of LDS, as a point of the headline."""
+    folder = FIGURES / "laptop"
+    compared = pd.read_csv(folder / "04_differences.csv").set_index(["first", "second"])
+    margin = compared["margin"].iloc[0]
+    both, random_icp, random_product, worst_icp, worst_product = (
+        f"{row.verdict} ({row.share:+.2f}, {row.share_low:+.2f} to {row.share_high:+.2f})"
+        for row in (
+            compared.loc[pair]
+            for pair in (
+                ("ICP score, top", "product, top"), ("ICP score, top", "random"),
+                ("product, top", "random"), ("ICP score, top", "ICP score, bottom"),
+                ("product, top", "product, bottom"),
+            )
+        )
+    )  # fmt: skip
+    lds = tables.in_words(pd.read_csv(folder / "04_lds.csv"))
+    cosine, product, gain, score, words = (
+        lds[f"LDS of {name}"]
+        for name in ("cosine", "product", "gain", "ICP score", "words (TF-IDF)")
+    )
+    return f"""\
+- **What a choice is worth.** Models fine-tuned on the best examples by ICP score, held against
+  those by product: {both}, as a share of what the full pool
+  brings; equivalent means within {margin:g}. Against random data of the same size: ICP score
+  {random_icp}, product {random_product}.
+  Against the lowest-ranked by the same method: ICP score {worst_icp},
+  product {worst_product}. What training on random subsets does to each
+  query is predicted (LDS) by cosines with {cosine}, products
+  {product}, gains {gain}, ICP scores
+  {score}, similarity of words {words}."""
 
 
 def finetuning() -> str:
