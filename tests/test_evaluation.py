@@ -58,16 +58,22 @@ def test_correct_is_the_likeliest_of_all_options(tiny, family):
 
 @pytest.mark.parametrize("bos", [False, True])
 def test_prompts_are_cut_as_everywhere(tiny, bos):
-    lm, queries = tiny(bos=bos), questions([0, 0, *[3] * 9])
-    long = [query | {"prompt": "x" * 50 + query["prompt"]} for query in queries]
+    lm, options = tiny(bos=bos), [" abc.", " e a.", " dba."]
+    long = [query | {"prompt": "x" * 50 + query["prompt"]} for query in questions([0, 0])]
+    long += [
+        row | {"completion": options[0], "options": options, "prompt": row["prompt"] * 5}
+        for row in examples(12, 5)
+    ]
+
+    def right(query, max_length):
+        nats = [token_nats(lm, query, option, max_length).sum() for option in options]
+        return np.argmax(nats) == 0
+
     with pytest.warns(UserWarning, match="prompts lost tokens at the left"):
         found = evaluation.evaluate(lm, long, max_length=20)
         cut = language_model.encode(lm, long, 20)
-        likeliest = [
-            max(query["options"], key=lambda option: token_nats(lm, query, option, 20).sum())
-            == query["completion"]
-            for query in long[2:]
-        ]
+        likeliest = [right(query, 20) for query in long[2:]]
+    assert likeliest != [right(query, None) for query in long[2:]], "it makes a difference"
     expected = [language_model.token_log_likelihoods(lm, row).mean() for row in cut]
     np.testing.assert_allclose(found["nats_per_token"], expected, rtol=RTOL, atol=ATOL)
     assert found["correct"].tolist()[2:] == likeliest
@@ -136,9 +142,6 @@ def test_answers_are_first_lines_of_slow_greedy_ones(tiny, monkeypatch, family, 
     assert evaluation.answers(lm, queries, several_lines=True) == [text.strip() for text in whole]
 
 
-FILLED_IN = pytest.mark.xfail(strict=True, reason="generate() fills in the model's own settings")
-
-
 @pytest.mark.parametrize(
     "settings",
     [
@@ -146,7 +149,7 @@ FILLED_IN = pytest.mark.xfail(strict=True, reason="generate() fills in the model
         {"no_repeat_ngram_size": 1},
         {"num_beams": 3},
         {"do_sample": True, "temperature": 9.0},
-        pytest.param({"min_new_tokens": 24}, marks=FILLED_IN),
+        {"min_new_tokens": 24},
     ],
 )
 def test_answers_are_greedy_whatever_the_model_comes_with(tiny, settings):

@@ -67,14 +67,11 @@ def temporary(tmp_path, monkeypatch):
 # ------------------------------------------------------------------------------ what is computed
 
 
-EXPERTS = pytest.mark.xfail(strict=True, reason="TRL adds a loss of its own for experts")
-
-
 @pytest.mark.parametrize(
     ("family", "rank", "loss_on"),
     [
         *((family, 0, "completion") for family in [*FAMILIES, "olmo"]),
-        pytest.param("mixtral", 0, "completion", marks=EXPERTS),
+        ("mixtral", 0, "completion"),
         ("llama", 0, "text"),
         ("llama", 2, "completion"),
         ("gpt2", 2, "text"),
@@ -263,9 +260,6 @@ def test_the_trained_model_is_ready_to_use(tiny, dtype, rank):
     assert finetuning.precise(lm).model.dtype == torch.float32 and found.lm.bos == lm.bos
 
 
-@pytest.mark.xfail(
-    strict=True, reason="forward stays that of TRL, and that of accelerate around it"
-)
 @pytest.mark.parametrize(
     ("family", "dtype", "rank"),
     [("llama", "float32", 0), ("llama", "float32", 2), ("llama", "bfloat16", 0),

@@ -127,21 +127,19 @@ def _continued(
     real = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
     end = lm.tokenizer.eos_token_id
     stops = [] if several_lines else [_EndOfLine(lm, longest)]
-    written = lm.model.generate(
-        input_ids=ids.to(lm.device),
-        attention_mask=real.to(lm.device),
-        generation_config=GenerationConfig(
-            max_new_tokens=new_tokens,
-            eos_token_id=end,
-            pad_token_id=end or 0,
-            # greedy, whatever the model's own settings are
-            do_sample=False,
-            num_beams=1,
-            repetition_penalty=1.0,
-            no_repeat_ngram_size=0,
-        ),
-        stopping_criteria=StoppingCriteriaList(stops),
-    )
+    # greedy, and no more: what a model's own settings ask for would be filled in
+    own, lm.model.generation_config = lm.model.generation_config, GenerationConfig()
+    try:
+        written = lm.model.generate(
+            input_ids=ids.to(lm.device),
+            attention_mask=real.to(lm.device),
+            generation_config=GenerationConfig(
+                max_new_tokens=new_tokens, do_sample=False, eos_token_id=end, pad_token_id=end or 0
+            ),
+            stopping_criteria=StoppingCriteriaList(stops),
+        )
+    finally:
+        lm.model.generation_config = own
     return lm.tokenizer.batch_decode(written[:, longest:], skip_special_tokens=True)
 
 

@@ -186,10 +186,11 @@ def train(
     )
     if recipe.lora_rank:
         model = model.merge_and_unload()
-    for weight in model.parameters():
-        weight.grad = None
+    # in a model of its own: the trainer and accelerate leave theirs with other forward passes
+    plain = copy.deepcopy(lm.model).float()
+    plain.load_state_dict(model.state_dict())
     identity = {**lm.identity, "name": lm.identity["name"] + TUNED, "dtype": "float32"}
-    trained = LM(model.float().eval().requires_grad_(True), lm.tokenizer, identity)
+    trained = LM(plain.eval().requires_grad_(True), lm.tokenizer, identity)
     return Trained(trained, curve, _with_rates(names, curve, save_steps))
 
 
@@ -306,6 +307,7 @@ def _trainer(lm: LM, rows: datasets.Dataset, folder: str | Path, recipe: Recipe,
         completion_only_loss=loss_on == "completion",
         packing=False,
         max_length=None,
+        router_aux_loss_coef=0.0,  # no loss of its own for mixtures of experts
         # how
         optim=OPTIMIZER,
         learning_rate=recipe.rate,
