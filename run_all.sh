@@ -45,7 +45,7 @@ lacks() { # PYTHON
     "$1" - "$root" <<'PYTHON'
 import importlib.util, pathlib, sys
 
-needed = "torch transformers datasets trl sklearn kronfluence papermill ipykernel jupyterlab pytest"
+needed = "torch transformers datasets trl sklearn torchmetrics kronfluence papermill ipykernel jupyterlab pytest"
 missing = [name for name in needed.split() if not importlib.util.find_spec(name)]
 package = importlib.util.find_spec("icprobe")
 if sys.version_info < (3, 11):

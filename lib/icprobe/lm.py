@@ -160,10 +160,11 @@ def _adapted(folder: Path) -> str | None:
     config = folder / "adapter_config.json"
     if not config.exists():
         return None
-    base = json.loads(config.read_text()).get("base_model_name_or_path")
+    fields = json.loads(config.read_text())
+    base, revision = (fields.get(name) for name in ("base_model_name_or_path", "revision"))
     if not base:
         raise ValueError(f"{config}: base_model_name_or_path is missing")
-    return base
+    return f"{base}@{revision}" if revision else base
 
 
 def load(name_or_path: str, dtype: str = "float32", device: str | None = None) -> LM:
