@@ -450,3 +450,9 @@ def test_sentences_say_each_verdict(rng):
         "a: models equivalent (within 70% of the full pool's gain) to those of a "
         "(+0.00, +0.00 to +0.00)."
     )
+
+
+def test_sentences_of_few_seeds_have_no_interval(rng):
+    gains = {name: values[:2] for name, values in made(rng, a=0.9, b=0.4, noise=0.01).items()}
+    line = comparison.in_words(differences(gains, PAIRS, 0.7, rng, 100), 0.7)[0]
+    assert line.endswith(", fewer than 3 seeds: no interval).") and "nan" not in line

@@ -184,6 +184,10 @@ def test_options_are_renamed_but_not_made_from_a_template(tmp_path):
     assert list(loaded["options"]) == [[" 2", " 3"], None]
     with pytest.raises(data.DataError, match=r"own\.jsonl:1: options: not a list but str"):
         data.load(file, columns={"options": "{choices}"})
+    of_another_form = write(tmp_path / "other.jsonl", [a_row(options={"label": ["A", "B"]})])
+    with pytest.raises(data.DataError, match=r"not a list but dict .*\{'options': None\} leaves"):
+        data.load(of_another_form)
+    assert data.load(of_another_form, columns={"options": None})["options"][0] is None
 
 
 def test_mixed_kinds_in_an_extra_column_are_an_error(tmp_path):

@@ -46,13 +46,22 @@ def test_the_first_subsets_stay_when_there_are_more():
     assert datamodels.subsets(N, 30, 0.5)[:7] == datamodels.subsets(N, 7, 0.5)
     assert datamodels.subsets(N, 7, 0.5) != datamodels.subsets(N, 7, 0.5, seed=1)
     # a change of these rows means all trainings anew
-    assert datamodels.subsets(9, 2, 0.4, seed=3) == [(0, 1, 2, 7), (1, 2, 4, 5)]
+    assert datamodels.subsets(9, 4, 0.4, seed=3)[:2] == [(0, 1, 2, 7), (1, 2, 4, 5)]
 
 
 @pytest.mark.parametrize("share", [0, 1, -0.5, 1.5, 0.01, 0.99, np.nan])
 def test_a_subset_takes_some_and_leaves_some(share):
     with pytest.raises(ValueError, match=f"subset_share is {share}, .* takes some of 40 examples"):
-        datamodels.subsets(N, 3, share)
+        datamodels.subsets(N, 4, share)
+
+
+def test_too_few_subsets_or_trainings_are_errors():
+    for S in (-1, 3, 8.0):
+        with pytest.raises(ValueError, match=f"subsets is {S}, expected 0 for none, or at least 4"):
+            datamodels.subsets(N, S, 0.5)
+    for seeds in (0, 1.5):
+        with pytest.raises(ValueError, match=f"subset_seeds is {seeds}, expected a whole number"):
+            datamodels.trials([(0, 1)], seeds)
 
 
 def test_what_is_measured_is_in_the_order_of_the_trials():

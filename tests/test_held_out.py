@@ -88,6 +88,25 @@ def test_few_of_a_half_are_random_ones_and_move_no_query(own):
             what.held_out(n=n)
 
 
+def test_equal_prompts_are_on_one_side(own, tmp_path):
+    rows = [
+        {"id": f"{i}-{k}", "prompt": f"What is {i}?", "completion": f" {k}!"}
+        for k in range(3)
+        for i in range(100, 108)
+    ]
+    file = tmp_path / "several.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for seed in range(10):
+        what = own(queries=str(file), seed=seed)
+        selecting, found = what.held_out()
+        sides = {name.split("-")[0] for name in ids(what, selecting)}
+        assert len(found) == 12 and len(selecting) == 12
+        assert not sides & {name.split("-")[0] for name in found["id"]}
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows[::8]))
+    with pytest.raises(data.DataError, match="one query cannot both select and evaluate"):
+        own(queries=str(file)).held_out()
+
+
 def test_one_query_cannot_do_both(own, source):
     what = own(n_query=1)
     with pytest.raises(data.DataError, match=r"q\.jsonl: one query cannot both select and eval"):
@@ -150,19 +169,26 @@ def test_of_queries_that_are_also_training_examples_the_held_out_are_errors(own,
             assert set(again.held_out()[1]["id"]) == held
 
 
-def test_a_query_that_is_there_twice_may_not_be_in_both_halves(own, source, tmp_path):
+def test_a_query_that_is_there_twice_may_not_be_in_both_halves(own, tmp_path):
     rows = [*texts("q", range(100, 106)), {**texts("q", [100])[0], "id": "twin"}]
     file = tmp_path / "twins.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sides = []
+    for seed in range(12):
+        selecting, found = own(queries=str(file), seed=seed).held_out()
+        sides.append(len({"q-100", "twin"} & set(found["id"])))
+        assert len({0, 6} & set(selecting)) == 2 - sides[-1]
+    assert set(sides) == {0, 2}
+    # white space makes another prompt, and the same text
+    rows[-1] |= {"prompt": "What  is 100?"}
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     parted = 0
     for seed in range(12):
         try:
-            selecting, found = own(queries=str(file), seed=seed).held_out()
+            own(queries=str(file), seed=seed).held_out()
         except data.DataError as error:
             assert "'q-100'" in str(error) and "'twin'" in str(error)
             parted += 1
-        else:
-            assert ({"q-100", "twin"} <= set(found["id"])) != (len({0, 6} & set(selecting)) == 2)
     assert 0 < parted < 12
 
 

@@ -142,7 +142,7 @@ def test_overrides_only_and_another_output_dir(root):
     assert not (root / "figures").exists()
 
 
-def test_fresh_is_passed_where_declared_and_timed_when_complete(root):
+def test_fresh_is_passed_where_declared_and_timed(root):
     assert runner.main(["--fresh"], root) == 0
     first, second = told(root)
     assert first["fresh"] is True
@@ -153,11 +153,14 @@ def test_fresh_is_passed_where_declared_and_timed_when_complete(root):
     assert all(float(row["minutes"]) > 0 and int(row["cores"]) > 0 for row in rows)
     assert {row["icprobe"] for row in rows} == {__version__}
 
-    (root / "figures" / "laptop" / "logs" / "timing.csv").unlink()
-    assert runner.main(["--fresh", "--only", "02"], root) == 0
-    assert not (
-        root / "figures" / "laptop" / "logs" / "timing.csv"
-    ).exists()  # not the whole profile
+    file = root / "figures" / "laptop" / "logs" / "timing.csv"
+    file.unlink()
+    assert runner.main(["--fresh", "--only", "01"], root) == 0
+    assert [row["notebook"] for row in records(file)] == ["01_first"]
+    file.unlink()
+    for arguments in (["--fresh", "-p", "steps", "4"], []):  # not the profile as it stands, or old
+        assert runner.main(arguments, root) == 0
+        assert not file.exists()
 
 
 @pytest.mark.parametrize(

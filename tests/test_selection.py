@@ -194,11 +194,11 @@ def test_of_like_queries_the_best_are_chosen_and_of_others_each_ones_best(method
 # ------------------------------------------------------------------------------ of like lengths
 
 
-@pytest.mark.parametrize("size", [1, 9, 45, 90])
+@pytest.mark.parametrize("size", [1, 9, 45, 100])
 def test_a_matched_choice_has_as_many_of_each_length(rng, size):
-    tokens = rng.permutation(np.arange(90)) + 7  # all different, so that the parts are known
-    part = (tokens - 7) * selection.LENGTH_BINS // 90
-    rows = rng.permutation(90)[:size]
+    tokens = rng.permutation(np.arange(100)) + 7  # all different, so that the parts are known
+    part = (tokens - 7) * selection.LENGTH_BINS // 100
+    rows = rng.permutation(100)[:size]
     found = selection.length_matched(rows, tokens, rng)
     assert (np.diff(found) > 0).all()
     assert Counter(part[found].tolist()) == Counter(part[rows].tolist())
@@ -208,11 +208,11 @@ def test_a_matched_choice_has_as_many_of_each_length(rng, size):
 
 
 def test_of_a_part_that_is_taken_whole_a_matched_choice_is_the_same(rng):
-    tokens = rng.permutation(np.arange(90))
-    rows = np.flatnonzero((tokens < 9) | (tokens == 40))
+    tokens = rng.permutation(np.arange(100))
+    rows = np.flatnonzero((tokens < 10) | (tokens == 40))
     found = selection.length_matched(rows, tokens, rng)
-    assert set(np.flatnonzero(tokens < 9)) < set(found.tolist())
-    whole = np.arange(90)
+    assert set(np.flatnonzero(tokens < 10)) < set(found.tolist())
+    whole = np.arange(100)
     assert selection.length_matched(whole, tokens, rng).tolist() == whole.tolist()
 
 
@@ -221,6 +221,9 @@ def test_small_pools_are_matched_too(rng, N):
     tokens = np.full(N, 5)
     for size in range(1, N + 1):
         assert len(set(selection.length_matched(np.arange(size), tokens, rng))) == size
+    # and not by the selection itself
+    drawn = {tuple(selection.length_matched([0, 1], tokens, rng)) for _ in range(30)}
+    assert len(drawn) > 1
 
 
 def test_a_matched_choice_is_random_and_about_as_long(rng):
@@ -237,7 +240,8 @@ def test_a_matched_choice_is_random_and_about_as_long(rng):
 
 
 def chosen(methods, tokens, low=("first",), matched=("second",), budget=None, seed=0, turns=None):
-    return selection.choose(methods, low, matched, tokens, budget or Budget(0.2), seed, turns)
+    budget = budget or Budget(0.2)
+    return selection.choose(methods, low, matched, tokens, budget, seed + 1, turns)[seed]
 
 
 def test_choose_names_all_selections(methods, tokens):
@@ -253,6 +257,20 @@ def test_choose_names_all_selections(methods, tokens):
     assert methods["tied"][found["tied, bottom"]].max() <= methods["tied"][
         np.setdiff1d(np.arange(90), found["tied, bottom"])
     ].min()  # fmt: skip
+
+
+def test_each_seed_draws_anew(methods, tokens):
+    found = selection.choose(methods, [], ["first"], tokens, Budget(0.2), 3)
+    assert len(found) == 3
+    for name, same in {
+        "random": False,
+        "random, as long as first": False,
+        "first, top": True,
+    }.items():
+        assert (len({tuple(each[name]) for each in found}) == 1) is same
+    for seeds in (0, -1, 2.0, None):
+        with pytest.raises(ValueError, match=f"seeds is {seeds}, expected a whole number from 1"):
+            selection.choose(methods, [], [], tokens, Budget(0.2), seeds)
 
 
 def test_budgets_of_tokens_hold_for_all_that_are_ranked(methods, tokens):
@@ -289,7 +307,7 @@ def test_selections_are_reproducible():
         "random": [1, 6, 18, 19],
         "tied, top": [2, 5, 8, 14],
         "tied, bottom": [0, 3, 6, 18],
-        "random, as long as tied": [2, 8, 14, 18],
+        "random, as long as tied": [0, 2, 14, 18],
     }
 
 

@@ -315,8 +315,10 @@ def in_words(table: pd.DataFrame, margin: float) -> list[str]:
         EQUIVALENT: f"models equivalent (within {margin:.0%} of the full pool's gain) to those of",
         OPEN: "models that cannot be told from, nor called equivalent to, those of",
     }
+    few = f"fewer than {LEAST_SEEDS} seeds: no interval"
     return [
         f"{row.first}: {' and '.join(said[part] for part in row.verdict.split(' and '))} "
-        f"{row.second} ({row.share:+.2f}, {row.share_low:+.2f} to {row.share_high:+.2f})."
+        f"{row.second} ({row.share:+.2f}, "
+        f"{few if np.isnan(row.share_low) else f'{row.share_low:+.2f} to {row.share_high:+.2f}'})."
         for row in table.itertuples()
     ]

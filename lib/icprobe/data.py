@@ -47,7 +47,7 @@ def load(
     split: str | None = None,
     limit: int | None = None,
     seed: int = 0,
-    columns: Mapping[str, str] | None = None,
+    columns: Mapping[str, str | None] | None = None,
 ) -> datasets.Dataset:
     """Load examples.
 
@@ -63,7 +63,8 @@ def load(
         seed: Which examples a limit takes, and their order in a suite. It never moves an example
             from one split of a suite to another.
         columns: For files and hub data sets, what makes each column: another column's name, or
-            a template with columns in braces, such as {"completion": " {output}"}.
+            a template with columns in braces, such as {"completion": " {output}"}; None leaves a
+            column of the source out, such as options of another form.
 
     Returns:
         One row per example: id, prompt, completion, task, content, type, options, and other
@@ -91,7 +92,7 @@ def identity(
     split: str | None = None,
     limit: int | None = None,
     seed: int = 0,
-    columns: Mapping[str, str] | None = None,
+    columns: Mapping[str, str | None] | None = None,
 ) -> dict:
     """Return what determines the rows that `load` gives, without loading or downloading them.
 
@@ -427,7 +428,7 @@ def _check_split(source: str | Path, split: str | None, columns: object) -> None
 # ------------------------------------------------------------------------- files and the hub
 
 
-def _load_file(source: str | Path, columns: Mapping[str, str] | None) -> datasets.Dataset:
+def _load_file(source: str | Path, columns: Mapping[str, str | None] | None) -> datasets.Dataset:
     """Read and check a .jsonl or .parquet file."""
     file = paths.resolve(source)
     where, problems = paths.shown(file), []
@@ -464,7 +465,7 @@ def _read_jsonl(file: Path, problems: list[tuple[int, str]]) -> list[tuple[int, 
 
 
 def _load_hub(
-    source: str | Path, split: str | None, columns: Mapping[str, str] | None
+    source: str | Path, split: str | None, columns: Mapping[str, str | None] | None
 ) -> datasets.Dataset:
     """Load a hub data set at the revision that `identity` names, and check it."""
     name, revision = assets.hub_revision(str(source), "dataset")
@@ -483,7 +484,7 @@ def _examples(
     rows: list[tuple[int, dict]],
     stem: str,
     where: str,
-    columns: Mapping[str, str] | None,
+    columns: Mapping[str, str | None] | None,
     problems: list[tuple[int, str]],
 ) -> datasets.Dataset:
     """Map columns, fill defaults, and raise one DataError with everything that is wrong."""
@@ -496,7 +497,9 @@ def _examples(
                 row[key] = default
         found = [f"{key}: {reason}" for key in COLUMNS if (reason := _reason(key, row.get(key)))]
         if reason := _options_reason(row.get("options"), row.get("completion")):
-            found.append(f"options: {reason}")
+            found.append(
+                f"options: {reason} (a column mapping {{'options': None}} leaves them out)"
+            )
         if not found and first.setdefault(row["id"], number) != number:
             found = [f"id: {row['id']!r} is also the id of line {first[row['id']]}"]
         problems += [(number, problem) for problem in found]
@@ -513,7 +516,7 @@ def _examples(
     return _dataset(examples, where)
 
 
-def _check_columns(rows: list, where: str, columns: Mapping[str, str]) -> None:
+def _check_columns(rows: list, where: str, columns: Mapping[str, str | None]) -> None:
     """Raise DataError if the mapping has a column that does not exist on either side."""
     known = {key for _, row in rows for key in row}
     made = (*COLUMNS, "options")
@@ -525,19 +528,23 @@ def _check_columns(rows: list, where: str, columns: Mapping[str, str]) -> None:
                 raise DataError(f"{where}: columns: no column {name!r}{_close(name, known)}")
 
 
-def _fields(value: str) -> list[str]:
+def _fields(value: str | None) -> list[str]:
     """Return the column names in a mapping's value: a plain name, or the names in braces."""
+    if value is None:
+        return []
     if "{" not in value:
         return [value]
     return [name for _, name, _, _ in string.Formatter().parse(value) if name is not None]
 
 
-def _mapped(row: dict, columns: Mapping[str, str]) -> dict:
+def _mapped(row: dict, columns: Mapping[str, str | None]) -> dict:
     """Return the mapped columns of a row; a template with a missing field gives None."""
     mapped = {}
     for key, value in columns.items():
         fields = {name: row.get(name) for name in _fields(value)}
-        if "{" not in value:
+        if value is None:
+            mapped[key] = None
+        elif "{" not in value:
             mapped[key] = fields[value]
         else:
             parts = string.Formatter().parse(value)

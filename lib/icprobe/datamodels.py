@@ -28,8 +28,14 @@ def subsets(N: int, S: int, share: float, seed: int = 0) -> list[tuple[int, ...]
     The first ones stay the same when S grows.
 
     Raises:
-        ValueError: If the share is not between 0 and 1, or leaves nobody in or nobody out.
+        ValueError: If there are too few subsets to rank, or the share is not between 0 and 1, or
+            leaves nobody in or nobody out.
     """
+    if type(S) is not int or S < statistics.LEAST:
+        raise ValueError(
+            f"subsets is {S!r}, expected 0 for none, or at least {statistics.LEAST}: a rank "
+            "correlation over fewer says nothing"
+        )
     if not 0 < share < 1 or not 0 < round(share * N) < N:
         raise ValueError(
             f"subset_share is {share!r}, expected a share between 0 and 1 that takes some of "
@@ -41,7 +47,13 @@ def subsets(N: int, S: int, share: float, seed: int = 0) -> list[tuple[int, ...]
 
 
 def trials(subsets: Sequence[tuple[int, ...]], seeds: int) -> list[Trial]:
-    """Return the trainings on each subset with each seed, subset by subset."""
+    """Return the trainings on each subset with each seed, subset by subset.
+
+    Raises:
+        ValueError: If there are no seeds.
+    """
+    if type(seeds) is not int or seeds < 1:
+        raise ValueError(f"subset_seeds is {seeds!r}, expected a whole number from 1")
     return [
         Trial(f"subset {s}", rows, seed) for s, rows in enumerate(subsets) for seed in range(seeds)
     ]

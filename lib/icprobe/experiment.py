@@ -52,8 +52,8 @@ class Experiment:
     seed: int = 0
     dtype: str = "float32"
     max_length: int | None = None
-    train_columns: Mapping[str, str] | None = None
-    query_columns: Mapping[str, str] | None = None
+    train_columns: Mapping[str, str | None] | None = None
+    query_columns: Mapping[str, str | None] | None = None
 
     @property
     def _sources(self) -> dict[str, tuple]:
@@ -86,11 +86,12 @@ class Experiment:
         evaluation: str | None = None,
         split: str = "evaluation",
         n: int | None = None,
-        columns: Mapping[str, str] | None = None,
+        columns: Mapping[str, str | None] | None = None,
     ) -> tuple[np.ndarray, datasets.Dataset]:
         """Return which queries may select training data, and others to evaluate models on.
 
-        No text of an evaluation query is in the pool, or among the queries that may select.
+        No text of an evaluation query is in the pool, or among the queries that may select; and of
+        own queries, those with equal prompts are on one side.
 
         Args:
             evaluation: Source of the evaluation queries, see `data.load`. By default, of a suite
@@ -109,12 +110,14 @@ class Experiment:
         pool, queries = self.load_data()
         selecting = np.arange(len(queries))
         if evaluation is None and not data.is_suite(self.queries):
-            if len(queries) < 2:
+            prompts, different = pd.factorize(np.asarray(queries["prompt"]))
+            if len(different) < 2:
                 raise data.DataError(f"{self.queries}: one query cannot both select and evaluate")
             if n is not None and n < 1:
                 raise data.DataError(f"{self.queries}: {n} evaluation queries asked for")
-            order = np.random.default_rng(self.seed).permutation(len(queries))
-            half = len(order) // 2
+            place = np.random.default_rng(self.seed).permutation(len(different)).argsort()[prompts]
+            order = np.argsort(place, kind="stable")
+            half = np.searchsorted(place[order], len(different) // 2)
             selecting = np.sort(order[half:])
             found = queries.select(np.sort(order[:half][:n]))
         else:

@@ -210,13 +210,19 @@ def findings(notebook: str) -> str:
 
 
 def promote_timings() -> None:
-    """Take over the minutes that complete fresh runs leave in their logs, to be committed."""
+    """Take over the minutes that fresh runs leave in their logs, notebook by notebook."""
     for measured in FIGURES.glob("*/logs/timing.csv"):
-        measured.replace(measured.parents[1] / "timing.csv")
+        committed = measured.parents[1] / "timing.csv"
+        found = pd.read_csv(measured)
+        if committed.exists():
+            before = pd.read_csv(committed)
+            found = pd.concat([before[~before["notebook"].isin(found["notebook"])], found])
+        found.sort_values("notebook").to_csv(committed, index=False, float_format="%.2f")
+        measured.unlink()
 
 
 def minutes() -> str:
-    """Return the table of minutes per notebook and profile, from complete fresh runs."""
+    """Return the table of minutes per notebook and profile, from fresh runs."""
     runs = {
         profile: pd.read_csv(FIGURES / profile / "timing.csv").set_index("notebook")
         for profile in ("smoke", "laptop")

@@ -644,12 +644,9 @@ def main(argv: list[str] | None = None, root: Path = paths.ROOT) -> int:
         say(f"\n{table(rows)}\n\nlog: {paths.shown(log_file)}")
     statuses = {row.status for row in rows}
     if statuses <= {"done", "skipped"}:
-        # only a complete run of the profile as it stands may say how long the profile takes
-        anew = all(
-            (notebook.defaults | parameters).get("fresh", True)
-            for notebook, parameters in zip(chosen, planned, strict=True)
-        )
-        if anew and args.only is None and not overrides and "done" in statuses:
+        # only a fresh run of the profile as it stands may say how long its notebooks take
+        anew = args.fresh or profile.get("fresh", False)
+        if anew and not overrides and "done" in statuses:
             write_csv(folder / "logs" / "timing.csv", timing_records(rows))
         return 0
     return 130 if "interrupted" in statuses else 1

@@ -17,6 +17,7 @@ from icprobe import paths
 from icprobe.data import COLUMNS
 
 LENGTH_BINS = 10  # of a pool, within which a length-matched random choice is made
+LEAST_IN_BIN = 10  # examples: in smaller ones hardly anything is left to chance
 
 TOP, BOTTOM, IN_TURN = "top", "bottom", "in turn"
 
@@ -147,8 +148,9 @@ def in_turn(
 def length_matched(rows: np.ndarray, tokens: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Return random row numbers, as many of about each length as a selection has.
 
-    The pool is cut into `LENGTH_BINS` equal parts by length, and as many are drawn from each as the
-    selection has there (so from a part that it takes whole, the same).
+    The pool is cut into `LENGTH_BINS` equal parts by length (fewer where they would have less than
+    `LEAST_IN_BIN` examples), and as many are drawn from each as the selection has there (so from a
+    part that it takes whole, the same).
 
     Args:
         rows: The selection.
@@ -157,8 +159,9 @@ def length_matched(rows: np.ndarray, tokens: np.ndarray, rng: np.random.Generato
     """
     order = np.lexsort((rng.random(len(tokens)), tokens))
     bins = np.empty(len(tokens), dtype=int)
-    bins[order] = np.arange(len(tokens)) * LENGTH_BINS // len(tokens)
-    wanted = np.bincount(bins[rows], minlength=LENGTH_BINS)
+    parts = max(1, min(LENGTH_BINS, len(tokens) // LEAST_IN_BIN))
+    bins[order] = np.arange(len(tokens)) * parts // len(tokens)
+    wanted = np.bincount(bins[rows], minlength=parts)
     drawn = [
         rng.choice(np.flatnonzero(bins == part), count, replace=False)
         for part, count in enumerate(wanted)
@@ -172,10 +175,10 @@ def choose(
     matched: Sequence[str],
     tokens: np.ndarray,
     budget: Budget,
-    seed: int,
+    seeds: int,
     turns: Mapping[str, np.ndarray] | None = None,
-) -> dict[str, np.ndarray]:
-    """Return all selections of one seed that are compared, by name.
+) -> list[dict[str, np.ndarray]]:
+    """Return all selections that are compared, by name, for each seed from 0 on.
 
     Args:
         methods: By name, what ranks the pool [N], see `values`: each gives a selection of its best.
@@ -184,14 +187,24 @@ def choose(
         tokens: [N] length of each example.
         budget: Of all selections but the full pool; random ones of the same lengths have the same
             number of examples, and about the same tokens.
-        seed: Breaks ties and draws; each selection has a stream of its own, so that leaving one
-            out changes no other.
+        seeds: How many. A seed breaks ties and draws; each selection has a stream of its own, so
+            that leaving one out changes no other.
         turns: By name, scores [N, M] by which queries choose in turn, see `in_turn`.
 
     Returns:
         Row numbers by name: "full pool", "random", "<method>, top", "<method>, in turn", "<method>,
         bottom" and "random, as long as <method>".
+
+    Raises:
+        ValueError: If there are no seeds, or as `best`.
     """
+    if type(seeds) is not int or seeds < 1:
+        raise ValueError(f"seeds is {seeds!r}, expected a whole number from 1")
+    return [_chosen(methods, low, matched, tokens, budget, s, turns or {}) for s in range(seeds)]
+
+
+def _chosen(methods, low, matched, tokens, budget, seed, turns) -> dict[str, np.ndarray]:
+    """Return the selections of one seed; see `choose`."""
 
     def rng(name: str) -> np.random.Generator:
         return np.random.default_rng([seed, *name.encode()])
@@ -203,7 +216,7 @@ def choose(
     }
     for name, ranked in methods.items():
         found[f"{name}, {TOP}"] = best(ranked, tokens, budget, rng(name))
-    for name, scores in (turns or {}).items():
+    for name, scores in turns.items():
         found[f"{name}, {IN_TURN}"] = in_turn(scores, tokens, budget, rng(f"{name} {IN_TURN}"))
     for name in low:
         found[f"{name}, {BOTTOM}"] = best(-methods[name], tokens, budget, rng(f"{name} {BOTTOM}"))
