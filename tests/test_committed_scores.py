@@ -102,46 +102,77 @@ def test_a_fresh_clone_finds_its_scores_without_model_and_data(monkeypatch, tmp_
         assert np.mean(rhos) == pytest.approx(expected, rel=1e-5)
 
 
-def test_committed_trainings_are_those_of_the_committed_figures():
-    profile = yaml.safe_load((paths.NOTEBOOKS / "profiles" / "laptop.yaml").read_text())
-    folder = paths.resolve(profile["output_dir"])
-    files = sorted((paths.resolve(profile["scores_dir"]) / "finetuned").glob("*.json"))
-    records = [json.loads(file.read_text()) for file in files]
-    for file, record in zip(files, records, strict=True):
+LAPTOP = yaml.safe_load((paths.NOTEBOOKS / "profiles" / "laptop.yaml").read_text())
+
+
+@pytest.fixture(scope="module")
+def records():
+    """Return the records of committed trainings by what they were evaluated on."""
+    files = sorted((paths.resolve(LAPTOP["scores_dir"]) / "finetuned").glob("*.json"))
+    found = [json.loads(file.read_text()) for file in files]
+    for file, record in zip(files, found, strict=True):
         assert store.key("training", record["identity"]) == file.stem
+    recipe = {name: LAPTOP[name] for name in ("epochs", "batch_size", "rate", "lora_rank")}
+    trained = [record for record in found if record["identity"]["recipe"]]
+    assert all(recipe.items() <= record["identity"]["recipe"].items() for record in trained)
+    asked = pd.read_csv(paths.resolve(LAPTOP["output_dir"]) / "01_queries.csv")["id"].tolist()
+    of_subsets = [record for record in found if record["queries"] == asked]
+    sizes = {len(record["queries"]) for record in found if record["queries"] != asked}
+    alike = {
+        n: [r for r in found if len(r["queries"]) == n and r["queries"] != asked] for n in sizes
+    }
+    return {"subsets": of_subsets, **alike}
 
-    untouched = [record for record in records if record["identity"]["recipe"] is None]
-    assert len(untouched) == 1
-    (before,) = untouched
-    alike = [r for r in records if r["queries"] == before["queries"]]
-    assert len(before["queries"]) == profile["n_evaluation"]
-    of_subsets = [r for r in records if r["queries"] != before["queries"]]
-    assert len(of_subsets) == profile["subsets"] * profile["subset_seeds"]
-    size = round(profile["subset_share"] * profile["n_train"])
-    assert {len(record["examples"]) for record in of_subsets} == {size}
-    recipe = {name: profile[name] for name in ("epochs", "batch_size", "rate", "lora_rank")}
-    for record in (*alike, *of_subsets):
-        if record is not before:
-            assert recipe.items() <= record["identity"]["recipe"].items()
 
-    # the full pool's gain: the mean of its seeds and of the queries, less the untouched model's
-    full = [record for record in alike if len(record["examples"]) == profile["n_train"]]
-    assert len(full) == profile["seeds"]
-    mean = [np.mean(record["measures"]["nats_per_token"]) for record in (before, *full)]
+def test_committed_trainings_on_subsets_are_the_profiles(records):
+    found = records["subsets"]
+    assert len(found) == 32 * LAPTOP["subset_seeds"]  # those of the README's longer run
+    size = round(LAPTOP["subset_share"] * LAPTOP["n_train"])
+    assert {len(record["examples"]) for record in found} == {size}
+
+
+@pytest.mark.parametrize(
+    ("output_dir", "queries", "seeds"),
+    [
+        (LAPTOP["output_dir"], LAPTOP["n_evaluation"], LAPTOP["seeds"]),
+        ("figures/laptop_long", 192, 5),
+    ],
+)
+def test_committed_trainings_are_those_of_the_committed_figures(
+    records, output_dir, queries, seeds
+):
+    assert set(records) == {"subsets", LAPTOP["n_evaluation"], 192}
+    folder, alike = paths.resolve(output_dir), records[queries]
+    (before,) = (record for record in alike if record["identity"]["recipe"] is None)
+    assert {tuple(record["queries"]) for record in alike} == {tuple(before["queries"])}
+
+    def gain(of_selection):
+        assert sorted(r["identity"]["recipe"]["seed"] for r in of_selection) == list(range(seeds))
+        mean = np.mean([np.mean(r["measures"]["nats_per_token"]) for r in of_selection])
+        return mean - np.mean(before["measures"]["nats_per_token"])
+
     table = pd.read_csv(folder / "04_results.csv")
     table = table[table["measure"] == "nats_per_token"].set_index("selection")
-    assert table.loc["full pool", "estimate"] == pytest.approx(
-        np.mean(mean[1:]) - mean[0], rel=1e-5
-    )
+    assert (table[["seeds", "queries"]] == [seeds, queries]).all(axis=None)
+    full = gain([record for record in alike if len(record["examples"]) == LAPTOP["n_train"]])
+    assert table.loc["full pool", "estimate"] == pytest.approx(full, rel=1e-5)
 
     # the best by ICP score, chosen by hand from the committed gains; ties may fall either way
-    gains = pd.read_csv(folder / "01_training_examples.csv").set_index("id")["icp_score"]
-    k = round(profile["budget"] * profile["n_train"])
-    threshold = gains.sort_values(ascending=False).iloc[k - 1]
-    surely, possibly = set(gains[gains > threshold].index), set(gains[gains >= threshold].index)
-    chosen = [r for r in alike if surely <= set(r["examples"]) <= possibly]
-    assert {len(record["examples"]) for record in chosen} == {k}
-    assert len(chosen) == profile["seeds"]
-    mean = np.mean([np.mean(record["measures"]["nats_per_token"]) for record in chosen])
-    gain = mean - np.mean(before["measures"]["nats_per_token"])
-    assert table.loc["ICP score, top", "estimate"] == pytest.approx(gain, rel=1e-5)
+    scores = pd.read_csv(paths.resolve(LAPTOP["output_dir"]) / "01_training_examples.csv")
+    scores = scores.set_index("id")["icp_score"]
+    k = round(LAPTOP["budget"] * LAPTOP["n_train"])
+    threshold = scores.sort_values(ascending=False).iloc[k - 1]
+    surely, possibly = set(scores[scores > threshold].index), set(scores[scores >= threshold].index)
+    best = gain(
+        [r for r in alike if len(r["examples"]) == k and surely <= set(r["examples"]) <= possibly]
+    )
+    assert table.loc["ICP score, top", "estimate"] == pytest.approx(best, rel=1e-5)
+
+    # and the claims that rest on it
+    pairs = pd.read_csv(folder / "04_differences.csv").set_index(["first", "second"])
+    claims = {c["id"]: c for c in json.loads((folder / "claims.json").read_text())}
+    product = table.loc["product, top", "estimate"]
+    assert claims["C3"]["estimate"] == pytest.approx((best - product) / full, rel=1e-3)
+    assert claims["C3"]["estimate"] == pytest.approx(
+        pairs.loc[("ICP score, top", "product, top"), "share"], rel=1e-4
+    )

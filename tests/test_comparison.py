@@ -5,6 +5,8 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import norm
+from scipy.stats import t as student
 
 from icprobe import comparison
 from icprobe.comparison import FULL, differences, findings
@@ -37,11 +39,13 @@ def one(gains, pair=("a", "b"), margin=0.1, resamples=400, seed=0):
 def looped(gains, seed, resamples):
     """Mean gains of resamples of seeds and queries, the plain way: [resamples] by selection.
 
-    Shares of the drawn seeds deviate from 1 / S by a factor more than they were drawn.
+    Shares of the drawn seeds deviate from 1 / S by a factor more than they were drawn: that of so
+    few seeds, and that of Student's t.
     """
     rng, (S, Q) = np.random.default_rng(seed), gains[FULL].shape
     found = {name: [] for name in gains}
-    stretch = np.sqrt(S / (S - 1)) if S > 1 else 1
+    longer = student.ppf(0.975, S - 1) / norm.ppf(0.975) if S > 1 else 1
+    stretch = longer * np.sqrt(S / (S - 1)) if S > 1 else 1
     for _ in range(resamples):
         seeds, queries = rng.integers(S, size=S).tolist(), rng.integers(Q, size=Q)
         weights = [1 / S + stretch * (seeds.count(s) / S - 1 / S) for s in range(S)]
@@ -237,16 +241,50 @@ def test_with_fewer_than_three_seeds_there_is_no_verdict(rng, S):
     assert ends.notna().all(axis=None) if S == 3 else ends.isna().all(axis=None)
 
 
-def test_intervals_of_three_seeds_cover_the_truth(rng):
-    """Seeds differ by the standard error of the queries: 91 to 95 % over five seeds of this."""
-    runs, S, Q, truth = 300, 3, 48, 0.3
+@pytest.mark.parametrize("S", [3, 5])
+@pytest.mark.parametrize("times", [1, 3])
+def test_intervals_of_few_seeds_cover_the_truth(rng, S, times):
+    """Seeds differ by the standard error of the queries, or by three times this."""
+    runs, Q, truth = 300, 48, 0.3
     covered = 0
     for k in range(runs):
-        of_queries, of_seeds = rng.normal(size=Q), rng.normal(size=(S, 1)) / np.sqrt(Q)
+        of_queries, of_seeds = rng.normal(size=Q), times * rng.normal(size=(S, 1)) / np.sqrt(Q)
         gains = {FULL: np.ones((S, Q)), "a": truth + of_queries + of_seeds, "b": np.zeros((S, Q))}
         row = one(gains, resamples=200, seed=k)
         covered += row["low"] <= truth <= row["high"]
-    assert covered / runs >= 0.9
+    assert covered / runs >= 0.95 - 3 * np.sqrt(0.95 * 0.05 / runs)
+
+
+def test_intervals_over_tasks_are_longer_where_tasks_differ(rng):
+    tasks, S = np.repeat(["a", "b", "c", "d"], 12), 3
+    noise = 0.1 * rng.normal(size=48)
+    alike, of_one = np.full(48, 0.3) + noise, np.where(tasks == "a", 1.2, 0.0) + noise
+    gains = {FULL: np.ones(48), "alike": alike, "of one": of_one, "b": np.zeros(48)}
+    gains = {name: np.tile(values, (S, 1)) for name, values in gains.items()}
+    pairs = [("alike", "b"), ("of one", "b")]
+    table = differences(gains, pairs, 0.1, rng, 400, tasks)
+    assert table["share"].tolist() == pytest.approx([0.3, 0.3], abs=0.05)
+    assert (table["low"] > 0).all()
+    assert (
+        table["tasks_low"][0] > 0.2 and table["tasks_low"][1] <= 0.02 < 0.6 < table["tasks_high"][1]
+    )
+    plain = differences(gains, pairs, 0.1, np.random.default_rng(0), 50)
+    assert plain[["tasks_low", "tasks_high"]].isna().all(axis=None)
+
+    contributions = comparison.by_task(gains, pairs, tasks)
+    sums = contributions.groupby("first", sort=False)["contribution"].sum()
+    assert sums.tolist() == pytest.approx(table["share"].tolist())
+    mine = contributions.set_index(["first", "task"]).loc[("of one", "a")]
+    assert mine["queries"] == 12 and mine["estimate"] == pytest.approx(1.2, abs=0.1)
+    assert mine["contribution"] == pytest.approx(0.3, abs=0.03)
+
+
+def test_bad_margins_and_counts_are_known_before_anything_is_trained():
+    for margin in (0, -0.1, np.nan):
+        with pytest.raises(ValueError, match="margin is"):
+            comparison.check(margin, 10)
+    with pytest.raises(ValueError, match="there are 1 resamples, expected at least 2"):
+        comparison.check(0.1, 1)
 
 
 # ---------------------------------------------------------------------------------- equivalence
@@ -391,7 +429,7 @@ def test_room_within_the_margin_by_hand(share, low, high, room):
 def test_there_is_room_just_where_tost_finds_equivalence(rng, resamples):
     verdicts = set()
     for b in (0.3, 0.38, 0.42, 0.46, 0.5, 0.62):
-        table = differences(made(rng, b=b, noise=0.1), PAIRS, 0.1, rng, resamples)
+        table = differences(made(rng, b=b, noise=0.05), PAIRS, 0.1, rng, resamples)
         room = findings(table, 0.1, 12)[1::2]
         equivalent = table["verdict"].str.contains("equivalent").tolist()
         assert (room["low"] > 0).tolist() == equivalent

@@ -105,6 +105,27 @@ def test_lds_is_scipys(rng, drawn, seeds):
     assert table["low"][1] > 0 > table["low"][0]
 
 
+def test_differences_are_of_the_same_resamples(rng, drawn):
+    effect = rng.normal(size=(N, M))
+    methods = {"gain": effect + 0.1 * rng.normal(size=(N, M)), "hidden states": effect}
+    methods |= {"words (TF-IDF)": np.ones((N, M)), "product": rng.normal(size=(N, M))}
+    methods["product"][:, 0] = 1.0
+    measured = datamodels.predicted(effect, drawn)[:, None]
+    table = datamodels.scores(methods, drawn, measured, rng, 100).set_index("method")
+    assert list(table.index[4:]) == [
+        "gain less words (TF-IDF)", "gain less hidden states", "product less gain",
+    ]  # fmt: skip
+    close = table.loc["gain less hidden states"]
+    expected = table.loc["gain", "estimate"] - table.loc["hidden states", "estimate"]
+    assert close["estimate"] == pytest.approx(expected)
+    assert close["low"] < 0 < close["high"]
+    assert close["high"] - close["estimate"] == pytest.approx(close["estimate"] - close["low"])
+    far = table.loc["product less gain"]
+    assert far["high"] < 0
+    assert table["queries"].tolist() == [M, M, 0, M - 1, 0, M, M - 1]
+    assert np.isnan(table.loc["words (TF-IDF)", "estimate"])
+
+
 def test_lds_of_scores_that_are_what_happens(rng, drawn):
     effect = rng.normal(size=(N, M))
     measured = 3 + 2 * datamodels.predicted(effect, drawn)[:, None]
@@ -138,7 +159,8 @@ def test_findings_name_the_methods(rng, drawn):
     methods = {name: rng.normal(size=(N, M)) for name in ("gain", "product")}
     table = datamodels.scores(methods, drawn, rng.normal(size=(S, 2, M)), rng, 20)
     found = datamodels.findings(table.assign(ceiling=0.5))
-    assert found["quantity"].tolist() == ["LDS of gain", "LDS of product"]
+    quantities = ["LDS of gain", "LDS of product", "LDS of product less gain"]
+    assert found["quantity"].tolist() == quantities
     assert (found[["unit", "n", "seeds", "ceiling"]] == ["Spearman", S, 2, 0.5]).all(axis=None)
     assert found["estimate"].tolist() == table["estimate"].tolist()
 

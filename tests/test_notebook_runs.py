@@ -17,7 +17,7 @@ from conftest import save_tiny
 from icprobe import data, icp, paths, runner
 from icprobe.experiment import Experiment
 
-# of the notebooks with a model; 07, which reads published files, is run in test_published.py
+# of the notebooks that compute; 07, which reads published files, is run in test_published.py
 FIGURES = {
     "01": ["gain_by_task", "gain_distribution", "length_against_score", "neutral_control"],
     "02": [
@@ -29,6 +29,10 @@ FIGURES = {
         "overshoot", "scatter", "similarity", "training_effect",
     ],
     "04": ["budgets", "curves", "differences", "results", "selected"],
+    "05": [
+        "anchor", "conditions", "corrupted", "emergence", "in_domain", "informative_prior",
+        "learning_curve", "levels", "scatter", "shifts",
+    ],
 }  # fmt: skip
 TABLES = {
     "01": ["findings", "queries", "training_examples"],
@@ -45,7 +49,28 @@ TABLES = {
         "similarity",
         "training_effect",
     ],
-    "04": ["budgets", "by_task", "differences", "findings", "results", "tasks"],
+    "04": [
+        "budgets",
+        "by_task",
+        "differences",
+        "differences_by_task",
+        "findings",
+        "overlaps",
+        "results",
+        "tasks",
+    ],
+    "05": [
+        "anchor",
+        "conditions",
+        "corrupted",
+        "cost",
+        "emergence",
+        "findings",
+        "in_domain",
+        "informative_prior",
+        "learning_curve",
+        "shifts",
+    ],
 }
 RESULTS = {
     number: sorted(
@@ -83,10 +108,10 @@ def printed(folder, number):
 
 @pytest.mark.real
 def test_the_smoke_profile_runs_and_always_computes(tmp_path):
-    assert run(tmp_path, "smoke") == 0
+    assert run(tmp_path, "smoke", "-p", "networks_dir", f"{tmp_path}/networks") == 0
     for number, figures in FIGURES.items():
         assert results(tmp_path, number) == RESULTS[number]
-        reused = {"03": "", "04": "trainings: reused 0 of 1 from"}
+        reused = {"03": "", "04": "trainings: reused 0 of 1 from", "05": ""}
         assert reused.get(number, "reused 0 of 12 rows") in printed(tmp_path, number)
         cells = [c for c in executed(tmp_path, number).cells if "figures.save(" in c.source]
         shown = [c for c in cells if "\nif subsets:" not in c.source]  # 0 in smoke
@@ -175,7 +200,7 @@ def test_correlation_comes_from_finished_scores(tmp_path, own, capsys):
 
 def test_finetuning_goes_on_where_it_stopped_and_gives_the_same_files(tmp_path, own, capsys):
     """On a half of one's own queries; an interrupted run is one whose last records are missing."""
-    more = {"seeds": 2, "subsets": 6, "subset_share": 0.5, "budget": 0.3, "n_evaluation": None}
+    more = {"seeds": 3, "subsets": 6, "subset_share": 0.5, "budget": 0.3, "n_evaluation": None}
     more |= {"budgets": [0.5], "lora_rank": 2, "rate": 0.01, "budget_unit": "tokens"}
     scoring = [text for name, value in own.items() for text in ("-p", name, str(value))]
     own = {name: value for name, value in own.items() if name != "condition_pools"} | more
@@ -198,9 +223,33 @@ def test_finetuning_goes_on_where_it_stopped_and_gives_the_same_files(tmp_path, 
     counts = re.findall(r"trainings: reused (\d+) of (\d+)", said)
     assert len(counts) == 4  # the untouched model, selections, another size, subsets
     assert sum(int(n) - int(reused) for reused, n in counts) == len(records[::5])
+    verdicts = json.loads((tmp_path / "figures" / "claims.json").read_text())
+    judged = {claim["verdict"] for claim in verdicts if claim["notebook"] == "04"}
+    assert judged <= {"reproduced", "partly", "not reproduced"}
     selected = data.load(tmp_path / "figures" / "selected" / "icp_score_top.jsonl")
     pool = data.load(own["train"])
     assert set(selected["completion"]) < set(pool["completion"])
+
+
+def test_synthetic_regression_reuses_its_networks(tmp_path):
+    """Small, and without any model: the same tables again from networks that are kept."""
+    small = yaml.safe_load((paths.NOTEBOOKS / "profiles" / "smoke.yaml").read_text())
+    known = runner.read_parameters(NOTEBOOKS["05"])
+    kept = ("profile", "fresh", "output_dir", "scores_dir", "networks_dir")
+    changes = {name: v for name, v in small.items() if name in known and name not in kept}
+    changes |= {"network_steps": 20, "networks_dir": f"{tmp_path}/networks"}
+    arguments = [text for name, value in changes.items() for text in ("-p", name, str(value))]
+    tables = []
+    for reused in (0, 4):
+        assert run(tmp_path, "laptop", "--only", "05", *arguments) == 0
+        assert results(tmp_path, "05") == RESULTS["05"]
+        assert printed(tmp_path, "05").count("networks: reused") == reused
+        found = (tmp_path / "figures").glob("05_*.csv")
+        tables.append({f.name: f.read_bytes() for f in found if f.name != "05_cost.csv"})
+    assert tables[0] == tables[1]
+    claims = json.loads((tmp_path / "figures" / "claims.json").read_text())
+    verdicts = {claim["id"]: claim["verdict"] for claim in claims if claim["notebook"] == "05"}
+    assert len(verdicts) == 5 and "not run" not in verdicts.values()
 
 
 @each_notebook

@@ -328,33 +328,61 @@ def test_overlaps_and_composition_by_hand():
 
 def test_what_is_written_comes_back_best_first(tmp_path, rng):
     pool = data.load("data/demo.jsonl")
-    values, rows = rng.normal(size=len(pool)).round(1), rng.permutation(len(pool))[:20]
-    file = selection.write(pool, rows, values, tmp_path / "new" / "chosen.jsonl")
-    back = data.load(file)
+    values, rows = rng.normal(size=len(pool)).round(1), np.sort(rng.permutation(len(pool))[:20])
+    chosen = {"own loss, top": rows, "own loss, bottom": rows, "own loss, in turn": rows}
+    chosen |= {"random, as long as own loss": rows}
+    folder = tmp_path / "new" / "selected"
+    selection.write(pool, chosen, {"own loss": values}, folder)
+    assert sorted(file.stem for file in folder.iterdir()) == [
+        "own_loss_bottom", "own_loss_in_turn", "own_loss_top", "random_as_long_as_own_loss",
+    ]  # fmt: skip
+    back = data.load(folder / "own_loss_top.jsonl")
     assert back["score"] == sorted(values[rows], reverse=True)
     by_id = {row["id"]: (i, row) for i, row in enumerate(pool)}
     assert {by_id[name][0] for name in back["id"]} == set(rows.tolist())
     for row in back:
         i, original = by_id[row["id"]]
         assert row == {**original, "score": values[i]}
-    lines = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
-    assert all(list(line) == [*data.COLUMNS, "score"] for line in lines)
+    lines = (folder / "own_loss_top.jsonl").read_text("utf-8").splitlines()
+    assert all(list(json.loads(line)) == [*data.COLUMNS, "score"] for line in lines)
+    # what the mean did not choose has no score, and the order of the pool
+    for name in ("own_loss_in_turn", "random_as_long_as_own_loss"):
+        back = data.load(folder / f"{name}.jsonl")
+        assert back["id"] == [pool[int(i)]["id"] for i in rows]
+        assert "score" not in back.column_names
 
 
 def test_any_text_comes_back(tmp_path):
     row = {**dict.fromkeys(data.COLUMNS, "x"), "prompt": 'é\u2028"\n\\', "completion": " 😀\t"}
-    file = selection.write([row], [0], np.zeros(1), tmp_path / "chosen.jsonl")
-    back = data.load(file)[0]
+    selection.write([row], {"random": [0]}, {}, tmp_path)
+    back = data.load(tmp_path / "random.jsonl")[0]
     assert (back["prompt"], back["completion"]) == (row["prompt"], row["completion"])
 
 
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
-    file, row = tmp_path / "chosen.jsonl", dict.fromkeys(data.COLUMNS, "x")
-    selection.write([row] * 3, range(3), np.zeros(3), file)
-    before = file.read_bytes()
-    with pytest.raises(KeyError):
-        selection.write([row, {}], [0, 1], np.array([2, 1]), file)
-    assert file.read_bytes() == before
-    selection.write([row], [0], np.ones(1), file)
-    assert json.loads(file.read_bytes())["score"] == 1
-    assert list(tmp_path.iterdir()) == [file]
+def test_selections_take_the_place_of_earlier_ones(tmp_path):
+    row = dict.fromkeys(data.COLUMNS, "x")
+    (tmp_path / "notes.txt").write_text("mine")
+    selection.write([row] * 3, {"full pool": range(3), "random": [1]}, {}, tmp_path)
+    selection.write([row], {"random": [0]}, {}, tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["notes.txt", "random.jsonl"]
+
+
+def test_rivals_are_known_by_name():
+    known = {"length": np.zeros(2), "random": np.ones(2)}
+    assert list(selection.named(known, ["random"])) == ["random"]
+    with pytest.raises(ValueError, match="rivals: 'words' is unknown, there are: length, random"):
+        selection.named(known, ["length", "words"])
+
+
+def test_lengths_of_what_is_learnt_can_be_matched(methods, tokens, rng):
+    learnt = rng.permutation(90)
+    of_all, of_learnt = (
+        selection.choose(methods, [], ["first"], tokens, Budget(0.2), 1, lengths=lengths)[0]
+        for lengths in (None, learnt)
+    )
+    name = "random, as long as first"
+    assert of_all[name].tolist() != of_learnt.pop(name).tolist()
+    assert all(rows.tolist() == of_all[key].tolist() for key, rows in of_learnt.items())
+    again = selection.choose(methods, [], ["first"], learnt, Budget(0.2), 1)[0]
+    found = selection.choose(methods, [], ["first"], tokens, Budget(0.2), 1, lengths=learnt)[0]
+    assert found[name].tolist() == again[name].tolist()

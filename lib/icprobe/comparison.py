@@ -9,10 +9,14 @@ full pool brings that is fixed beforehand, by two one-sided tests (TOST, Schuirm
 that is where the 90 % interval of their difference, as such a share, lies within the margin. The
 full pool's gain is resampled, too, so a gain that is uncertain itself makes no narrow margin.
 
-Resampling S seeds would give (S - 1) / S of the variance between them, so deviations of resampled
-seeds from their mean are drawn out by the root of S / (S - 1). Percentiles of three seeds still
-have short tails: tables have the seed-to-seed deviation beside the interval. With fewer than
-`LEAST_SEEDS` there is no verdict. Verdicts are not corrected for the number of pairs.
+Resampling S seeds would give (S - 1) / S of the variance between them, and so few say little of
+it: deviations of resampled seeds from their mean are drawn out by the root of S / (S - 1), and by
+how much longer an interval of Student's t is than a normal one. With fewer than `LEAST_SEEDS` there
+is no verdict. Verdicts are not corrected for the number of pairs.
+
+Intervals are for new queries of the same tasks. Where differences are some tasks' alone, new tasks
+may turn them round: beside each verdict stands the interval from resampling tasks, too, and
+`by_task` has what each contributes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy.stats import norm, t
 
 from icprobe import judge as judging
 from icprobe import statistics
@@ -99,6 +104,7 @@ def differences(
     margin: float,
     rng: np.random.Generator,
     resamples: int = 2000,
+    tasks: Sequence[str] | None = None,
 ) -> pd.DataFrame:
     """Return how much more one selection brings than another, and whether they are equivalent.
 
@@ -108,6 +114,7 @@ def differences(
         margin: Of equivalence, a share of what the full pool brings.
         rng: For the bootstrap.
         resamples: How many.
+        tasks: [Q] of the queries; one for all by default.
 
     Returns:
         One row a pair: first, second; estimate, low, high (95 %) of the difference; share,
@@ -115,14 +122,14 @@ def differences(
         full pool brings, not a number where that is not positive (and where it is not in some
         resamples, wider, up to no 95 % and an infinite 90 %); p_equivalent, of TOST; verdict:
         "better" or "worse" where the 95 % interval does not hold zero, "equivalent" where TOST's
-        p is below 5 %, both, or "undecided". With fewer than `LEAST_SEEDS` all are undecided, and
-        intervals of shares and p not numbers.
+        p is below 5 %, both, or "undecided"; tasks_low and tasks_high, the 95 % interval of share
+        where tasks are drawn, too (not a number with a single task). With fewer than `LEAST_SEEDS`
+        all are undecided, and intervals of shares and p not numbers.
 
     Raises:
-        ValueError: If the margin is not positive, or a name is unknown.
+        ValueError: As `check`, or if a name is unknown.
     """
-    if not margin > 0:
-        raise ValueError(f"margin is {margin!r}, expected a positive share")
+    check(margin, resamples)
     names, measure, shape = _means(gains)
     unknown = {name for pair in (*pairs, (FULL,)) for name in pair} - set(names)
     if unknown:
@@ -145,8 +152,18 @@ def differences(
         np.where(np.isinf(end), np.nan, end) for end in _tested(share, values[:, 1], LEVEL / 2)
     )
     verdicts = [_verdict(*row) for row in zip(low, high, p_equivalent, strict=True)]
+    tasks_low = tasks_high = np.full(len(pairs), np.nan)
+    labels = np.zeros(shape[1]) if tasks is None else np.asarray(tasks)
+    members = [np.flatnonzero(labels == task) for task in pd.unique(labels)]
+    if len(members) > 1:
+        values = [
+            compared(rng.integers(shape[0], size=shape[0]), _of_new_tasks(members, rng))[1]
+            for _ in range(resamples)
+        ]
+        tasks_low, tasks_high = statistics.ends(share, np.array(values))
     if shape[0] < LEAST_SEEDS:
         share_low = share_high = tost_low = tost_high = p_equivalent = np.nan
+        tasks_low = tasks_high = np.nan
         verdicts = OPEN
     return pd.DataFrame(
         {
@@ -155,9 +172,50 @@ def differences(
             "estimate": estimate, "low": low, "high": high,
             "share": share, "share_low": share_low, "share_high": share_high,
             "tost_low": tost_low, "tost_high": tost_high, "p_equivalent": p_equivalent,
-            "margin": margin, "verdict": verdicts,
+            "margin": margin, "verdict": verdicts, "tasks_low": tasks_low, "tasks_high": tasks_high,
         }
     )  # fmt: skip
+
+
+def check(margin: float, resamples: int) -> None:
+    """Raise ValueError if the margin is not positive, or there are too few resamples."""
+    if not margin > 0:
+        raise ValueError(f"margin is {margin!r}, expected a positive share")
+    if resamples < 2:
+        raise ValueError(f"there are {resamples} resamples, expected at least 2")
+
+
+def _of_new_tasks(members: Sequence[np.ndarray], rng: np.random.Generator) -> np.ndarray:
+    """Draw tasks, and queries of each: column numbers, from those of each task."""
+    drawn = (members[task] for task in rng.integers(len(members), size=len(members)))
+    return np.concatenate([rng.choice(mine, len(mine)) for mine in drawn])
+
+
+def by_task(
+    gains: Mapping[str, np.ndarray], pairs: Sequence[tuple[str, str]], tasks: Sequence[str]
+) -> pd.DataFrame:
+    """Return what each task contributes to differences of selections.
+
+    Args:
+        gains: See `differences`.
+        pairs: The same.
+        tasks: [Q] of the queries.
+
+    Returns:
+        One row a pair and task: first, second, task, queries, estimate (mean difference there),
+        and contribution, as a share of what the full pool brings: these sum to the pair's share.
+    """
+    tasks = np.asarray(tasks)
+    full = np.mean(gains[FULL])
+    rows = []
+    for first, second in pairs:
+        of_queries = (gains[first] - gains[second]).mean(0)
+        for task in pd.unique(tasks):
+            mine = of_queries[tasks == task]
+            contribution = mine.sum() / len(tasks) / full if full > 0 else np.nan
+            rows.append((first, second, task, len(mine), mine.mean(), contribution))
+    names = ["first", "second", "task", "queries", "estimate", "contribution"]
+    return pd.DataFrame(rows, columns=names)
 
 
 def tost(estimate: np.ndarray, values: np.ndarray, margin: float) -> np.ndarray:
@@ -209,7 +267,8 @@ def _means(gains: Mapping[str, np.ndarray]):
         of_queries = values @ np.bincount(columns, minlength=Q) / len(columns)
         drawn = np.bincount(rows, minlength=S) / len(rows)
         if S > 1:
-            drawn = 1 / S + np.sqrt(S / (S - 1)) * (drawn - 1 / S)
+            longer = t.ppf(1 - LEVEL / 2, S - 1) / norm.ppf(1 - LEVEL / 2)
+            drawn = 1 / S + longer * np.sqrt(S / (S - 1)) * (drawn - 1 / S)
         return of_queries @ drawn
 
     return names, measure, (S, Q)

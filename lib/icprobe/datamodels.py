@@ -21,6 +21,14 @@ from icprobe.trials import Outcome, Trial
 
 MEASURE = "nats_per_token"
 
+# of LDS: does probing say more than plain similarity, and gradients more than probing?
+DIFFERENCES = (
+    ("gain", "words (TF-IDF)"),
+    ("gain", "hidden states"),
+    ("product", "gain"),
+    ("cosine", "gain"),
+)
+
 
 def subsets(N: int, S: int, share: float, seed: int = 0) -> list[tuple[int, ...]]:
     """Return S random subsets of a pool of N as row numbers, each with a share of it.
@@ -87,19 +95,37 @@ def scores(
         resamples: How many.
 
     Returns:
-        One row a method: method, estimate, low, high, subsets, seeds, queries.
+        One row a method: method, estimate, low, high, subsets, seeds, queries (those for which the
+        method's predictions differ at all; the others are left out of its average). And a row for
+        each of `DIFFERENCES`, "<one> less <other>", of the same resamples.
     """
     S, seeds, M = measured.shape
     sums = [predicted(tau, subsets) for tau in methods.values()]
     measure = statistics.agreements(sums, [measured.mean(1)], "query")
+    names = list(methods)
+    pairs = [pair for pair in DIFFERENCES if set(pair) <= set(names)]
+    one, other = ([names.index(pair[k]) for pair in pairs] for k in (0, 1))
 
-    def of_methods(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        return measure(rows, columns)[0, :, 0]
+    def found(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        of_methods = measure(rows, columns)[0, :, 0]
+        return np.concatenate([of_methods, of_methods[one] - of_methods[other]])
 
-    low, high = statistics.crossed_interval(of_methods, (S, M), rng, resamples, "fisher")
-    estimate = of_methods(np.arange(S), np.arange(M))
-    frame = pd.DataFrame({"method": list(methods), "estimate": estimate, "low": low, "high": high})
-    return frame.assign(subsets=S, seeds=seeds, queries=M)
+    kind = np.repeat(["fisher", "normal"], [len(names), len(pairs)])
+    low, high = statistics.crossed_interval(found, (S, M), rng, resamples, kind)
+    frame = pd.DataFrame(
+        {
+            "method": [*names, *(f"{first} less {second}" for first, second in pairs)],
+            "estimate": found(np.arange(S), np.arange(M)),
+            "low": low,
+            "high": high,
+        }
+    )
+    differing = [int((np.ptp(total, axis=0) > 0).sum()) for total in sums]
+    queries = [
+        *differing,
+        *(min(differing[i], differing[j]) for i, j in zip(one, other, strict=True)),
+    ]
+    return frame.assign(subsets=S, seeds=seeds, queries=queries)
 
 
 def ceiling(measured: np.ndarray) -> float:
@@ -128,4 +154,5 @@ def ceiling(measured: np.ndarray) -> float:
 def findings(table: pd.DataFrame) -> pd.DataFrame:
     """Return LDS (see `scores`) as findings: quantity, unit, estimate, low, high, n = subsets."""
     named = table.assign(quantity="LDS of " + table["method"], unit="Spearman", n=table["subsets"])
-    return named[["quantity", "unit", "estimate", "low", "high", "n", "seeds", "ceiling"]]
+    columns = ["quantity", "unit", "estimate", "low", "high", "n", "seeds", "queries", "ceiling"]
+    return named[columns]

@@ -307,7 +307,8 @@ def agreement_heatmaps(table: pd.DataFrame) -> Figure:
     """
     levels = list(pd.unique(table["level"]))
     with mpl.rc_context(STYLE):
-        rows, columns = table["first"].nunique(), table["second"].nunique()
+        firsts, seconds = (pd.unique(table[side]) for side in ("first", "second"))
+        rows, columns = len(firsts), len(seconds)
         figure, panels = plt.subplots(
             len(levels), 1, figsize=(2.4 + 0.95 * columns, 1.2 + (0.3 + 0.5 * rows) * len(levels)),
             squeeze=False, sharex=True,
@@ -316,10 +317,11 @@ def agreement_heatmaps(table: pd.DataFrame) -> Figure:
             mine = table[table["level"] == level]
             names = {"index": "first", "columns": "second", "values": "estimate"}
             grid = mine.pivot_table(**names, aggfunc="first", sort=False, dropna=False)
+            grid = grid.reindex(index=firsts, columns=seconds)  # not every level has every pair
             image = axes.imshow(grid, cmap=DIVERGING, vmin=-1, vmax=1, aspect="auto")
             for row in mine.itertuples():
                 place = grid.columns.get_loc(row.second), grid.index.get_loc(row.first)
-                colour = "white" if abs(row.estimate) > 0.65 else "black"
+                colour = "white" if abs(row.estimate) > 0.55 else "black"
                 known = np.isfinite(row.estimate)
                 text = f"{row.estimate:.2f}\n{row.low:.2f} to {row.high:.2f}" if known else "–"
                 axes.text(*place, text, ha="center", va="center", color=colour, fontsize=8)
@@ -331,12 +333,15 @@ def agreement_heatmaps(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def intervals(panels: dict[str, pd.DataFrame], label: str | dict[str, str]) -> Figure:
+def intervals(
+    panels: dict[str, pd.DataFrame], label: str | dict[str, str], reference: float = 0.0
+) -> Figure:
     """Dots with intervals, a panel per name: rows by the column `row`, colours by `series`.
 
     Frames have columns row, series, estimate, low, high; the panels share rows and, if they have
     one label and not one each, scale. A column `ceiling` is drawn as a bar where it is known; rows
-    of one `group` stand between lines; an estimate without an interval is hollow.
+    of one `group` stand between lines; an estimate without an interval is hollow. The upright line
+    is the reference, such as chance.
     """
     labels_of = label if isinstance(label, dict) else dict.fromkeys(panels, label)
     first = pd.concat(panels.values())
@@ -367,7 +372,7 @@ def intervals(panels: dict[str, pd.DataFrame], label: str | dict[str, str]) -> F
                     axes.scatter(
                         mine["ceiling"], places, marker="|", s=90, color=colour, linewidths=2
                     )
-            axes.axvline(0, color="black", linewidth=1)
+            axes.axvline(reference, color="black", linewidth=1)
             axes.set_title(title)
             axes.set_xlabel(labels_of[title])
             axes.grid(axis="x", color="#DDDDDD", linewidth=0.6)
@@ -657,4 +662,94 @@ def budgets(table: pd.DataFrame, label: str) -> Figure:
         axes.axhline(0, color="black", linewidth=1)
         axes.set(xlabel="examples trained on", ylabel=label)
         axes.legend(loc="best")
+    return figure
+
+
+def bands(
+    panels: dict[str, pd.DataFrame],
+    x_label: str | dict[str, str],
+    y_label: str | dict[str, str],
+    scales: tuple[str, str] = ("linear", "linear"),
+    columns: int = 2,
+) -> Figure:
+    """Lines with shaded intervals: a panel a title, a line a series, all in one legend.
+
+    Args:
+        panels: By title, frames with columns x, series, estimate, low, high.
+        x_label: Of all panels, or by title.
+        y_label: The same.
+        scales: Of both axes, such as "log".
+        columns: Of panels.
+    """
+    x_labels, y_labels = (
+        label if isinstance(label, dict) else dict.fromkeys(panels, label)
+        for label in (x_label, y_label)
+    )
+    names = list(pd.unique(pd.concat(panels.values())["series"]))
+    looks = itertools.cycle(itertools.product(("-", "--"), SERIES))
+    styles = dict(zip(names, looks, strict=False))
+    markers = dict(zip(names, itertools.cycle("osD^vPX*"), strict=False))
+    columns = min(columns, len(panels))
+    rows = -(-len(panels) // columns)
+    with mpl.rc_context(STYLE):
+        wide, high = (6.2, 3.4) if len(panels) == 1 else (3.7, 2.9)
+        size = (1 + wide * columns, 0.6 + high * rows)
+        figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False)
+        for axes, (title, frame) in zip(grid.flat, panels.items(), strict=False):
+            for name, mine in frame.groupby("series", sort=False):
+                style, colour = styles[name]
+                axes.plot(
+                    mine["x"], mine["estimate"], style, color=colour, marker=markers[name],
+                    markersize=4, linewidth=1.4, label=name,
+                )  # fmt: skip
+                axes.fill_between(
+                    mine["x"], mine["low"], mine["high"], color=colour, alpha=0.18, linewidth=0
+                )
+            axes.set(xscale=scales[0], yscale=scales[1], title=title)
+            axes.set(xlabel=x_labels[title], ylabel=y_labels[title])
+            if scales[1] == "linear":
+                axes.axhline(0, color="black", linewidth=0.8)
+        for axes in grid.flat[len(panels) :]:
+            axes.set_visible(False)
+        handles = {}
+        for axes in grid.flat:
+            lines, labels = axes.get_legend_handles_labels()
+            handles |= dict(zip(labels, lines, strict=True))
+        longest = 0.9 + 0.08 * max(map(len, handles))  # inches
+        figure.legend(
+            handles.values(), handles.keys(), loc="outside lower center",
+            ncols=max(1, min(len(handles), int(size[0] / longest))),
+        )  # fmt: skip
+    return figure
+
+
+def marked_scatters(
+    panels: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]], x_label: str, y_label: str,
+    marked: str,
+) -> Figure:  # fmt: skip
+    """One value of each example against another, a panel a condition, with Spearman's rho.
+
+    Args:
+        panels: By title, x [N], y [N], and which examples are marked [N] bool.
+        x_label: Of all panels.
+        y_label: The same.
+        marked: What marked examples are.
+    """
+    from scipy.stats import spearmanr
+
+    with mpl.rc_context(STYLE):
+        figure, row = plt.subplots(
+            1, len(panels), figsize=(0.6 + 2.9 * len(panels), 3.4), squeeze=False
+        )
+        for axes, (title, (x, y, mask)) in zip(row[0], panels.items(), strict=True):
+            axes.scatter(x[~mask], y[~mask], s=14, color=BLUE, alpha=0.6, linewidths=0)
+            axes.scatter(x[mask], y[mask], s=26, color=ORANGE, marker="x", label=marked)
+            axes.axhline(0, color="black", linewidth=0.8)
+            axes.axvline(0, color="black", linewidth=0.8)
+            axes.set_title(f"{title}\nSpearman {spearmanr(x, y).statistic:+.2f}", fontsize=10)
+            axes.xaxis.set_major_locator(MaxNLocator(4))
+            axes.set_xlabel(x_label)
+        row[0][0].set_ylabel(y_label)
+        if any(mask.any() for _, _, mask in panels.values()):
+            figure.legend(*row[0][-1].get_legend_handles_labels(), loc="outside lower center")
     return figure

@@ -13,6 +13,7 @@ from icprobe import correlation, paths, tables
 
 README = paths.ROOT / "README.md"
 FIGURES = paths.ROOT / "figures"
+LONG = "laptop_long"  # the folder of 04's longer run
 BLOCK = re.compile(r"(<!-- (?P<name>[\w-]+): [^\n]*-->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -29,6 +30,7 @@ def render(text: str) -> str:
         "findings-02": lambda: findings("02"),
         "finetuning": finetuning,
         "lds": lds,
+        "synthetic": synthetic,
         "minutes": minutes,
     }
     return BLOCK.sub(lambda match: f"{match[1]}{blocks[match['name']]()}\n{match[3]}", text)
@@ -101,88 +103,171 @@ def headline() -> str:
   by hidden states with {within["hidden states"]} and by words with
   {within["words (TF-IDF)"]}; as differences, gains do {rival_within}
   the better similarity.
-{_choosing()}"""
+{_choosing()}
+{_exactly()}"""
+
+
+def _exactly() -> str:
+    """Return what 05 found, as a point of the headline."""
+    table = pd.read_csv(FIGURES / "laptop" / "05_conditions.csv")
+    spoilt = pd.read_csv(FIGURES / "laptop" / "05_corrupted.csv").query("corruption == 'outlier'")
+    of = {name: tables.in_words(rows) for name, rows in table.groupby("condition")}
+    near, unrelated, opposite = of["in domain"], of["unrelated task"], of["opposite task"]
+    areas = tables.in_words(spoilt.rename(columns={"method": "quantity"}))
+    return f"""\
+- **Where everything is exact.** Networks that learned linear regression from their context rank
+  examples by gain as TracIn does with {near["gain against TracIn"]},
+  the exact Bayes learner with {near["gain of Bayes against TracIn"]}; by the
+  published ICP score with {near["ICP score against TracIn"]}. Where examples are of an
+  unrelated task these are {unrelated["gain against TracIn"]},
+  {unrelated["gain of Bayes against TracIn"]} and
+  {unrelated["ICP score against TracIn"]}, of the opposite task
+  {opposite["gain against TracIn"]}, {opposite["gain of Bayes against TracIn"]}
+  and {opposite["ICP score against TracIn"]}, while the mean gain falls from
+  {near["mean gain"]} to {unrelated["mean gain"]} and
+  {opposite["mean gain"]}: there, similarity decides whether examples help rather than
+  whether the two rank them alike. Outliers among the labels are found by gains with an area under
+  the ROC curve of {areas["gain"]}, by TracIn with {areas["TracIn"]}."""
 
 
 def _choosing() -> str:
-    """Return what 04 found of selections and of LDS, as a point of the headline."""
-    folder = FIGURES / "laptop"
+    """Return what 04 found of selections, in its longer run, and of LDS, for the headline."""
+    folder = FIGURES / LONG
     compared = pd.read_csv(folder / "04_differences.csv").set_index(["first", "second"])
-    margin = compared["margin"].iloc[0]
-    both, random_icp, random_product, worst_icp, worst_product = (
-        f"{row.verdict} ({row.share:+.2f}, {row.share_low:+.2f} to {row.share_high:+.2f})"
+    size = pd.read_csv(folder / "04_results.csv").iloc[0]
+    overlap = pd.read_csv(folder / "04_overlaps.csv").set_index("selection")
+    of_tasks = pd.read_csv(folder / "04_differences_by_task.csv").set_index(["first", "second"])
+    both, random_icp, random_product, in_turn, worst_icp, worst_product = (
+        f"{row.verdict} ({_signed(row.share)}, {_signed(row.share_low)} to "
+        f"{_signed(row.share_high)}; with new tasks {_signed(row.tasks_low)} to "
+        f"{_signed(row.tasks_high)})"
         for row in (
             compared.loc[pair]
             for pair in (
                 ("ICP score, top", "product, top"), ("ICP score, top", "random"),
-                ("product, top", "random"), ("ICP score, top", "ICP score, bottom"),
-                ("product, top", "product, bottom"),
+                ("product, top", "random"), ("gain, in turn", "random"),
+                ("ICP score, top", "ICP score, bottom"), ("product, top", "product, bottom"),
             )
         )
     )  # fmt: skip
+    tops = [
+        compared.loc[(f"{name}, top", "random"), "verdict"] for name in ("ICP score", "product")
+    ]
+    against = "Against" if any("better" in verdict for verdict in tops) else "Neither beats"
+    parts = of_tasks.loc[("ICP score, top", "random")].reset_index(drop=True)
+    largest = parts.loc[parts["contribution"].abs().idxmax()]
     lds = tables.in_words(pd.read_csv(folder / "04_lds.csv"))
-    cosine, product, gain, score, words = (
+    cosine, product, gain, score, words, beyond = (
         lds[f"LDS of {name}"]
-        for name in ("cosine", "product", "gain", "ICP score", "words (TF-IDF)")
-    )
+        for name in (
+            "cosine", "product", "gain", "ICP score", "words (TF-IDF)", "gain less words (TF-IDF)",
+        )
+    )  # fmt: skip
     return f"""\
 - **What a choice is worth.** Models fine-tuned on the best examples by ICP score, held against
-  those by product: {both}, as a share of what the full pool
-  brings; equivalent means within {margin:g}. Against random data of the same size: ICP score
-  {random_icp}, product {random_product}.
-  Against the lowest-ranked by the same method: ICP score {worst_icp},
-  product {worst_product}. What training on random subsets does to each
-  query is predicted (LDS) by cosines with {cosine}, products
-  {product}, gains {gain}, ICP scores
-  {score}, similarity of words {words}."""
+  those by product, of which they share {overlap.loc["ICP score, top", "product, top"]:.0%}: {both},
+  as a share of what the full pool brings ({size.queries} held-out queries, {size.seeds} seeds);
+  equivalent means within {compared["margin"].iloc[0]:g}. **{against} random data** of
+  the same size: ICP score {random_icp},
+  product {random_product};
+  {_signed(largest["contribution"])} of the former is a single task's, `{largest["task"]}`. Queries
+  that choose in turn by gain: {in_turn}.
+  Against the lowest-ranked by the same method: ICP score
+  {worst_icp},
+  product {worst_product}. What
+  training on random subsets does to each query is predicted (LDS) by cosines with
+  {cosine}, products {product}, gains {gain}, ICP
+  scores {score}, similarity of words {words} (gains less words: {beyond})."""
 
 
 def finetuning() -> str:
-    """Return what 04 found on the laptop profile, in sentences and as a table."""
-    folder = FIGURES / "laptop"
-    compared = pd.read_csv(folder / "04_differences.csv")
-    results = pd.read_csv(folder / "04_results.csv").query("measure == 'nats_per_token'")
-    full = results.set_index("selection").loc["full pool"]
-    margin = compared["margin"].iloc[0]
+    """Return what 04 found in its two runs on the laptop, in sentences and as a table."""
+    runs, brings, sizes = [], [], []
+    for name in ("laptop", LONG):
+        runs.append(pd.read_csv(FIGURES / name / "04_differences.csv"))
+        results = pd.read_csv(FIGURES / name / "04_results.csv")
+        full = results.query("measure == 'nats_per_token' and selection == 'full pool'").iloc[0]
+        sizes.append(f"{full.queries} queries, {full.seeds} seeds")
+        brings.append(f"{full.estimate:.2f} ({full.low:.2f} to {full.high:.2f}; {sizes[-1]})")
     lines = [
-        f"Trained on the full pool, the model gains {full.estimate:.2f} ({full.low:.2f} to "
-        f"{full.high:.2f}) nats a token on {full.queries} held-out queries. As shares of that, "
-        f"over {full.seeds} seeds:",
+        f"Trained on the full pool, the model gains {' and '.join(brings)} nats a token on "
+        "held-out queries. As shares of that:",
         "",
-        f"| selection | less | difference (95 %) | 90 % | TOST p, margin {margin:g} | verdict |",
-        "|---|---|---|---|---|---|",
+        f"| selection | less | {sizes[0]} (95 %) | verdict | {sizes[1]} (95 %) | 90 % | with new "
+        "tasks (95 %) | verdict |",
+        "|---|---|---|---|---|---|---|---|",
     ]
-    for row in compared.itertuples():
+    pairs = runs[0].merge(runs[1], on=["first", "second"], suffixes=("_short", ""))
+    for row in pairs.itertuples():
         cells = (
             row.first,
             row.second,
-            f"{row.share:+.2f} ({row.share_low:+.2f} to {row.share_high:+.2f})",
-            f"{row.tost_low:+.2f} to {row.tost_high:+.2f}",
-            f"{row.p_equivalent:.3f}",
+            _interval(row.share_short, row.share_low_short, row.share_high_short),
+            row.verdict_short,
+            _interval(row.share, row.share_low, row.share_high),
+            f"{_signed(row.tost_low)} to {_signed(row.tost_high)}",
+            f"{_signed(row.tasks_low)} to {_signed(row.tasks_high)}",
             f"**{row.verdict}**",
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
+def _interval(estimate: float, low: float, high: float) -> str:
+    return f"{_signed(estimate)} ({_signed(low)} to {_signed(high)})"
+
+
+def _signed(value: float) -> str:
+    return f"{round(value, 2) + 0.0:+.2f}"  # + 0.0 turns -0.0 into 0.0
+
+
 def lds() -> str:
-    """Return the linear datamodelling scores on the laptop profile."""
-    found = pd.read_csv(FIGURES / "laptop" / "04_lds.csv")
-    first = found.iloc[0]
-    each = ", ".join(
-        f"{row.quantity.removeprefix('LDS of ')} {row.estimate:.2f} ({row.low:.2f} to "
-        f"{row.high:.2f})"
-        for row in found.itertuples()
-    )
+    """Return the linear datamodelling scores of 04's longer run."""
+    found = pd.read_csv(FIGURES / LONG / "04_lds.csv")
+    first, most = found.iloc[0], found["queries"].max()
+    each = []
+    for row in found.itertuples():
+        few = f"; of {row.queries} queries" if row.queries < most else ""
+        name = row.quantity.removeprefix("LDS of ")
+        each.append(f"{name} {row.estimate:.2f} ({row.low:.2f} to {row.high:.2f}{few})")
     return (
-        f"Linear datamodelling scores over {first.n} random subsets, {first.seeds} trainings each "
-        f"(noise ceiling {first.ceiling:.2f}): {each}."
+        f"Linear datamodelling scores over {first.n} random subsets, {first.seeds} trainings each, "
+        f"of {most} selecting queries (noise ceiling {first.ceiling:.2f}): {', '.join(each)}."
     )
+
+
+def synthetic() -> str:
+    """Return what 05 found under the shifts that claim C4 looks at, as a table."""
+    shown = {
+        "gain against TracIn": "gain",
+        "gain of Bayes against TracIn": "gain, Bayes",
+        "ICP score against TracIn": "ICP score",
+        "ICP score of Bayes against TracIn": "ICP score, Bayes",
+        "mean gain": "mean gain",
+    }
+    lines = [
+        "Spearman with TracIn at the zero-shot state, of the networks and of the exact Bayes "
+        "learner, and the networks' mean gain (in half squared errors):",
+        "",
+        f"| tasks | shift | {' | '.join(shown.values())} |",
+        "|---|---|" + "---|" * len(shown),
+    ]
+    for prior, name in (("around zero", "conditions"), ("around a mean", "informative_prior")):
+        table = pd.read_csv(FIGURES / "laptop" / f"05_{name}.csv")
+        for condition, rows in table.groupby("condition", sort=False):
+            rows = tables.in_words(rows)
+            lines.append(f"| {prior} | {condition} | {' | '.join(rows[q] for q in shown)} |")
+    return "\n".join(lines)
 
 
 def claims() -> str:
-    """Return the table of claims and verdicts on the laptop profile."""
-    records = json.loads((FIGURES / "laptop" / "claims.json").read_text(encoding="utf-8"))
+    """Return the table of claims and verdicts; those of 04 are its longer run's."""
+    records, longer = (
+        json.loads((FIGURES / name / "claims.json").read_text(encoding="utf-8"))
+        for name in ("laptop", LONG)
+    )
+    longer = {claim["id"]: claim for claim in longer if claim["notebook"] == "04" and claim["n"]}
+    records = [longer.get(claim["id"], claim) for claim in records]
     lines = [
         "| claim | | how tested | estimate (95 %) | n | verdict |",
         "|---|---|---|---|---|---|",

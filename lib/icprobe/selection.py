@@ -79,6 +79,18 @@ def values(scores: np.ndarray, N: int, columns: Sequence[int] | None = None) -> 
     return chosen.sum(1) / len(columns)
 
 
+def named(known: Mapping[str, np.ndarray], names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Return the scores of these names.
+
+    Raises:
+        ValueError: If a name is unknown; lists the known ones.
+    """
+    for name in names:
+        if name not in known:
+            raise ValueError(f"rivals: {name!r} is unknown, there are: {', '.join(known)}")
+    return {name: known[name] for name in names}
+
+
 def best(
     values: np.ndarray, tokens: np.ndarray, budget: Budget, rng: np.random.Generator
 ) -> np.ndarray:
@@ -177,6 +189,7 @@ def choose(
     budget: Budget,
     seeds: int,
     turns: Mapping[str, np.ndarray] | None = None,
+    lengths: np.ndarray | None = None,
 ) -> list[dict[str, np.ndarray]]:
     """Return all selections that are compared, by name, for each seed from 0 on.
 
@@ -190,6 +203,8 @@ def choose(
         seeds: How many. A seed breaks ties and draws; each selection has a stream of its own, so
             that leaving one out changes no other.
         turns: By name, scores [N, M] by which queries choose in turn, see `in_turn`.
+        lengths: [N], in which random selections are matched, such as the number of tokens that are
+            learnt; `tokens` by default.
 
     Returns:
         Row numbers by name: "full pool", "random", "<method>, top", "<method>, in turn", "<method>,
@@ -200,10 +215,12 @@ def choose(
     """
     if type(seeds) is not int or seeds < 1:
         raise ValueError(f"seeds is {seeds!r}, expected a whole number from 1")
-    return [_chosen(methods, low, matched, tokens, budget, s, turns or {}) for s in range(seeds)]
+    lengths = tokens if lengths is None else lengths
+    choice = methods, low, matched, tokens, budget, turns or {}, lengths
+    return [_chosen(*choice, seed) for seed in range(seeds)]
 
 
-def _chosen(methods, low, matched, tokens, budget, seed, turns) -> dict[str, np.ndarray]:
+def _chosen(methods, low, matched, tokens, budget, turns, lengths, seed) -> dict[str, np.ndarray]:
     """Return the selections of one seed; see `choose`."""
 
     def rng(name: str) -> np.random.Generator:
@@ -221,7 +238,7 @@ def _chosen(methods, low, matched, tokens, budget, seed, turns) -> dict[str, np.
     for name in low:
         found[f"{name}, {BOTTOM}"] = best(-methods[name], tokens, budget, rng(f"{name} {BOTTOM}"))
     for name in matched:
-        of_length = length_matched(found[f"{name}, {TOP}"], tokens, rng(f"as long as {name}"))
+        of_length = length_matched(found[f"{name}, {TOP}"], lengths, rng(f"as long as {name}"))
         found[f"random, as long as {name}"] = of_length
     return found
 
@@ -248,26 +265,36 @@ def composition(selections: Mapping[str, np.ndarray], tasks: Sequence[str]) -> p
 
 
 def write(
-    examples: datasets.Dataset, rows: Sequence[int], values: np.ndarray, file: str | Path
-) -> Path:
-    """Write chosen examples as JSON lines that TRL trains on as they are, best first.
+    examples: datasets.Dataset,
+    selections: Mapping[str, np.ndarray],
+    ranked: Mapping[str, np.ndarray],
+    folder: str | Path,
+) -> None:
+    """Write selections as JSON lines that TRL trains on as they are, in the place of earlier ones.
 
     Args:
         examples: The pool, N rows.
-        rows: The selection.
-        values: [N], what ranked it.
-        file: Where to; a relative path starts at the repository root.
-
-    Returns:
-        The file: each line has id, prompt, completion, task, content, type and score.
+        selections: Row numbers by name, see `choose`: of each, a file <name>.jsonl with small
+            letters and underscores.
+        ranked: By method, what ranks the pool [N]. Of its best and worst, lines have a score, and
+            the best come first; other selections are in the order of the pool.
+        folder: Where to; a relative path starts at the repository root. Its .jsonl files are
+            removed.
     """
-    file = paths.resolve(file)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f"{file.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as stream:
-        for row in sorted(map(int, rows), key=lambda row: -values[row]):
-            example = examples[row]
-            line = {name: example[name] for name in COLUMNS} | {"score": float(values[row])}
-            stream.write(json.dumps(line, ensure_ascii=False) + "\n")
-    temporary.replace(file)
-    return file
+    folder = paths.resolve(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in folder.glob("*.jsonl"):
+        file.unlink()
+    for name, rows in selections.items():
+        method, _, end = name.rpartition(", ")
+        values = ranked[method] if end in (TOP, BOTTOM) else None
+        order = sorted(map(int, rows), key=lambda row: 0 if values is None else -values[row])
+        lines = []
+        for row in order:
+            line = {column: examples[row][column] for column in COLUMNS}
+            line |= {} if values is None else {"score": float(values[row])}
+            lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+        file = folder / f"{name.replace(',', '').replace(' ', '_').lower()}.jsonl"
+        temporary = file.with_suffix(".tmp")
+        temporary.write_text("".join(lines), encoding="utf-8")
+        temporary.replace(file)

@@ -94,6 +94,12 @@ class Bench:
     answer_tokens: int = evaluation.ANSWER_TOKENS
     keep_answers: bool = False
 
+    def __post_init__(self):
+        for name, least in (("n_answered", 0), ("answer_tokens", 1)):
+            value = getattr(self, name)
+            if value is not None and (type(value) is not int or value < least):
+                raise ValueError(f"{name} is {value!r}, expected a whole number from {least}")
+
     def run(self, trials: Sequence[Trial], fresh: bool = False) -> list[Outcome]:
         """Make the trainings that are not finished, and return all outcomes in the order asked for.
 
