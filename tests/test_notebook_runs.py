@@ -225,7 +225,7 @@ def test_finetuning_goes_on_where_it_stopped_and_gives_the_same_files(tmp_path, 
     assert sum(int(n) - int(reused) for reused, n in counts) == len(records[::5])
     verdicts = json.loads((tmp_path / "figures" / "claims.json").read_text())
     judged = {claim["verdict"] for claim in verdicts if claim["notebook"] == "04"}
-    assert judged <= {"reproduced", "partly", "not reproduced"}
+    assert judged <= {"reproduced", "partly", "not reproduced", "not testable here"}
     selected = data.load(tmp_path / "figures" / "selected" / "icp_score_top.jsonl")
     pool = data.load(own["train"])
     assert set(selected["completion"]) < set(pool["completion"])

@@ -314,7 +314,7 @@ def minutes() -> str:
     }
     lines = ["| notebook | smoke (minutes) | laptop (minutes) |", "|---|---|---|"]
     for name in sorted({name for run in runs.values() for name in run.index}):
-        cells = [f"{run.minutes.get(name, float('nan')):.1f}" for run in runs.values()]
+        cells = [f"{run.minutes[name]:.1f}" if name in run.index else "–" for run in runs.values()]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     machine = runs["laptop"].iloc[0]
     lines.append(f"\nEverything computed anew, on {machine.cores} cores ({machine.processor}).")

@@ -33,6 +33,7 @@ WIDE = 128  # networks from this width on are trained on all threads of a CPU
 KEPT_EVERY = 30.0  # seconds between two states that an interrupted training goes on from
 FRESH = 4000  # sequences that a learning curve is measured on
 TOGETHER = 128  # gradients at once
+DIGITS = 6  # of learning curves, after the point
 PARTS = 500  # of a training, each with its mean loss in the record
 
 
@@ -460,7 +461,8 @@ def obtain(
     if fresh:
         _partial(recipe, folder).unlink(missing_ok=True)
     trained = train(recipe, folder, device=device)
-    trained = replace(trained, curve=learning_curve(trained.network, recipe.prior))
+    curve = learning_curve(trained.network, recipe.prior).round(DIGITS)
+    trained = replace(trained, curve=curve)
     if known:
         before = _load(recipe, weights, "cpu").curve["error"]
         apart = (trained.curve["error"] / before - 1).abs().max()
@@ -475,7 +477,7 @@ def _save(trained: Trained, weights: Path) -> None:
     parts = np.array_split(trained.losses, min(PARTS, len(trained.losses)))
     record = {
         "recipe": asdict(trained.recipe),
-        "curve": trained.curve.round(6).to_dict("list"),
+        "curve": trained.curve.to_dict("list"),
         "losses": [round(float(part.mean()), 5) for part in parts],
         "seconds": round(trained.seconds, 1),
         "made_with": store.made_with(),
