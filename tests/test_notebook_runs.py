@@ -278,8 +278,10 @@ def test_the_paper_profile_with_local_stand_ins(tmp_path):
         "queries": str(tmp_path / "kmeans.jsonl"),
     }
     arguments = [text for name, value in sources.items() for text in ("-p", name, value)]
-    assert run(tmp_path, "paper", "--only", ",".join(RESULTS), *arguments) == 0
-    for number, expected in RESULTS.items():
+    # 05 would train at its full size
+    expected_of = {number: files for number, files in RESULTS.items() if number != "05"}
+    assert run(tmp_path, "paper", "--only", ",".join(expected_of), *arguments) == 0
+    for number, expected in expected_of.items():
         assert results(tmp_path, number) == expected
 
     names = ["n_train", "n_query", "seed", "dtype", "max_length", "train_columns", "query_columns"]
