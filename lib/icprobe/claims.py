@@ -198,8 +198,8 @@ CLAIMS = (
     Claim(
         "C4, far tasks",
         "the agreement is less where tasks are unlike those the model was trained on",
-        "as before, by gain: agreement in domain less that for tasks on the other side of the "
-        "prior mean (examples and queries alike); reproduced if the interval is above 0",
+        "as before, by gain: agreement in domain less that for tasks around minus the prior mean "
+        "(examples and queries alike); reproduced if the interval is above 0",
         "05",
         [f"{INFORMED}gain against TracIn, in domain less {FAR}"],
         exceeds(0),

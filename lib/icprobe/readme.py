@@ -110,24 +110,37 @@ def headline() -> str:
 def _exactly() -> str:
     """Return what 05 found, as a point of the headline."""
     table = pd.read_csv(FIGURES / "laptop" / "05_conditions.csv")
-    spoilt = pd.read_csv(FIGURES / "laptop" / "05_corrupted.csv").query("corruption == 'outlier'")
+    corrupted = pd.read_csv(FIGURES / "laptop" / "05_corrupted.csv")
+    spoilt, flipped = (corrupted[corrupted["corruption"] == x] for x in ("outlier", "flip"))
     of = {name: tables.in_words(rows) for name, rows in table.groupby("condition")}
-    near, unrelated, opposite = of["in domain"], of["unrelated task"], of["opposite task"]
+    near, unrelated, opposite, wide, apart = (
+        of[name]
+        for name in (
+            "in domain", "unrelated task", "opposite task", "covariates 3 times as wide",
+            "mean covariates 4 apart",
+        )
+    )  # fmt: skip
+    forms = pd.read_csv(FIGURES / "laptop" / "05_in_domain.csv").query(
+        "k == 0 and probing == 'gain'"
+    )
+    forms = tables.in_words(forms.rename(columns={"influence": "quantity"}))
     areas = tables.in_words(spoilt.rename(columns={"method": "quantity"}))
+    flips = tables.in_words(flipped.rename(columns={"method": "quantity"}))
     return f"""\
 - **Where everything is exact.** Networks that learned linear regression from their context rank
-  examples by gain as TracIn does with {near["gain against TracIn"]},
-  the exact Bayes learner with {near["gain of Bayes against TracIn"]}; by the
-  published ICP score with {near["ICP score against TracIn"]}. Where examples are of an
-  unrelated task these are {unrelated["gain against TracIn"]},
-  {unrelated["gain of Bayes against TracIn"]} and
-  {unrelated["ICP score against TracIn"]}, of the opposite task
-  {opposite["gain against TracIn"]}, {opposite["gain of Bayes against TracIn"]}
-  and {opposite["ICP score against TracIn"]}, while the mean gain falls from
-  {near["mean gain"]} to {unrelated["mean gain"]} and
-  {opposite["mean gain"]}: there, similarity decides whether examples help rather than
-  whether the two rank them alike. Outliers among the labels are found by gains with an area under
-  the ROC curve of {areas["gain"]}, by TracIn with {areas["TracIn"]}."""
+  examples by gain as TracIn at the zero-shot state does with {near["gain against TracIn"]}
+  (Spearman), by the published ICP score with {near["ICP score against TracIn"]}; but as
+  influence on a learner already fitted to the whole pool (leave-one-out) with
+  {forms["leave-one-out, exact"]}. For examples of an unrelated or the opposite task, the
+  first is {unrelated["gain against TracIn"]} and {opposite["gain against TracIn"]},
+  while the mean gain falls from {near["mean gain"]} to {unrelated["mean gain"]} and
+  {opposite["mean gain"]} (half squared errors). For covariates three times as wide it is
+  {wide["gain against TracIn"]} (Bayes, the exact learner:
+  {wide["gain of Bayes against TracIn"]}),
+  for those whose means are apart {apart["gain against TracIn"]} (Bayes
+  {apart["gain of Bayes against TracIn"]}). Outliers among the labels are found by gains
+  with an area under the ROC curve of {areas["gain"]}, by TracIn with {areas["TracIn"]};
+  flipped signs by both ({flips["gain"]} and {flips["TracIn"]})."""
 
 
 def _choosing() -> str:
@@ -150,12 +163,19 @@ def _choosing() -> str:
             )
         )
     )  # fmt: skip
+    parts = of_tasks.loc[("ICP score, top", "random")].reset_index(drop=True)
+    largest = parts.loc[parts["contribution"].abs().idxmax()]
+    sizes = pd.read_csv(folder / "04_budgets.csv")["examples"]
+    chosen = f"{sizes.iloc[0]:.0f} of {sizes.max():.0f}"
+    share = f"{overlap.loc['ICP score, top', 'product, top']:.0%}"
+    queries = f"{size.queries} held-out queries, {size.seeds} seeds"
+    part = (
+        f"{_signed(largest['contribution'])} of the ICP score's is one task's, `{largest['task']}`"
+    )
     tops = [
         compared.loc[(f"{name}, top", "random"), "verdict"] for name in ("ICP score", "product")
     ]
     against = "Against" if any("better" in verdict for verdict in tops) else "Neither beats"
-    parts = of_tasks.loc[("ICP score, top", "random")].reset_index(drop=True)
-    largest = parts.loc[parts["contribution"].abs().idxmax()]
     lds = tables.in_words(pd.read_csv(folder / "04_lds.csv"))
     cosine, product, gain, score, words, beyond = (
         lds[f"LDS of {name}"]
@@ -164,14 +184,15 @@ def _choosing() -> str:
         )
     )  # fmt: skip
     return f"""\
-- **What a choice is worth.** Models fine-tuned on the best examples by ICP score, held against
-  those by product, of which they share {overlap.loc["ICP score, top", "product, top"]:.0%}: {both},
-  as a share of what the full pool brings ({size.queries} held-out queries, {size.seeds} seeds);
-  equivalent means within {compared["margin"].iloc[0]:g}. **{against} random data** of
+- **What a choice is worth.** Models fine-tuned on the best {chosen} examples of the pool by ICP
+  score, held against those by product, of which they share {share}:
+  {both},
+  as a share of what the full pool brings in log-likelihood ({queries});
+  equivalent means that the 90 % interval is within {compared["margin"].iloc[0]:g}, for new queries
+  of the same tasks. **{against} random data** of
   the same size: ICP score {random_icp},
   product {random_product};
-  {_signed(largest["contribution"])} of the former is a single task's, `{largest["task"]}`. Queries
-  that choose in turn by gain: {in_turn}.
+  {part}. Queries that choose in turn by gain: {in_turn}.
   Against the lowest-ranked by the same method: ICP score
   {worst_icp},
   product {worst_product}. What
