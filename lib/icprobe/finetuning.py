@@ -381,7 +381,6 @@ def _collecting():
 
     To look at all the objects of imported libraries takes a tenth of a small training.
     """
-    gc.collect()
     gc.freeze()
     try:
         yield
