@@ -185,12 +185,19 @@ def train(
     )
     if recipe.lora_rank:
         model = model.merge_and_unload()
-    # in a model of its own: the trainer and accelerate leave theirs with other forward passes
-    plain = copy.deepcopy(lm.model).float()
-    plain.load_state_dict(model.state_dict())
+    plain = _with_weights(lm.model, dict(model.named_parameters(remove_duplicate=False)))
     identity = {**lm.identity, "name": lm.identity["name"] + TUNED, "dtype": "float32"}
     trained = LM(plain.eval().requires_grad_(True), lm.tokenizer, identity)
     return Trained(trained, curve, _with_rates(names, curve, save_steps))
+
+
+def _with_weights(model: nn.Module, weights: dict[str, nn.Parameter]) -> nn.Module:
+    """Return a copy of a model, in float32, that holds given weights.
+
+    The trainer and accelerate leave their own model with other forward passes.
+    """
+    memo = {id(old): weights[name] for name, old in model.named_parameters()}
+    return copy.deepcopy(model, memo).float()
 
 
 def precise(lm: LM) -> LM:
