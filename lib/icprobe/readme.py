@@ -14,6 +14,7 @@ from icprobe import correlation, paths, tables
 README = paths.ROOT / "README.md"
 FIGURES = paths.ROOT / "figures"
 LONG = "laptop_long"  # the folder of 04's longer run
+# where numbers are rounded below, + 0.0 turns -0.0 into 0.0
 BLOCK = re.compile(r"(<!-- (?P<name>[\w-]+): [^\n]*-->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -25,6 +26,9 @@ def render(text: str) -> str:
     """
     blocks = {
         "headline": headline,
+        "agreement": agreement,
+        "choosing": choosing,
+        "exactly": exactly,
         "claims": claims,
         "findings-01": lambda: findings("01"),
         "findings-02": lambda: findings("02"),
@@ -37,37 +41,88 @@ def render(text: str) -> str:
 
 
 def headline() -> str:
-    """Return what 03 and 07 found on the laptop profile, in sentences."""
-    found = pd.read_csv(FIGURES / "laptop" / "03_findings.csv")
+    """Return the answers in short, a sentence or two for each question."""
+    folder = FIGURES / "laptop"
+    said = tables.in_words(pd.read_csv(folder / "03_findings.csv"))
+    of_step = {
+        name: said[f"{name} against training effect, per query"]
+        for name in ("cosine", "gain", "hidden states")
+    }
+    compared = pd.read_csv(FIGURES / LONG / "04_differences.csv").set_index(["first", "second"])
+    both, icp, product = (
+        compared.loc[pair, "verdict"]
+        for pair in (
+            ("ICP score, top", "product, top"), ("ICP score, top", "random"),
+            ("product, top", "random"),
+        )
+    )  # fmt: skip
+    exact = pd.read_csv(folder / "05_in_domain.csv").query("k == 0")
+    exact = {
+        name: tables.in_words(rows.rename(columns={"influence": "quantity"}))
+        for name, rows in exact.groupby("probing")
+    }
+    state = "TracIn at the zero-shot state"
+    return f"""\
+- **Do probing and gradients rank training examples alike?** For each query by itself, gains and
+  gradient cosines agree with Spearman {said["gain against cosine, same task, per query"]} among
+  examples of the query's own task, and with {said["gain against cosine, neither, per query"]} where
+  nothing is shared. The published aggregation, over all queries, gives
+  {said["ICP score against product, same task"]} here, and {_authors()} in the authors' own files.
+- **Do they predict what training does?** What one real training step on an example does to each
+  query is ranked by gradient cosines with {of_step["cosine"]}, by gains with
+  {of_step["gain"]}, by plain similarity of hidden states with {of_step["hidden states"]}.
+- **Do they choose good training data?** Models fine-tuned on the best {_chosen()} examples by ICP
+  score and on the best by product: **{both}**. Held against random data of the same size:
+  the former **{icp}**, the latter **{product}**.
+- **And where everything can be computed?** In linear regression, gains rank examples as their
+  influence on an untrained learner does, with {exact["gain"][state]} (the published ICP
+  score: {exact["ICP score"][state]}), and not as their influence on a fitted one
+  (leave-one-out: {exact["gain"]["leave-one-out, exact"]})."""
+
+
+def _authors() -> str:
+    """Return how far the authors' two scores agree."""
     published = pd.read_csv(FIGURES / "laptop" / "07_findings.csv")
     both = published[published["quantity"] == "ICP score against mean influence"]
-    (authors,) = tables.in_words(both[both["unit"] == "Spearman"]).values()
+    (said,) = tables.in_words(both[both["unit"] == "Spearman"]).values()
+    return said
+
+
+def _chosen() -> str:
+    """Return how many examples of how many a method chooses in 04."""
+    sizes = pd.read_csv(FIGURES / LONG / "04_budgets.csv")["examples"]
+    return f"{sizes.iloc[0]:.0f} of {sizes.max():.0f}"
+
+
+def agreement() -> str:
+    """Return what 03 found of probing against gradients, and of both against training."""
     folder = FIGURES / "laptop"
+    found = pd.read_csv(folder / "03_findings.csv")
     conditions = pd.read_csv(folder / "03_conditions.csv").query("level == 'per query'")
     higher = correlation.weakening(conditions).loc[:, "per query"]
     step = pd.unique(pd.read_csv(folder / "03_training_effect.csv")["second"])[1]
     conditions = conditions[conditions["scores"] == "gain and cosine"].assign(
         quantity=lambda frame: frame["pool"] + " " + frame["condition"]
     )
-    elsewhere = tables.in_words(conditions)
+    at = tables.in_words(conditions)
     answers = pd.read_csv(folder / "03_same_answer.csv")
     answers = tables.in_words(answers.assign(quantity=answers["pool"] + " " + answers["given"]))
     said = tables.in_words(found)
-    task, kind, content, neither = (
-        said[f"gain against cosine, {condition}, per query"]
-        for condition in ("same task", "same type", "same content", "neither")
-    )
-    cosine, gain, over_neutral, states, words, answer = (
-        said[f"{method} against training effect, per query"]
-        for method in (
-            "cosine", "gain", "gain over neutral", "hidden states", "words (TF-IDF)",
-            "same completion",
-        )
+    kinds = ("same task", "same type", "same content", "neither")
+    rows = [
+        f"| `{pool}` | {' | '.join(at[f'{pool} {kind}'] for kind in kinds)} "
+        f"| {higher[pool, 'gain and cosine']} |"
+        for pool in ("crossed", "grid")
+    ]
+    methods = (
+        "cosine", "gain", "gain over neutral", "hidden states", "words (TF-IDF)",
+        "same completion",
     )  # fmt: skip
-    within = {
-        method: said[f"{method} against training effect, within a task"]
-        for method in ("cosine", "gain", "hidden states", "words (TF-IDF)")
-    }
+    effects = []
+    for method in methods:
+        within = said.get(f"{method} against training effect, within a task", "–")
+        effect = said[f"{method} against training effect, per query"]
+        effects.append(f"| {method} | {effect} | {within} |")
     rival, rival_within, beyond, gradients = (
         tables.compared(found, name)
         for name in (
@@ -75,40 +130,34 @@ def headline() -> str:
             "gain over neutral less best similarity, per query", "cosine less gain, per query",
         )
     )  # fmt: skip
-    return f"""\
-- **Where probing and gradients agree.** In the suite `crossed`, gains and gradient cosines agree
-  among training examples of a query's own task with Spearman {task}; where only the
-  type is shared, {kind}, only the content, {content}, neither,
-  {neither}: {higher["crossed", "gain and cosine"]} differences are measurable. In `grid`,
-  with fewer examples of each, these are {elsewhere["grid same task"]},
-  {elsewhere["grid same type"]}, {elsewhere["grid same content"]}
-  and {elsewhere["grid neither"]}: {higher["grid", "gain and cosine"]}. In `sentiment` they agree
-  with {answers["sentiment nothing"]}, but with {answers["sentiment same completion"]}
-  beyond sharing the query's answer. All this is for each query by itself. The published
-  aggregation, ICP score against product averaged over queries, gives
-  {said["ICP score against product, same task"]} in the same task of `crossed`. The authors' own
-  two scores, over their whole pool, give {authors}; the interval
-  leaves the queries of their ICP score as they are.
-- **What predicts training.** The effect of one real training step ({step}) on each query is
-  ranked by gradient cosines with {cosine}, by gains with
-  {gain}, by gains over the neutral demonstration's with
-  {over_neutral}, by the similarity of hidden states with
-  {states}, of words with {words}, and by merely
-  having the same answer with {answer}. **So here gains predict training
-  {rival} the better of both similarities** (gains over
-  neutral do so {beyond} it), and gradient cosines do
-  {gradients} gains; but to first order, such a step is the gradients' product by definition.
-- **Within a task**, where it is not enough to know which tasks help, the effect is ranked by
-  cosines with {within["cosine"]}, by gains with {within["gain"]},
-  by hidden states with {within["hidden states"]} and by words with
-  {within["words (TF-IDF)"]}; as differences, gains do {rival_within}
-  the better similarity.
-{_choosing()}
-{_exactly()}"""
+    lines = [
+        "Spearman of gains with gradient cosines, each query for itself, by what an example shares "
+        "with the query; the last column counts in how many of the three other conditions it is "
+        "measurably less than in the same task:",
+        "",
+        "| suite | same task | type only | content only | neither | measurably less |",
+        "|---|---|---|---|---|---|",
+        *rows,
+        "",
+        f"In `sentiment`, where one type meets four contents, they agree with "
+        f"{answers['sentiment nothing']}, but with {answers['sentiment same completion']} beyond "
+        "sharing the query's answer.",
+        "",
+        f"Spearman with the effect of one real training step ({step}) on each query:",
+        "",
+        "| scores | per query | within a task |",
+        "|---|---|---|",
+        *effects,
+        "",
+        f"So gains predict training {rival} the better of both similarities (over neutral: "
+        f"{beyond} it; within a task: {rival_within} it), and gradient cosines do {gradients} "
+        "gains; but to first order, such a step is the gradients' product by definition.",
+    ]
+    return "\n".join(lines)
 
 
-def _exactly() -> str:
-    """Return what 05 found, as a point of the headline."""
+def exactly() -> str:
+    """Return what 05 found, in sentences."""
     table = pd.read_csv(FIGURES / "laptop" / "05_conditions.csv")
     corrupted = pd.read_csv(FIGURES / "laptop" / "05_corrupted.csv")
     spoilt, flipped = (corrupted[corrupted["corruption"] == x] for x in ("outlier", "flip"))
@@ -127,24 +176,21 @@ def _exactly() -> str:
     areas = tables.in_words(spoilt.rename(columns={"method": "quantity"}))
     flips = tables.in_words(flipped.rename(columns={"method": "quantity"}))
     return f"""\
-- **Where everything is exact.** Networks that learned linear regression from their context rank
-  examples by gain as TracIn at the zero-shot state does with {near["gain against TracIn"]}
-  (Spearman), by the published ICP score with {near["ICP score against TracIn"]}; but as
-  influence on a learner already fitted to the whole pool (leave-one-out) with
-  {forms["leave-one-out, exact"]}. For examples of an unrelated or the opposite task, the
-  first is {unrelated["gain against TracIn"]} and {opposite["gain against TracIn"]},
-  while the mean gain falls from {near["mean gain"]} to {unrelated["mean gain"]} and
-  {opposite["mean gain"]} (half squared errors). For covariates three times as wide it is
-  {wide["gain against TracIn"]} (Bayes, the exact learner:
-  {wide["gain of Bayes against TracIn"]}),
-  for those whose means are apart {apart["gain against TracIn"]} (Bayes
-  {apart["gain of Bayes against TracIn"]}). Outliers among the labels are found by gains
-  with an area under the ROC curve of {areas["gain"]}, by TracIn with {areas["TracIn"]};
-  flipped signs by both ({flips["gain"]} and {flips["TracIn"]})."""
+Networks that learned linear regression from their context rank examples by gain as TracIn at the
+zero-shot state does with Spearman {near["gain against TracIn"]}, but as influence on a learner that
+is already fitted to the whole pool (leave-one-out) with {forms["leave-one-out, exact"]}. For
+examples of an unrelated or the opposite task, the first is {unrelated["gain against TracIn"]} and
+{opposite["gain against TracIn"]}, while the mean gain goes from {near["mean gain"]} to
+{unrelated["mean gain"]} and {opposite["mean gain"]}. For covariates three times as wide it is
+{wide["gain against TracIn"]} (for Bayes, the exact learner, {wide["gain of Bayes against TracIn"]}:
+what the two do not share is the networks' failure), for those whose means are apart
+{apart["gain against TracIn"]} (Bayes {apart["gain of Bayes against TracIn"]}). Outliers among the
+labels are found by gains with an area under the ROC curve of {areas["gain"]}, by TracIn with
+{areas["TracIn"]}; flipped signs by both ({flips["gain"]} and {flips["TracIn"]})."""
 
 
-def _choosing() -> str:
-    """Return what 04 found of selections, in its longer run, and of LDS, for the headline."""
+def choosing() -> str:
+    """Return what 04 found of selections, in its longer run, in sentences."""
     folder = FIGURES / LONG
     compared = pd.read_csv(folder / "04_differences.csv").set_index(["first", "second"])
     size = pd.read_csv(folder / "04_results.csv").iloc[0]
@@ -165,8 +211,6 @@ def _choosing() -> str:
     )  # fmt: skip
     parts = of_tasks.loc[("ICP score, top", "random")].reset_index(drop=True)
     largest = parts.loc[parts["contribution"].abs().idxmax()]
-    sizes = pd.read_csv(folder / "04_budgets.csv")["examples"]
-    chosen = f"{sizes.iloc[0]:.0f} of {sizes.max():.0f}"
     share = f"{overlap.loc['ICP score, top', 'product, top']:.0%}"
     queries = f"{size.queries} held-out queries, {size.seeds} seeds"
     part = (
@@ -176,29 +220,28 @@ def _choosing() -> str:
         compared.loc[(f"{name}, top", "random"), "verdict"] for name in ("ICP score", "product")
     ]
     against = "Against" if any("better" in verdict for verdict in tops) else "Neither beats"
-    lds = tables.in_words(pd.read_csv(folder / "04_lds.csv"))
-    cosine, product, gain, score, words, beyond = (
-        lds[f"LDS of {name}"]
-        for name in (
-            "cosine", "product", "gain", "ICP score", "words (TF-IDF)", "gain less words (TF-IDF)",
-        )
-    )  # fmt: skip
     return f"""\
-- **What a choice is worth.** Models fine-tuned on the best {chosen} examples of the pool by ICP
-  score, held against those by product, of which they share {share}:
-  {both},
-  as a share of what the full pool brings in log-likelihood ({queries});
-  equivalent means that the 90 % interval is within {compared["margin"].iloc[0]:g}, for new queries
-  of the same tasks. **{against} random data** of
-  the same size: ICP score {random_icp},
-  product {random_product};
-  {part}. Queries that choose in turn by gain: {in_turn}.
-  Against the lowest-ranked by the same method: ICP score
-  {worst_icp},
-  product {worst_product}. What
-  training on random subsets does to each query is predicted (LDS) by cosines with
-  {cosine}, products {product}, gains {gain}, ICP
-  scores {score}, similarity of words {words} (gains less words: {beyond})."""
+The best {_chosen()} examples of the pool by ICP score, of which those by product share {share}, train
+models that are {both} to those by product, as a share of what the full pool brings
+in log-likelihood ({queries}); equivalent means that the 90 % interval is within
+{compared["margin"].iloc[0]:g}, for new queries of the same tasks. **{against} random data** of the
+same size: ICP score {random_icp}, product {random_product};
+{part}. Queries that choose in turn by gain: {in_turn}. Against the lowest-ranked by the same
+method: ICP score {worst_icp}, product {worst_product}.
+
+By size (nats a token over the untouched model, mean over seeds):
+
+{_sizes()}"""
+
+
+def _sizes() -> str:
+    """Return 04's sweep over budgets, in its longer run, as a table."""
+    swept = pd.read_csv(FIGURES / LONG / "04_budgets.csv")
+    cells = swept.apply(lambda row: f"{row.estimate:.2f} ({row.low:.2f} to {row.high:.2f})", axis=1)
+    table = swept.assign(cells=cells).pivot(index="method", columns="examples", values="cells")
+    head = "".join(f" {size} examples |" for size in table.columns)
+    rows = [f"| {name} | {' | '.join(row)} |" for name, row in table.iterrows()]
+    return "\n".join([f"| chosen by |{head}", "|---|" + "---|" * table.shape[1], *rows])
 
 
 def finetuning() -> str:
@@ -218,13 +261,15 @@ def finetuning() -> str:
         "tasks (95 %) | verdict |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    pairs = runs[0].merge(runs[1], on=["first", "second"], suffixes=("_short", ""))
+    pairs = runs[0].merge(runs[1], "right", ["first", "second"], suffixes=("_short", ""))
     for row in pairs.itertuples():
+        short = _interval(row.share_short, row.share_low_short, row.share_high_short)
+        both = pd.notna(row.share_short)
         cells = (
             row.first,
             row.second,
-            _interval(row.share_short, row.share_low_short, row.share_high_short),
-            row.verdict_short,
+            short if both else "–",
+            row.verdict_short if both else "–",
             _interval(row.share, row.share_low, row.share_high),
             f"{_signed(row.tost_low)} to {_signed(row.tost_high)}",
             f"{_signed(row.tasks_low)} to {_signed(row.tasks_high)}",
@@ -239,7 +284,7 @@ def _interval(estimate: float, low: float, high: float) -> str:
 
 
 def _signed(value: float) -> str:
-    return f"{round(value, 2) + 0.0:+.2f}"  # + 0.0 turns -0.0 into 0.0
+    return f"{round(value, 2) + 0.0:+.2f}"
 
 
 def lds() -> str:
@@ -289,18 +334,18 @@ def claims() -> str:
     )
     longer = {claim["id"]: claim for claim in longer if claim["notebook"] == "04" and claim["n"]}
     records = [longer.get(claim["id"], claim) for claim in records]
-    lines = [
-        "| claim | | how tested | estimate (95 %) | n | verdict |",
-        "|---|---|---|---|---|---|",
-    ]
+    lines = ["| claim | | estimate (95 %) | n | verdict |", "|---|---|---|---|---|"]
+    tests = []
     for claim in records:
-        number = "{estimate:.2f} ({low:.2f} to {high:.2f})".format(**claim) if claim["n"] else "–"
-        notebook = f"{claim['test']} (notebook {claim['notebook']})"
-        cells = (claim["id"], claim["statement"], notebook, number, str(claim["n"] or "–"))
+        values = [round(claim[end] or 0, 2) + 0.0 for end in ("estimate", "low", "high")]
+        number = "{:.2f} ({:.2f} to {:.2f})".format(*values) if claim["n"] else "–"
+        cells = (claim["id"], claim["statement"], number, str(claim["n"] or "–"))
         verdict, allows = claim["verdict"], claim["allows"]
         more = "" if allows in (verdict, None) else f" (the interval allows: {allows})"
         lines.append(f"| {' | '.join(cells)} | **{verdict}**{more} |")
-    return "\n".join(lines)
+        tests.append(f"- **{claim['id']}** (notebook {claim['notebook']}): {claim['test']}.")
+    summary = "<details><summary>How each claim is tested, and by what rule</summary>"
+    return "\n".join([*lines, "", summary, "", *tests, "", "</details>"])
 
 
 def findings(notebook: str) -> str:
