@@ -221,8 +221,8 @@ def choosing() -> str:
     ]
     against = "Against" if any("better" in verdict for verdict in tops) else "Neither beats"
     return f"""\
-The best {_chosen()} examples of the pool by ICP score, of which those by product share {share}, train
-models that are {both} to those by product, as a share of what the full pool brings
+The best {_chosen()} examples of the pool by ICP score, of which those by product share {share},
+train models that are {both} to those by product, as a share of what the full pool brings
 in log-likelihood ({queries}); equivalent means that the 90 % interval is within
 {compared["margin"].iloc[0]:g}, for new queries of the same tasks. **{against} random data** of the
 same size: ICP score {random_icp}, product {random_product};
@@ -238,7 +238,7 @@ def _sizes() -> str:
     """Return 04's sweep over budgets, in its longer run, as a table."""
     swept = pd.read_csv(FIGURES / LONG / "04_budgets.csv")
     cells = swept.apply(lambda row: f"{row.estimate:.2f} ({row.low:.2f} to {row.high:.2f})", axis=1)
-    table = swept.assign(cells=cells).pivot(index="method", columns="examples", values="cells")
+    table = swept.assign(cells=cells).set_index(["method", "examples"])["cells"].unstack()  # noqa: PD010
     head = "".join(f" {size} examples |" for size in table.columns)
     rows = [f"| {name} | {' | '.join(row)} |" for name, row in table.iterrows()]
     return "\n".join([f"| chosen by |{head}", "|---|" + "---|" * table.shape[1], *rows])

@@ -1,0 +1,86 @@
+"""What the peers' scripts share: ids from a file, the time of the work, scores to a file.
+
+Runs in environments that have the peer, torch and numpy, and not this package.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import resource
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+
+def arguments():
+    """Return the work to do, the file for the scores, and the batch size."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("work")
+    parser.add_argument("scores")
+    parser.add_argument("--batch", type=int, default=4)
+    options = parser.parse_args()
+    work = json.loads(Path(options.work).read_text(encoding="utf-8"))
+    torch.set_num_threads(work["threads"])
+    return work, options.scores, options.batch
+
+
+def model(work):
+    """Return the model as transformers loads it."""
+    from transformers import AutoModelForCausalLM
+
+    found = AutoModelForCausalLM.from_pretrained(work["model"], dtype=getattr(torch, work["dtype"]))
+    found.config.use_cache = False
+    return found.eval()
+
+
+def linear_layers(module):
+    """Return the names of the blocks' linear layers."""
+    return [
+        name
+        for name, layer in module.named_modules()
+        if isinstance(layer, torch.nn.Linear) and name != "lm_head"
+    ]
+
+
+def labelled(row):
+    """Return ids and labels, -100 where nothing is learnt."""
+    ids, start = row["ids"], row["start"]
+    return {"input_ids": ids, "labels": [-100] * start + ids[start:]}
+
+
+def padded(rows):
+    """Return a batch of rows that are labelled, padded at the right."""
+    longest = max(len(row["input_ids"]) for row in rows)
+
+    def filled(values, rest):
+        return values + [rest] * (longest - len(values))
+
+    return {
+        "input_ids": torch.tensor([filled(row["input_ids"], 0) for row in rows]),
+        "attention_mask": torch.tensor([filled([1] * len(row["input_ids"]), 0) for row in rows]),
+        "labels": torch.tensor([filled(row["labels"], -100) for row in rows]),
+    }
+
+
+def loss(logits, labels):
+    """Return the negative log-likelihood of the labels in nats, summed over the batch."""
+    return torch.nn.functional.cross_entropy(
+        logits[..., :-1, :].flatten(0, -2).float(), labels[..., 1:].flatten(), reduction="sum"
+    )
+
+
+def timed(name, function, work, file):
+    """Run on two examples by two queries, then on all; write scores, say what it took."""
+    few = {**work, **{part: work[part][:2] for part in ("train", "contexts", "queries")}}
+    function(few)
+    start, cpu = time.perf_counter(), time.process_time()
+    scores = function(work)
+    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+    np.save(file, np.asarray(scores))
+    versions = [f"{package} {importlib.metadata.version(package)}" for package in (name, "torch")]
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    report = {"seconds": seconds, "cpu": cpu, "peak": peak, "versions": ", ".join(versions)}
+    print()
+    print(json.dumps(report))

@@ -1,0 +1,412 @@
+"""Time every method on the same pairs, each run in a process of its own, methods taking turns.
+
+    ./run_all.sh python -m icprobe.benchmark [--methods NAME ...] [--lengths grid long]
+        [--train 32] [--queries 48 ...] [--repeats 3] [--dtype float32] [--output figures/laptop]
+
+Same token ids, model, dtype and threads for all. A run loads the model, works on a small part
+once, and then is timed: wall and CPU seconds, the process's peak memory, and in the same process
+the rate of matrix products, by which operations are turned into the seconds that they take at
+least. No speed without its error: some pairs are compared with plain passes in float64.
+
+Peers run in environments of their own (`benchmarks/peers.sh` makes them); those that are not there
+are left out. A row of the table replaces the one of the same method, lengths, sizes and dtype.
+"""
+
+import argparse
+import itertools
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.stats import spearmanr
+from tqdm import tqdm
+
+from icprobe import assets, costs, data, figures, gradients, icp, influence, paths
+from icprobe import lm as language_model
+from icprobe.costs import Cost, Lengths, Shape
+from icprobe.lm import LM, Encoded
+
+TABLE = "cost"
+PEERS = paths.ROOT / "benchmarks" / "peers"
+ENVIRONMENTS = paths.ROOT / "benchmarks" / "environments"
+
+NATS, PRODUCTS, SET = "log-likelihoods", "gradient products", "mean gradient product"
+PROJECTION = 16  # rows of each random matrix, see `projected`
+LONG = 2  # rows of grid that are joined to a long one
+CHECKED = (4, 6)  # training examples and queries whose pairs are compared with float64
+PLAIN_BATCH = 8
+
+KEY = ["method", "lengths", "dtype", "n", "m"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to a matrix of scores.
+
+    Attributes:
+        gives: What it computes, for N examples and M queries: log-likelihoods of queries after each
+            example, products of their gradients, or the mean of the latter over queries.
+        needs: The operations that this quantity takes at least.
+        run: Takes model, training examples and queries; None for a peer.
+        peer: Environment, script and its arguments.
+    """
+
+    gives: str
+    needs: Callable[[Shape, Lengths], Cost]
+    run: Callable[[LM, list[Encoded], list[Encoded]], np.ndarray] | None = None
+    peer: tuple[str, ...] = ()
+
+    @property
+    def python(self) -> Path | None:
+        """The Python that runs it, None if its environment is not there."""
+        if not self.peer or self.peer[0] == "kronfluence":  # which this package needs anyway
+            return Path(sys.executable)
+        python = ENVIRONMENTS / self.peer[0] / "bin" / "python"
+        return python if python.exists() else None
+
+
+def _probing(lm, train, queries):
+    return icp.log_likelihoods(lm, queries, train)
+
+
+def _plain_loop(lm, train, queries):
+    """Return the same as one would write it down: pair by pair, in padded batches."""
+    contexts = [icp.context(lm, example) for example in train]
+    pairs = [language_model.sequence(lm, query, shown) for shown in contexts for query in queries]
+    nats = []
+    with torch.inference_mode():
+        for start in range(0, len(pairs), PLAIN_BATCH):
+            batch = pairs[start : start + PLAIN_BATCH]
+            shape = (len(batch), max(len(ids) for ids, _ in batch))
+            ids, real, scored = (torch.zeros(shape, dtype=torch.long) for _ in range(3))
+            for row, (tokens, mask) in enumerate(batch):
+                ids[row, : len(tokens)] = torch.tensor(tokens)
+                real[row, : len(tokens)] = 1
+                scored[row, : len(tokens)] = torch.tensor(mask)
+            logits = lm.model(ids, attention_mask=real).logits[:, :-1].float()
+            chosen = logits.log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0]
+            nats += (chosen * scored[:, 1:]).sum(1).tolist()
+    return np.array(nats).reshape(len(train), len(queries))
+
+
+def _naive(lm, train, queries):
+    """Return gradient products as one would write them down: autograd, one example at a time."""
+    weights = [layer.weight for layer in gradients.linear_layers(lm).values()]
+    theirs = [gradients.whole(lm, query, weights) for query in queries]
+    scores = np.zeros((len(train), len(queries)))
+    for i, example in enumerate(train):
+        mine = gradients.whole(lm, example, weights)
+        for j, other in enumerate(theirs):
+            scores[i, j] = sum(float((a * b).sum()) for a, b in zip(mine, other, strict=True))
+    return scores
+
+
+def _projected(lm, train, queries):
+    return influence.projected_gradients(lm, train, PROJECTION) @ (
+        influence.projected_gradients(lm, queries, PROJECTION).T
+    )
+
+
+def _query_set(lm, train, queries):
+    return influence.query_set_influence(lm, train, queries)[:, None]
+
+
+def _peers(gives, needs, environment, script, **settings):
+    """Return a peer's method for each of its batch sizes."""
+    return {
+        f"{environment}, batch {batch}": Method(
+            gives, needs, peer=(environment, script, "--batch", str(batch))
+        )
+        for batch in settings["batches"]
+    }
+
+
+METHODS = {
+    "icprobe, probing": Method(NATS, costs.probing, _probing),
+    "transformers, plain loop": Method(NATS, costs.probing, _plain_loop),
+    **_peers(NATS, costs.probing, "lm-eval", "lm_eval_probing.py", batches=(1, 8, 32)),
+    "icprobe, gradient products": Method(PRODUCTS, costs.gradient_products, influence.gradient_dot),
+    "autograd, one by one": Method(PRODUCTS, costs.gradient_products, _naive),
+    **_peers(
+        PRODUCTS, costs.gradient_products, "kronfluence", "kronfluence_identity.py", batches=(4, 16)
+    ),
+    **_peers(PRODUCTS, costs.gradient_products, "bergson", "bergson_exact.py", batches=(4,)),
+    **_peers(PRODUCTS, costs.gradient_products, "captum", "captum_tracin.py", batches=(4,)),
+    "icprobe, projected": Method(
+        PRODUCTS, lambda *sizes: costs.projected(*sizes, PROJECTION), _projected
+    ),
+    "icprobe, query set": Method(SET, costs.query_set, _query_set),
+}
+
+
+def examples(lm: LM, lengths: str, n: int, m: int) -> tuple[list[Encoded], list[Encoded]]:
+    """Return training examples and queries of grid, or long ones that are joined from its rows.
+
+    A split that is too small is gone through again.
+
+    Raises:
+        ValueError: If lengths are neither "grid" nor "long".
+    """
+    if lengths not in ("grid", "long"):
+        raise ValueError(f"lengths is {lengths!r}, expected 'grid' or 'long'")
+    found = []
+    for split, size in (("train", n), ("query", m)):
+        rows = list(data.load("grid", split, seed=0))
+        if lengths == "long":
+            tasks = len({row["task"] for row in rows})  # every so many rows, a task comes again
+            rows = [
+                _joined([rows[(i + tasks * k) % len(rows)] for k in range(LONG)])
+                for i in range(len(rows))
+            ]
+        encoded = language_model.encode(lm, rows)
+        found.append(list(itertools.islice(itertools.cycle(encoded), size)))
+    return found[0], found[1]
+
+
+def _joined(rows: list[dict]) -> dict:
+    prompts, completions = ([row[part] for row in rows] for part in ("prompt", "completion"))
+    return {
+        "id": "+".join(row["id"] for row in rows),
+        "prompt": "\n".join(prompts),
+        "completion": "".join(completions),
+    }
+
+
+def exchange(model: str, lm: LM, train: Sequence[Encoded], queries: Sequence[Encoded]) -> dict:
+    """Return what a method needs to know, in a form for any environment's Python.
+
+    The model is named as for `lm.load`, and passed on as a folder or hub name. Ids include the
+    beginning-of-sequence token, if the model has one; `start` is the position of the first
+    completion token.
+    """
+    return {
+        "model": assets.model_path(model),
+        "dtype": lm.identity["dtype"],
+        "threads": torch.get_num_threads(),
+        "begin": len(lm.bos),
+        "contexts": [[*lm.bos, *icp.context(lm, example)] for example in train],
+        **{
+            name: [
+                {
+                    "ids": [*lm.bos, *row.ids],
+                    "start": len(lm.bos) + len(row.prompt),
+                }
+                for row in rows
+            ]
+            for name, rows in (("train", train), ("queries", queries))
+        },
+    }
+
+
+def product_rate() -> float:
+    """Return the floating-point operations a second of float32 matrix products, median of five."""
+    a, b = torch.randn(1024, 1536), torch.randn(1536, 1536)
+    rates = []
+    for _ in range(5):
+        start = time.perf_counter()
+        for _ in range(10):
+            a @ b
+        rates.append(10 * 2 * a.numel() * b.shape[1] / (time.perf_counter() - start))
+    return statistics.median(rates)
+
+
+def measure(name: str, work: dict, file: Path) -> dict:
+    """Run one of our own methods here, write its scores, and return what it took."""
+    lm = language_model.load(work["model"], work["dtype"], "cpu")
+    train, queries = (
+        [
+            Encoded(str(k), tuple(row["ids"][work["begin"] : row["start"]]),
+                    tuple(row["ids"][row["start"] :]))
+            for k, row in enumerate(work[part])
+        ]
+        for part in ("train", "queries")
+    )  # fmt: skip
+    run = METHODS[name].run
+    run(lm, train[:2], queries[:2])
+    rate = product_rate()
+    start, cpu = time.perf_counter(), time.process_time()
+    scores = run(lm, train, queries)
+    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+    np.save(file, scores)
+    return {
+        "seconds": seconds,
+        "cpu": cpu,
+        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "rate": rate,
+        "versions": f"torch {torch.__version__}",
+    }
+
+
+def run(name: str, work: Path, scores: Path) -> dict:
+    """Run a method in a process of its own; see `measure`.
+
+    Raises:
+        RuntimeError: If the process fails; has the end of what it wrote.
+    """
+    method = METHODS[name]
+    if method.peer:
+        script, *arguments = method.peer[1:]
+        command = [str(method.python), str(PEERS / script), str(work), str(scores), *arguments]
+    else:
+        command = [sys.executable, "-m", "icprobe.benchmark", "--measure", name, str(work)]
+        command.append(str(scores))
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{name} failed: {done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def reference(lm: LM, train: list[Encoded], queries: list[Encoded]) -> dict[str, np.ndarray]:
+    """Return some pairs' log-likelihoods and gradient products by plain passes in float64.
+
+    Args:
+        lm: The model in float64.
+        train: Examples; the first `CHECKED[0]` are taken.
+        queries: The same; log-likelihoods and products of the first `CHECKED[1]`.
+    """
+    train, some = train[: CHECKED[0]], queries[: CHECKED[1]]
+    contexts = [icp.context(lm, example) for example in train]
+    nats = [
+        [language_model.token_log_likelihoods(lm, query, shown).sum() for query in some]
+        for shown in contexts
+    ]
+    return {NATS: np.array(nats), PRODUCTS: _naive(lm, train, some)}
+
+
+def errors(gives: str, scores: np.ndarray, exact: dict[str, np.ndarray]) -> dict[str, float]:
+    """Return the largest error relative to the largest value, and Spearman over all pairs checked.
+
+    Not a number for means over queries, of which the reference has not all.
+    """
+    if gives == SET:
+        return {"error": np.nan, "rank": np.nan}
+    true = exact[gives][:, : scores.shape[1]]
+    found = scores[: len(true), : true.shape[1]]
+    rank = spearmanr(found.ravel(), true.ravel()).statistic if true.size > 2 else np.nan
+    return {"error": float(abs(found - true).max() / abs(true).max()), "rank": float(rank)}
+
+
+def compare(
+    model: str,
+    dtype: str,
+    lengths: str,
+    n: int,
+    m: int,
+    names: Sequence[str] = tuple(METHODS),
+    repeats: int = 3,
+) -> pd.DataFrame:
+    """Return one row a method: medians over repeats, ranges, efficiency and errors.
+
+    Args:
+        model: See `lm.load`; on the CPU.
+        dtype: To compare in.
+        lengths: "grid" or "long".
+        n: N, training examples.
+        m: M, queries.
+        names: Of `METHODS`; peers without environment are left out.
+        repeats: Runs of each.
+
+    Returns:
+        Columns `KEY`, gives, seconds, low, high (of seconds), cpu (seconds), peak (GiB), rate
+        (operations a second of matrix products), floor (seconds that the quantity's operations
+        take at this rate), efficiency (floor over seconds), error and rank (see `errors`), repeats
+        and versions.
+
+    Raises:
+        ValueError: If a method or the lengths are unknown.
+        RuntimeError: If a process fails.
+    """
+    unknown = sorted(set(names) - METHODS.keys())
+    if unknown:
+        raise ValueError(f"unknown methods {unknown}, there are {list(METHODS)}")
+    names = [name for name in names if METHODS[name].python]
+    lm = language_model.load(model, dtype, "cpu")
+    train, queries = examples(lm, lengths, n, m)
+    exact = reference(language_model.load(model, "float64", "cpu"), train, queries)
+    shape, sizes = Shape.of(lm), Lengths.of(train, queries)
+    runs: dict[str, list[dict]] = {name: [] for name in names}
+    found = {}
+    with tempfile.TemporaryDirectory(prefix="icprobe-") as folder:
+        work, file = Path(folder) / "work.json", Path(folder) / "scores.npy"
+        work.write_text(json.dumps(exchange(model, lm, train, queries)))
+        turns = [name for _ in range(repeats) for name in names]
+        for name in tqdm(turns, desc=f"{lengths}, N = {n}, M = {m}", unit=" runs"):
+            runs[name].append(run(name, work, file))
+            found[name] = np.load(file)
+    rate = statistics.median(
+        entry["rate"] for mine in runs.values() for entry in mine if "rate" in entry
+    )
+    rows = []
+    for name, mine in runs.items():
+        method = METHODS[name]
+        seconds = [entry["seconds"] for entry in mine]
+        floor = method.needs(shape, sizes).operations / rate
+        middle = statistics.median(seconds)
+        rows.append(
+            {
+                "method": name,
+                "lengths": lengths,
+                "dtype": lm.identity["dtype"],
+                "n": n,
+                "m": m,
+                "gives": method.gives,
+                "seconds": middle,
+                "low": min(seconds),
+                "high": max(seconds),
+                "cpu": statistics.median(entry["cpu"] for entry in mine),
+                "peak": statistics.median(entry["peak"] for entry in mine),
+                "rate": rate,
+                "floor": floor,
+                "efficiency": floor / middle,
+                **errors(method.gives, found[name], exact),
+                "repeats": repeats,
+                "versions": mine[0]["versions"],
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def merged(before: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
+    """Return a table in which new rows replace those of the same key."""
+    both = pd.concat([before, rows], ignore_index=True)
+    return both.drop_duplicates(KEY, keep="last").sort_values(KEY[1:]).reset_index(drop=True)
+
+
+def main() -> None:
+    """Run the comparisons asked for, and write the table after each."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--lengths", nargs="+", default=["grid", "long"])
+    parser.add_argument("--train", type=int, default=32)
+    parser.add_argument("--queries", type=int, nargs="+", default=[48])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--model", default=assets.DEFAULT_MODEL)
+    parser.add_argument("--output", default="figures/laptop")
+    parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        name, work, file = options.measure
+        print(json.dumps(measure(name, json.loads(Path(work).read_text()), Path(file))))
+        return
+    table = paths.resolve(options.output) / f"{TABLE}.csv"
+    for lengths, m in itertools.product(options.lengths, options.queries):
+        what = options.model, options.dtype, lengths, options.train, m
+        rows = compare(*what, options.methods, options.repeats)
+        before = pd.read_csv(table) if table.exists() else pd.DataFrame()
+        figures.save_table(merged(before, rows), TABLE, options.output)
+        print(rows.drop(columns="versions").to_string(float_format="%.3g"))
+
+
+if __name__ == "__main__":
+    main()

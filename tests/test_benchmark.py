@@ -1,0 +1,91 @@
+"""The benchmark on a tiny model: methods agree with float64, tables keep what they should."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import save_tiny
+
+from icprobe import benchmark, costs
+from icprobe import lm as language_model
+from icprobe.benchmark import METHODS, NATS, PRODUCTS, SET
+
+OURS = [name for name, method in METHODS.items() if method.run]
+
+
+@pytest.fixture
+def pairs(tiny, monkeypatch):
+    """Return tiny models in float32 and float64, and three training examples by four queries."""
+    monkeypatch.setattr(benchmark, "PROJECTION", 64)  # all of the layers: exact
+    rows = [
+        {"id": str(k), "prompt": f"{'abc' * (k + 1)}: ", "completion": f"{k * 7}!"}
+        for k in range(7)
+    ]
+    lm = tiny("llama", bos=True)
+    encoded = language_model.encode(lm, rows)
+    return lm, tiny("llama", bos=True, dtype="float64"), encoded[:3], encoded[3:]
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_methods_agree_with_float64(pairs, name):
+    lm, precise, train, queries = pairs
+    exact = benchmark.reference(precise, train, queries)
+    found = METHODS[name].run(lm, train, queries)
+    if METHODS[name].gives == SET:
+        mean = exact[PRODUCTS].mean(1, keepdims=True)
+        np.testing.assert_allclose(found, mean, rtol=1e-4)
+    else:
+        said = benchmark.errors(METHODS[name].gives, found, exact)
+        assert said["error"] < 1e-4 and said["rank"] > 0.99
+
+
+def test_a_run_of_its_own_gives_the_same_scores(pairs, tmp_path):
+    lm, _, train, queries = pairs
+    folder = save_tiny(tmp_path / "model", "llama", bos=True)
+    work = tmp_path / "work.json"
+    work.write_text(json.dumps(benchmark.exchange(str(folder), lm, train, queries)))
+    took = benchmark.run("icprobe, probing", work, tmp_path / "scores.npy")
+    assert took["seconds"] > 0 and took["peak"] > 0 and took["rate"] > 0
+    direct = METHODS["icprobe, probing"].run(lm, train, queries)
+    np.testing.assert_allclose(np.load(tmp_path / "scores.npy"), direct, rtol=1e-5, atol=1e-4)
+
+
+def test_what_fails_says_why(tmp_path):
+    work = tmp_path / "work.json"
+    work.write_text("{}")
+    with pytest.raises(RuntimeError, match=r"icprobe, probing failed: (.|\n)*KeyError: 'model'"):
+        benchmark.run("icprobe, probing", work, tmp_path / "scores.npy")
+
+
+def test_wrong_scores_show():
+    exact = {NATS: np.array([[-1.0, -2.0], [-3.0, -4.0]])}
+    assert benchmark.errors(NATS, exact[NATS], exact) == {"error": 0, "rank": 1}
+    wrong = benchmark.errors(NATS, -exact[NATS], exact)
+    assert wrong == {"error": 2, "rank": pytest.approx(-1)}
+
+
+def test_rows_replace_those_of_the_same_key():
+    def table(seconds, m):
+        row = {"method": "a", "lengths": "grid", "dtype": "float32", "n": 1, "m": m}
+        return pd.DataFrame([{**row, "seconds": seconds}])
+
+    both = benchmark.merged(benchmark.merged(table(1.0, 2), table(2.0, 1)), table(3.0, 2))
+    assert both[["m", "seconds"]].to_numpy().tolist() == [[1, 2.0], [2, 3.0]]
+
+
+def test_bad_input(tiny):
+    with pytest.raises(ValueError, match=r"unknown methods \['magic'\]"):
+        benchmark.compare("none", "float32", "grid", 1, 1, ["magic"])
+    with pytest.raises(ValueError, match="lengths is 'short', expected 'grid' or 'long'"):
+        benchmark.examples(tiny(), "short", 1, 1)
+
+
+def test_every_peer_has_what_it_needs():
+    for name, method in METHODS.items():
+        if method.peer:
+            environment, script, *_ = method.peer
+            assert (benchmark.PEERS / script).exists(), name
+            needed = benchmark.PEERS / f"{environment}.txt"
+            assert needed.exists() or environment == "kronfluence", name
+        assert callable(method.needs) and method.needs is not costs.crossing

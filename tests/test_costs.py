@@ -1,0 +1,120 @@
+"""Operation counts against PyTorch's own counter, and where costs cross."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from icprobe import costs, gradients, icp
+from icprobe import lm as language_model
+from icprobe.costs import Lengths, Shape
+
+PROMPTS = ("A cat sat", "A cat ran off", "Two dogs")
+ROWS = [
+    {"id": str(k), "prompt": prompt, "completion": " yes" if k % 2 else " no, not so"}
+    for k, prompt in enumerate(PROMPTS)
+]
+
+
+@pytest.fixture(params=["llama", "gpt_neox"])
+def work(tiny, request):
+    """Return a model, its shape, two training examples and three queries."""
+    lm = tiny(request.param)
+    encoded = language_model.encode(lm, ROWS)
+    return lm, Shape.of(lm), encoded[:2], encoded
+
+
+def without_attention(shape):
+    """Return the shape of a model whose attention is free."""
+    # the counter takes all pairs of tokens, also those that are masked
+    return Shape(shape.layers, shape.head, 0, shape.cache)
+
+
+def counted(function):
+    """Return the operations of matrix products, without those inside attention."""
+    with FlopCounterMode(display=False) as counter:
+        function()
+    of = {str(name): count for name, count in counter.get_flop_counts()["Global"].items()}
+    return sum(count for name, count in of.items() if "mm" in name)
+
+
+def test_probing_pair_by_pair_takes_what_pytorch_counts(work):
+    lm, shape, train, queries = work
+
+    def every_pair():
+        contexts = [*(icp.context(lm, example) for example in train), ()]
+        with torch.inference_mode(), language_model.selective_head(lm):
+            for shown in contexts:
+                for query in queries:
+                    ids, mask = language_model.sequence(lm, query, shown)
+                    columns = torch.tensor(mask[1:]).nonzero()[:, 0]
+                    rows = torch.zeros_like(columns)
+                    ids = torch.tensor([ids[:-1]])
+                    language_model.logits_at(lm, rows, columns, input_ids=ids)
+
+    separator = len(icp.context(lm, train[0])) - len(train[0].ids)
+    lengths = Lengths.of(train, queries)
+    lengths = replace(lengths, train=lengths.train + separator)
+    expected = costs.probing(without_attention(shape), lengths, sharing=False).operations
+    assert counted(every_pair) == expected
+
+
+def test_gradients_of_the_models_size_take_what_pytorch_counts(work):
+    lm, shape, train, queries = work
+    weights = [layer.weight for layer in gradients.linear_layers(lm).values()]
+    weights.append(lm.model.get_input_embeddings().weight)  # so that the first block passes it on
+    measured = counted(
+        lambda: [gradients.whole(lm, example, weights) for example in (*train, *queries)]
+    )
+    products = 2 * shape.weights * len(train) * len(queries)
+    expected = costs.whole_gradients(without_attention(shape), Lengths.of(train, queries))
+    assert measured == expected.operations - products
+
+
+def test_sharing_reads_every_beginning_once():
+    shape = Shape(((3, 5),), head=7, attention=2, cache=4)
+    queries = [
+        language_model.Encoded("a", (1, 2), (3, 4)),
+        language_model.Encoded("b", (1, 2), (5,)),
+    ]
+    lengths = Lengths.of([language_model.Encoded("t", (8, 9), (10,))], queries)
+    assert (lengths.distinct, lengths.depths) == (3, 6)  # 1, 12, 123
+    # demonstration: 3 tokens, then 3 more; without it, 3; keys: 6 + 9 + 6, and 6; head: 3 each
+    expected = 2 * 15 * (6 + 3) + 4 * 2 * (21 + 6) + 2 * 7 * 3 * 2
+    assert costs.probing(shape, lengths).operations == expected
+    assert costs.probing(shape, lengths).bytes == 4 * 4 * 3
+
+
+def test_products_go_the_cheaper_way():
+    shape = Shape(((100, 100),), head=0, attention=0, cache=0)
+
+    def products(tokens):
+        lengths = Lengths(
+            np.array([tokens]), np.array([1]), np.array([tokens]), np.array([1]), tokens, 0
+        )
+        return costs.gradient_products(shape, lengths).operations - 2 * 2 * 2 * 10**4 * tokens
+
+    assert products(2) == 2 * 2 * 2 * 200  # over four pairs of tokens
+    assert products(1000) == 2 * (2000 + 1) * 10**4  # over weights
+
+
+def test_costs_grow_as_they_should(tiny):
+    lm = tiny("llama")
+    shape = Shape.of(lm)
+    rows = language_model.encode(lm, ROWS)
+    one, two = (Lengths.of(rows, rows * times) for times in (1, 2))
+    by_set = [costs.query_set(shape, lengths).operations for lengths in (one, two)]
+    alone = costs.query_set(shape, Lengths.of([], rows)).operations
+    assert by_set[1] - by_set[0] == pytest.approx(alone)  # a query costs the same for any pool
+    assert costs.query_set(shape, one).bytes == 4 * shape.weights
+    held = [costs.projected(shape, lengths, 2).bytes for lengths in (one, two)]
+    assert held == [4 * 4 * len(shape.layers) * n for n in (6, 9)]
+
+
+def test_crossings():
+    sizes = [1, 10, 20]
+    assert costs.crossing(sizes, [1, 10, 20], [15, 15, 15]) == pytest.approx(15)
+    assert costs.crossing(sizes, [1, 10, 20], [0, 50, 50]) == 0
+    assert costs.crossing(sizes, [1, 10, 20], [30, 30, 30]) is None
