@@ -74,6 +74,17 @@ def test_rows_replace_those_of_the_same_key():
     assert both[["m", "seconds"]].to_numpy().tolist() == [[1, 2.0], [2, 3.0]]
 
 
+def test_ratios_of_what_did_the_same_work():
+    work = {"lengths": "grid", "dtype": "float32", "n": 1}
+    rows = [
+        {"method": "a", **work, "m": 1, "seconds": 2.0, "low": 1.0, "high": 4.0},
+        {"method": "b", **work, "m": 1, "seconds": 6.0, "low": 4.0, "high": 8.0},
+        {"method": "b", **work, "m": 2, "seconds": 9.0, "low": 9.0, "high": 9.0},
+    ]
+    (row,) = benchmark.ratios(pd.DataFrame(rows), "a", "b").to_dict("records")
+    assert row == {**work, "m": 1, "estimate": 3, "low": 1, "high": 8}
+
+
 def test_bad_input(tiny):
     with pytest.raises(ValueError, match=r"unknown methods \['magic'\]"):
         benchmark.compare("none", "float32", "grid", 1, 1, ["magic"])

@@ -113,6 +113,19 @@ def test_costs_grow_as_they_should(tiny):
     assert held == [4 * 4 * len(shape.layers) * n for n in (6, 9)]
 
 
+def test_curves_are_the_costs_of_the_first_queries(work):
+    _, shape, train, queries = work
+    table = costs.by_queries(shape, train, queries, [1, 3]).set_index(["method", "m"])
+    assert len(table) == 12
+    for m in (1, 3):
+        expected = costs.probing(shape, Lengths.of(train, queries[:m]))
+        assert table.loc[("probing", m)].tolist() == [expected.operations, expected.bytes]
+        nothing_shared = table.loc[("probing, nothing shared", m), "operations"]
+        assert nothing_shared >= expected.operations
+        least = table.loc[("gradient products", m), "operations"]
+        assert least <= table.loc[("gradients of the model's size", m), "operations"]
+
+
 def test_crossings():
     sizes = [1, 10, 20]
     assert costs.crossing(sizes, [1, 10, 20], [15, 15, 15]) == pytest.approx(15)

@@ -382,6 +382,20 @@ def merged(before: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
     return both.drop_duplicates(KEY, keep="last").sort_values(KEY[1:]).reset_index(drop=True)
 
 
+def ratios(table: pd.DataFrame, one: str, other: str) -> pd.DataFrame:
+    """Return how many times the seconds of one method another takes, on the same work.
+
+    Returns:
+        Columns lengths, dtype, n, m, estimate (of medians), low and high (the least and the most
+        that the ranges over repeats allow); a row wherever both were timed.
+    """
+    work = KEY[1:]
+    mine, theirs = (table[table["method"] == name] for name in (one, other))
+    both = mine.merge(theirs, on=work, suffixes=("_one", ""))
+    found = both[work].assign(estimate=both["seconds"] / both["seconds_one"])
+    return found.assign(low=both["low"] / both["high_one"], high=both["high"] / both["low_one"])
+
+
 def main() -> None:
     """Run the comparisons asked for, and write the table after each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

@@ -9,10 +9,11 @@ hardly any operations. Counts are of what a method cannot do without, so they sa
 implementation does; bytes are what must be held beside the model and one pass, in float32.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import astuple, dataclass
 
 import numpy as np
+import pandas as pd
 
 from icprobe import gradients
 from icprobe.lm import LM, Encoded
@@ -180,6 +181,39 @@ def projected(shape: Shape, lengths: Lengths, size: int) -> Cost:
     width = sum(min(size, d_in) * min(size, d_out) for d_in, d_out in shape.layers)
     sides = 2 * size * shape.factors * tokens + 2 * width * tokens
     return Cost(float(passes + sides + 2 * width * n * m), float(FLOAT * width * (n + m)))
+
+
+def by_queries(
+    shape: Shape, train: Sequence[Encoded], queries: Sequence[Encoded], sizes: Sequence[int],
+    projection: int = 16,
+) -> pd.DataFrame:  # fmt: skip
+    """Return what each method costs for the first M of the queries, for several M.
+
+    Args:
+        shape: The model's.
+        train: N training examples.
+        queries: At least as many as the largest size.
+        sizes: Numbers of queries.
+        projection: Size of projected gradients, see `projected`.
+
+    Returns:
+        Columns method, m, operations, bytes; a row for each method and size.
+    """
+    methods: dict[str, Callable[[Lengths], Cost]] = {
+        "probing": lambda lengths: probing(shape, lengths),
+        "probing, nothing shared": lambda lengths: probing(shape, lengths, sharing=False),
+        "gradient products": lambda lengths: gradient_products(shape, lengths),
+        "gradients of the model's size": lambda lengths: whole_gradients(shape, lengths),
+        "projected gradients": lambda lengths: projected(shape, lengths, projection),
+        "query set, forward mode": lambda lengths: query_set(shape, lengths),
+    }
+    found = {m: Lengths.of(train, queries[:m]) for m in sizes}
+    rows = [
+        (name, m, *astuple(cost(lengths)))
+        for name, cost in methods.items()
+        for m, lengths in found.items()
+    ]
+    return pd.DataFrame(rows, columns=["method", "m", "operations", "bytes"])
 
 
 def crossing(sizes: Sequence[int], one: Sequence[float], other: Sequence[float]) -> float | None:
