@@ -33,6 +33,7 @@ def test_methods_agree_with_float64(pairs, name):
     exact = benchmark.reference(precise, train, queries)
     found = METHODS[name].run(lm, train, queries)
     if METHODS[name].gives == SET:
+        found = METHODS[name].run(lm, train, queries[: benchmark.CHECKED[1]])
         mean = exact[PRODUCTS].mean(1, keepdims=True)
         np.testing.assert_allclose(found, mean, rtol=1e-4)
     else:
