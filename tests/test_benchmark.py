@@ -9,7 +9,7 @@ from conftest import save_tiny
 
 from icprobe import benchmark, costs
 from icprobe import lm as language_model
-from icprobe.benchmark import METHODS, NATS, PRODUCTS, SET
+from icprobe.benchmark import METHODS, NATS, PRODUCTS, SET, SIMILARITY
 
 OURS = [name for name, method in METHODS.items() if method.run]
 
@@ -36,6 +36,9 @@ def test_methods_agree_with_float64(pairs, name):
         found = METHODS[name].run(lm, train, queries[: benchmark.CHECKED[1]])
         mean = exact[PRODUCTS].mean(1, keepdims=True)
         np.testing.assert_allclose(found, mean, rtol=1e-4)
+    elif METHODS[name].gives == SIMILARITY:
+        expected = METHODS[name].run(precise, train, queries)
+        np.testing.assert_allclose(found, expected, rtol=1e-4)
     else:
         said = benchmark.errors(METHODS[name].gives, found, exact)
         assert said["error"] < 1e-4 and said["rank"] > 0.99
@@ -88,7 +91,7 @@ def test_ratios_of_what_did_the_same_work():
 
 def test_bad_input(tiny):
     with pytest.raises(ValueError, match=r"unknown methods \['magic'\]"):
-        benchmark.compare("none", "float32", "grid", 1, 1, ["magic"])
+        benchmark.compare("none", "float32", "cpu", "grid", 1, 1, ["magic"])
     with pytest.raises(ValueError, match="lengths is 'short', expected 'grid' or 'long'"):
         benchmark.examples(tiny(), "short", 1, 1)
 

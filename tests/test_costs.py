@@ -100,6 +100,18 @@ def test_products_go_the_cheaper_way():
     assert products(1000) == 2 * (2000 + 1) * 10**4  # over weights
 
 
+def test_reading_takes_what_pytorch_counts(work):
+    lm, shape, train, queries = work
+
+    def each():
+        with torch.inference_mode():
+            for example in (*train, *queries):
+                lm.model.base_model(torch.tensor([example.ids[:-1]]))
+
+    expected = costs.reading(without_attention(shape), Lengths.of(train, queries))
+    assert counted(each) == expected.operations
+
+
 def test_costs_grow_as_they_should(tiny):
     lm = tiny("llama")
     shape = Shape.of(lm)
@@ -116,7 +128,7 @@ def test_costs_grow_as_they_should(tiny):
 def test_curves_are_the_costs_of_the_first_queries(work):
     _, shape, train, queries = work
     table = costs.by_queries(shape, train, queries, [1, 3]).set_index(["method", "m"])
-    assert len(table) == 12
+    assert len(table) == 14
     for m in (1, 3):
         expected = costs.probing(shape, Lengths.of(train, queries[:m]))
         assert table.loc[("probing", m)].tolist() == [expected.operations, expected.bytes]

@@ -77,7 +77,7 @@ def test_scores_that_are_not_finite_are_named_where_they_count(bad):
 
 @pytest.mark.parametrize("share", [0, -0.1, 1.01, 12, np.nan, "0.1", None])
 def test_a_share_is_above_zero_up_to_one(share):
-    with pytest.raises(ValueError, match=r"share is .*up to 1 \(the whole pool\)"):
+    with pytest.raises(ValueError, match=r"budget is .*up to 1 \(the whole pool\)"):
         Budget(share)
 
 

@@ -30,7 +30,7 @@ import torch
 from scipy.stats import spearmanr
 from tqdm import tqdm
 
-from icprobe import assets, costs, data, figures, gradients, icp, influence, paths
+from icprobe import assets, baselines, costs, data, figures, gradients, icp, influence, paths
 from icprobe import lm as language_model
 from icprobe.costs import Cost, Lengths, Shape
 from icprobe.lm import LM, Encoded
@@ -40,6 +40,7 @@ PEERS = paths.ROOT / "benchmarks" / "peers"
 ENVIRONMENTS = paths.ROOT / "benchmarks" / "environments"
 
 NATS, PRODUCTS, SET = "log-likelihoods", "gradient products", "mean gradient product"
+SIMILARITY = "similarity"
 PROJECTION = 16  # rows of each random matrix, see `projected`
 LONG = 2  # rows of grid that are joined to a long one
 CHECKED = (4, 3)  # training examples and queries whose pairs are compared with float64
@@ -145,6 +146,7 @@ METHODS = {
         PRODUCTS, lambda *sizes: costs.projected(*sizes, PROJECTION), _projected
     ),
     "icprobe, query set": Method(SET, costs.query_set, _query_set),
+    "icprobe, hidden states": Method(SIMILARITY, costs.reading, baselines.embedding),
 }
 
 
@@ -191,6 +193,7 @@ def exchange(model: str, lm: LM, train: Sequence[Encoded], queries: Sequence[Enc
     return {
         "model": assets.model_path(model),
         "dtype": lm.identity["dtype"],
+        "device": lm.device.type,
         "threads": torch.get_num_threads(),
         "begin": len(lm.bos),
         "contexts": [[*lm.bos, *icp.context(lm, example)] for example in train],
@@ -207,8 +210,13 @@ def exchange(model: str, lm: LM, train: Sequence[Encoded], queries: Sequence[Enc
     }
 
 
-def peak_memory() -> float:
-    """Return the most memory that this process has held, in GiB; not a number where none says."""
+def peak_memory(device: torch.device) -> float:
+    """Return the most memory that this process has held, in GiB; not a number where none says.
+
+    On a GPU, the GPU's.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
     # getrusage would count what the parent held when it started this process
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
@@ -216,21 +224,41 @@ def peak_memory() -> float:
     return peak[0] / 2**20 if peak else float("nan")
 
 
-def product_rate() -> float:
-    """Return the floating-point operations a second of float32 matrix products, median of five."""
-    a, b = torch.randn(1024, 1536), torch.randn(1536, 1536)
-    rates = []
-    for _ in range(5):
-        start = time.perf_counter()
-        for _ in range(10):
+def product_rate(lm: LM) -> float:
+    """Return the operations a second of matrix products on a model's device, in its dtype.
+
+    Median of five, of the faster way to use a CPU's threads: all in one product, or a product each.
+    """
+    a, b = (torch.randn(size, 1536).to(lm.device, lm.model.dtype) for size in (1024, 1536))
+    together = torch.get_num_threads() if lm.device.type == "cpu" else 1
+
+    def multiply(count: int) -> None:
+        for _ in range(count):
             a @ b
-        rates.append(10 * 2 * a.numel() * b.shape[1] / (time.perf_counter() - start))
-    return statistics.median(rates)
+
+    def apart(count: int) -> None:
+        language_model.side_by_side(multiply, [count // together] * together, lm.device)
+
+    rates = {multiply: [], apart: []}
+    for _, way in itertools.product(range(5), rates):
+        _finish(lm.device)
+        start = time.perf_counter()
+        way(12 * together)
+        _finish(lm.device)
+        operations = 12 * together * 2 * a.numel() * len(b)
+        rates[way].append(operations / (time.perf_counter() - start))
+    return max(statistics.median(found) for found in rates.values())
+
+
+def _finish(device: torch.device) -> None:
+    """Wait until a GPU has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def measure(name: str, work: dict, file: Path) -> dict:
     """Run one of our own methods here, write its scores, and return what it took."""
-    lm = language_model.load(work["model"], work["dtype"], "cpu")
+    lm = language_model.load(work["model"], work["dtype"], work["device"])
     train, queries = (
         [
             Encoded(str(k), tuple(row["ids"][work["begin"] : row["start"]]),
@@ -241,15 +269,15 @@ def measure(name: str, work: dict, file: Path) -> dict:
     )  # fmt: skip
     run = METHODS[name].run
     run(lm, train[:2], queries[:2])
-    rate = product_rate()
+    rate = product_rate(lm)
     start, cpu = time.perf_counter(), time.process_time()
-    scores = run(lm, train, queries)
+    scores = run(lm, train, queries)  # in the CPU's memory, so a GPU has finished
     seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
     np.save(file, scores)
     return {
         "seconds": seconds,
         "cpu": cpu,
-        "peak": peak_memory(),
+        "peak": peak_memory(lm.device),
         "rate": rate,
         "versions": f"torch {torch.__version__}",
     }
@@ -294,9 +322,9 @@ def reference(lm: LM, train: list[Encoded], queries: list[Encoded]) -> dict[str,
 def errors(gives: str, scores: np.ndarray, exact: dict[str, np.ndarray]) -> dict[str, float]:
     """Return the largest error relative to the largest value, and Spearman over all pairs checked.
 
-    Not a number for means over queries, of which the reference has not all.
+    Not a number where the reference has none: of similarities, and of means over all queries.
     """
-    if gives == SET:
+    if gives not in exact:
         return {"error": np.nan, "rank": np.nan}
     true = exact[gives][:, : scores.shape[1]]
     found = scores[: len(true), : true.shape[1]]
@@ -307,6 +335,7 @@ def errors(gives: str, scores: np.ndarray, exact: dict[str, np.ndarray]) -> dict
 def compare(
     model: str,
     dtype: str,
+    device: str | None,
     lengths: str,
     n: int,
     m: int,
@@ -316,8 +345,9 @@ def compare(
     """Return one row a method: medians over repeats, ranges, efficiency and errors.
 
     Args:
-        model: See `lm.load`; on the CPU.
+        model: See `lm.load`.
         dtype: To compare in.
+        device: The same; peers run on a CPU only.
         lengths: "grid" or "long".
         n: N, training examples.
         m: M, queries.
@@ -338,9 +368,9 @@ def compare(
     if unknown:
         raise ValueError(f"unknown methods {unknown}, there are {list(METHODS)}")
     names = [name for name in names if METHODS[name].python]
-    lm = language_model.load(model, dtype, "cpu")
+    lm = language_model.load(model, dtype, device)
     train, queries = examples(lm, lengths, n, m)
-    exact = reference(language_model.load(model, "float64", "cpu"), train, queries)
+    exact = reference(language_model.load(model, "float64", device), train, queries)
     shape, sizes = Shape.of(lm), Lengths.of(train, queries)
     runs: dict[str, list[dict]] = {name: [] for name in names}
     found = {}
@@ -404,6 +434,52 @@ def ratios(table: pd.DataFrame, one: str, other: str) -> pd.DataFrame:
     return found.assign(low=both["low"] / both["high_one"], high=both["high"] / both["low_one"])
 
 
+def findings(table: pd.DataFrame) -> pd.DataFrame:
+    """Return what probing costs beside other methods, one row a quantity.
+
+    Returns:
+        Columns quantity, unit, estimate, low, high, n: how many times the seconds of probing each
+        other method takes on the same work, for the largest pool (n training examples) and wherever
+        both were timed.
+    """
+    table, rows = table[table["n"] == table["n"].max()], []
+    for other in METHODS:
+        if other == "icprobe, probing":
+            continue
+        for row in ratios(table, "icprobe, probing", other).itertuples():
+            quantity = f"{other.removeprefix('icprobe, ')} over probing, {row.lengths}, M = {row.m}"
+            rows.append((quantity, "ratio of seconds", row.estimate, row.low, row.high, row.n))
+    return pd.DataFrame(rows, columns=["quantity", "unit", "estimate", "low", "high", "n"])
+
+
+def bought(table: pd.DataFrame, effects: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """Return what methods tell of a training step, beside the seconds that they take.
+
+    Args:
+        table: Timings of one dtype and length; those of the most examples and queries are taken.
+        effects: 03's table of agreement with training effects; its last kind of SGD step is taken.
+
+    Returns:
+        Columns method, seconds, estimate, low, high; and the sizes in words.
+    """
+    largest = table[table["n"] == table["n"].max()]
+    largest = largest[largest["m"] == largest["m"].max()]
+    seconds = largest.set_index("method")["seconds"]
+    steps = [step for step in pd.unique(effects["second"]) if step.startswith("SGD")]
+    known = effects[(effects["level"] == "per query") & (effects["second"] == steps[-1])]
+    takes = {
+        "gain": "icprobe, probing",
+        "cosine": "icprobe, gradient products",
+        "product": "icprobe, gradient products",
+        "hidden states": "icprobe, hidden states",
+    }
+    known = known[known["first"].isin(takes)].rename(columns={"first": "method"})
+    points = known[["method", "estimate", "low", "high"]].assign(
+        seconds=seconds[known["method"].map(takes)].to_numpy()
+    )
+    return points.reset_index(drop=True), "N = {n}, M = {m}".format(**largest.iloc[0])
+
+
 def main() -> None:
     """Run the comparisons asked for, and write the table after each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -423,7 +499,7 @@ def main() -> None:
         return
     table = paths.resolve(options.output) / f"{TABLE}.csv"
     for lengths, m in itertools.product(options.lengths, options.queries):
-        what = options.model, options.dtype, lengths, options.train, m
+        what = options.model, options.dtype, "cpu", lengths, options.train, m
         rows = compare(*what, options.methods, options.repeats)
         before = pd.read_csv(table) if table.exists() else pd.DataFrame()
         figures.save_table(merged(before, rows), TABLE, options.output)

@@ -138,8 +138,9 @@ CLAIMS = (
         Claim(
             f"C1 and C2, each query for itself: {first} and {second}",
             "the same, in the suite crossed (else in the pool), with no mean over unlike queries",
-            f"{first} against {second}, each query ranking the examples for itself (added when the "
-            "first results had shown how much a mean over queries hides); reproduced if the "
+            f"{first} against {second}, each query ranking the examples for itself (for one query, "
+            "an ICP score is whether its gain is positive; added when the first results had shown "
+            "how much a mean over queries hides); reproduced if the "
             "agreement in the same task (shown) is above 0 and above that in the three other "
             "conditions, partly if some of these four hold",
             "03",

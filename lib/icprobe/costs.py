@@ -9,7 +9,7 @@ hardly any operations. Counts are of what a method cannot do without, so they sa
 implementation does; bytes are what must be held beside the model and one pass, in float32.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 
 import numpy as np
@@ -183,6 +183,13 @@ def projected(shape: Shape, lengths: Lengths, size: int) -> Cost:
     return Cost(float(passes + sides + 2 * width * n * m), float(FLOAT * width * (n + m)))
 
 
+def reading(shape: Shape, lengths: Lengths) -> Cost:
+    """Return the cost of one forward pass over each text, without the head; nothing is held."""
+    nothing = np.zeros(0)
+    passes = _forward(shape, lengths.train, nothing) + _forward(shape, lengths.queries, nothing)
+    return Cost(passes, 0.0)
+
+
 def by_queries(
     shape: Shape, train: Sequence[Encoded], queries: Sequence[Encoded], sizes: Sequence[int],
     projection: int = 16,
@@ -206,6 +213,7 @@ def by_queries(
         "gradients of the model's size": lambda lengths: whole_gradients(shape, lengths),
         "projected gradients": lambda lengths: projected(shape, lengths, projection),
         "query set, forward mode": lambda lengths: query_set(shape, lengths),
+        "hidden states": lambda lengths: reading(shape, lengths),
     }
     found = {m: Lengths.of(train, queries[:m]) for m in sizes}
     rows = [
@@ -237,6 +245,50 @@ def crossing(sizes: Sequence[int], one: Sequence[float], other: Sequence[float])
     k = above[0]
     share = -excess[k - 1] / (excess[k] - excess[k - 1])
     return float(sizes[k - 1] + share * (sizes[k] - sizes[k - 1]))
+
+
+def crossings(table: pd.DataFrame, counts: Mapping[str, pd.DataFrame], dtype: str) -> pd.DataFrame:
+    """Return from how many queries on probing costs more than each other method.
+
+    Args:
+        table: Timings with columns method ("icprobe, ..."), lengths, dtype, n, m, seconds; those of
+            the largest n are taken.
+        counts: By lengths, see `by_queries`.
+        dtype: Of the timings.
+
+    Returns:
+        Columns lengths, against, seconds, operations and operations of probing that shares nothing;
+        0 where probing costs more from the first query on, not a number where it never does.
+    """
+    others = {
+        "gradient products": "gradient products",
+        "projected": "projected gradients",
+        "query set": "query set, forward mode",
+    }
+    rows = []
+    for lengths, counted in counts.items():
+        timed = table[(table["lengths"] == lengths) & (table["dtype"] == dtype)]
+        timed = timed[timed["n"] == timed["n"].max()].sort_values("m")
+        seconds = {
+            name.removeprefix("icprobe, "): mine.set_index("m")["seconds"]
+            for name, mine in timed.groupby("method")
+        }
+        needed = {
+            name: mine.set_index("m")["operations"] for name, mine in counted.groupby("method")
+        }
+        for name, other in others.items():
+            pairs = [
+                (seconds["probing"], seconds[name]),
+                (needed["probing"], needed[other]),
+                (needed["probing, nothing shared"], needed[other]),
+            ]
+            found = []
+            for one, two in pairs:
+                sizes = sorted(set(one.index) & set(two.index))
+                found.append(crossing(sizes, one[sizes], two[sizes]))
+            rows.append((lengths, name, *found))
+    columns = ["lengths", "against", "seconds", "operations", "operations, nothing shared"]
+    return pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(columns[2:], float))
 
 
 def _forward(shape: Shape, tokens: np.ndarray, predicted: np.ndarray) -> float:

@@ -455,7 +455,8 @@ def _read_jsonl(file: Path, problems: list[tuple[int, str]]) -> list[tuple[int, 
         except UnicodeDecodeError:
             problems.append((number, "not UTF-8"))
         except (ValueError, RecursionError) as error:
-            problems.append((number, f"not JSON: {error}" if line.strip() else "blank line"))
+            reason = f"not JSON: {error}".replace(": line 1 column", " at column")  # of this line
+            problems.append((number, reason if line.strip() else "blank line"))
         else:
             if isinstance(row, dict):
                 rows.append((number, row))

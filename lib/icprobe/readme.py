@@ -62,6 +62,8 @@ def headline() -> str:
         for name, rows in exact.groupby("probing")
     }
     state = "TracIn at the zero-shot state"
+    shifts = pd.read_csv(folder / "05_conditions.csv")
+    opposite = tables.in_words(shifts[shifts["condition"] == "opposite task"])
     return f"""\
 - **Do probing and gradients rank training examples alike?** For each query by itself, gains and
   gradient cosines agree with Spearman {said["gain against cosine, same task, per query"]} among
@@ -73,11 +75,12 @@ def headline() -> str:
   {of_step["gain"]}, by plain similarity of hidden states with {of_step["hidden states"]}.
 - **Do they choose good training data?** Models fine-tuned on the best {_chosen()} examples by ICP
   score and on the best by product: **{both}**. Held against random data of the same size:
-  the former **{icp}**, the latter **{product}**.
+  the former **{icp}**, the latter **{product}** (in a longer run of 04, see below).
 - **And where everything can be computed?** In linear regression, gains rank examples as their
   influence on an untrained learner does, with {exact["gain"][state]} (the published ICP
   score: {exact["ICP score"][state]}), and not as their influence on a fitted one
-  (leave-one-out: {exact["gain"]["leave-one-out, exact"]})."""
+  (leave-one-out: {exact["gain"]["leave-one-out, exact"]}). Examples of the opposite task, which
+  hurt, are ranked so with {opposite["gain against TracIn"]}."""
 
 
 def _authors() -> str:

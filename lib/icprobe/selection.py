@@ -41,7 +41,7 @@ class Budget:
     def __post_init__(self):
         if not isinstance(self.share, int | float) or not 0 < self.share <= 1:
             raise ValueError(
-                f"share is {self.share!r}, expected a number above 0, up to 1 (the whole pool)"
+                f"budget is {self.share!r}, expected a share above 0, up to 1 (the whole pool)"
             )
         if self.unit not in ("examples", "tokens"):
             raise ValueError(f"unit is {self.unit!r}, expected 'examples' or 'tokens'")
