@@ -1,6 +1,6 @@
 """Seconds of a training step with TRL as used here, against TRL as it comes and a plain loop.
 
-    ./run_all.sh python tests/benchmarks/finetuning_speed.py [--examples 32] [--batch 4] [--rank 0]
+    ./run_all.sh python benchmarks/finetuning_speed.py [--examples 32] [--batch 4] [--rank 0]
         [--repeats 3] [--methods icprobe trl plain]
 
 Same model, batches, order, optimiser and threads: `icprobe.finetuning.train`; the same trainer with
@@ -14,6 +14,7 @@ query log-likelihoods from the plain loop's: no speed without the error.
 import argparse
 import json
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -21,11 +22,10 @@ import time
 
 import numpy as np
 import torch
-from influence_speed import examples, spread
 from transformers import TrainerCallback, get_linear_schedule_with_warmup
 from trl import SFTTrainer
 
-from icprobe import finetuning
+from icprobe import benchmark, finetuning
 from icprobe import lm as language_model
 from icprobe.finetuning import Recipe
 
@@ -67,7 +67,7 @@ def plain(model, batches, recipe):
 def measure(method, n, batch, rank):
     """Return seconds a step and in all, peak memory and what the queries have afterwards."""
     lm = language_model.load("smollm2-135m-instruct", device="cpu")
-    rows, queries = examples(lm, "train", n), examples(lm, "query", 24)
+    rows, queries = benchmark.examples(lm, "grid", n, 24)
     recipe = Recipe(batch_size=batch, lora_rank=rank, rate=ADAPTERS_RATE if rank else RATE)
     rows = finetuning._rows(lm, rows, "completion")
     with tempfile.TemporaryDirectory() as folder:
@@ -120,6 +120,15 @@ def main():
             error = f", largest difference from plain {abs(one - other).max():.1e} nats"
         step = f"{spread(found, 'step', 2)} s a step, {spread(found, 'seconds')} s in all"
         print(f"{method}: {step}, peak {spread(found, 'peak', 2)} GiB{error}")
+
+
+def spread(runs, name, digits=1):
+    """Return median and range of one measured quantity."""
+    values = [run[name] for run in runs]
+    middle, low, high = (
+        f"{value:.{digits}f}" for value in (statistics.median(values), min(values), max(values))
+    )
+    return f"{middle} ({low} to {high})"
 
 
 if __name__ == "__main__":
