@@ -104,3 +104,28 @@ def test_every_peer_has_what_it_needs():
             needed = benchmark.PEERS / f"{environment}.txt"
             assert needed.exists() or environment == "kronfluence", name
         assert callable(method.needs) and method.needs is not costs.crossing
+
+
+def test_what_a_second_buys():
+    key = ["method", "lengths", "dtype", "n", "m"]
+    names = ("probing", "gradient products", "hidden states")
+    table = pd.DataFrame(
+        [(f"icprobe, {name}", "grid", "float32", 4, m) for name in names for m in (1, 3)],
+        columns=key,
+    ).assign(seconds=[1.0, 2, 3, 4, 5, 6], low=1.0, high=8.0)
+    effects = pd.DataFrame(
+        [
+            ("per query", name, step, value, value - 0.1, value + 0.1)
+            for step in ("SGD 1e-4", "SGD 3e-3", "AdamW 1e-5")
+            for name, value in (("gain", 0.2), ("cosine", 0.8), ("hidden states", 0.3))
+        ],
+        columns=["level", "first", "second", "estimate", "low", "high"],
+    )
+    points, sizes = benchmark.bought(table, effects)
+    assert sizes == "N = 4, M = 3"
+    assert points.set_index("method")["seconds"].to_dict() == {
+        "gain": 2, "cosine": 4, "hidden states": 6,
+    }  # fmt: skip
+    found = benchmark.findings(table).set_index("quantity")["estimate"]
+    assert found["gradient products over probing, grid, M = 3"] == 2
+    assert found["hidden states over probing, grid, M = 1"] == 5

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -143,3 +144,30 @@ def test_crossings():
     assert costs.crossing(sizes, [1, 10, 20], [15, 15, 15]) == pytest.approx(15)
     assert costs.crossing(sizes, [1, 10, 20], [0, 50, 50]) == 0
     assert costs.crossing(sizes, [1, 10, 20], [30, 30, 30]) is None
+
+
+def test_crossings_by_seconds_and_by_operations():
+    def rows(columns, *values):
+        return pd.DataFrame(list(values), columns=columns)
+
+    key = ["method", "lengths", "dtype", "n", "m", "seconds"]
+    work = ("grid", "float32", 4)
+    others = ("gradient products", "projected", "query set")
+    timed = rows(
+        key,
+        *(("icprobe, probing", *work, m, seconds) for m, seconds in ((1, 1.0), (3, 3.0))),
+        *((f"icprobe, {name}", *work, m, 2.0) for name in others for m in (1, 3)),
+        ("icprobe, probing", "grid", "float32", 2, 1, 99.0),  # of a smaller pool
+    )
+    names = ("gradient products", "projected gradients", "query set, forward mode")
+    counted = rows(
+        ["method", "m", "operations"],
+        *(("probing", m, 1.0) for m in (1, 3)),
+        *(("probing, nothing shared", m, 9.0) for m in (1, 3)),
+        *((name, m, 5.0) for name in names for m in (1, 3)),
+    )
+    found = costs.crossings(timed, {"grid": counted}, "float32").set_index("against")
+    assert found.index.tolist() == list(others)
+    assert (found["seconds"] == 2).all()
+    assert found["operations"].isna().all()
+    assert (found["operations, nothing shared"] == 0).all()

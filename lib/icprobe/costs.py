@@ -236,7 +236,7 @@ def crossing(sizes: Sequence[int], one: Sequence[float], other: Sequence[float])
         M on the line between the last size where the first is cheaper and the next; 0 if it is
         never cheaper at the least size, None if it is cheaper at all sizes.
     """
-    excess = np.subtract(one, other)
+    excess = np.asarray(one) - np.asarray(other)
     if excess[0] > 0:
         return 0.0
     above = np.flatnonzero(excess > 0)
