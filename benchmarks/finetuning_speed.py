@@ -13,7 +13,6 @@ query log-likelihoods from the plain loop's: no speed without the error.
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -83,7 +82,7 @@ def measure(method, n, batch, rank):
             trainer.train()
             steps = clock.steps
         seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    peak = benchmark.peak_memory(lm.device)
     model = trainer.model.merge_and_unload() if rank else trainer.model
     trained = language_model.LM(model.eval(), lm.tokenizer, lm.identity)
     nats = language_model.log_likelihoods(trained, queries)[0]

@@ -3,16 +3,15 @@
 # (kronfluence is in the project's own.)
 set -euo pipefail
 cd "$(dirname "$0")"
-for peer in "${@:-lm-eval bergson captum}"; do
-    for name in $peer; do
-        [ -f "peers/$name.txt" ] || { echo "error: no peer $name" >&2; exit 1; }
-        [ -f "environments/$name/.done" ] && continue
-        "${PYTHON:-python3}" -m venv --clear "environments/$name"
-        "environments/$name/bin/python" -m pip install -q -r "peers/$name.txt"
-        # bergson asks for these and never imports them; their usual builds do not load beside a
-        # CPU build of torch, and then no model of transformers does
-        "environments/$name/bin/python" -m pip uninstall -qy torchvision torchaudio
-        touch "environments/$name/.done"
-        echo "$name: environments/$name"
-    done
+[ $# -gt 0 ] || set -- lm-eval bergson captum
+for name in "$@"; do
+    [ -f "peers/$name.txt" ] || { echo "error: no peer $name" >&2; exit 1; }
+    [ -f "environments/$name/.done" ] && continue
+    "${PYTHON:-python3}" -m venv --clear "environments/$name"
+    "environments/$name/bin/python" -m pip install -q -r "peers/$name.txt"
+    # bergson asks for these and never imports them; their usual builds do not load beside a CPU
+    # build of torch, and then no model of transformers does
+    "environments/$name/bin/python" -m pip uninstall -qy torchvision torchaudio
+    touch "environments/$name/.done"
+    echo "$name: environments/$name"
 done

@@ -121,13 +121,13 @@ def _query_set(lm, train, queries):
     return influence.query_set_influence(lm, train, queries)[:, None]
 
 
-def _peers(gives, needs, environment, script, **settings):
+def _peers(gives, needs, environment, script, batches):
     """Return a peer's method for each of its batch sizes."""
     return {
         f"{environment}, batch {batch}": Method(
             gives, needs, peer=(environment, script, "--batch", str(batch))
         )
-        for batch in settings["batches"]
+        for batch in batches
     }
 
 

@@ -5,8 +5,9 @@ operations a token, for P weights of linear layers, and 4 h L for each key that 
 (h: width of all heads, L: layers); a backward pass to the activations takes as many, and a weight's
 gradient as many again. The head (vocabulary times hidden size) works at the positions that predict
 completion tokens only. Norms, activation functions and softmax are left out: they take time, but
-hardly any operations. Counts are of what a method cannot do without, so they say how well an
-implementation does; bytes are what must be held beside the model and one pass, in float32.
+hardly any operations; so are separators and beginning-of-sequence tokens. Counts are of what a
+method cannot do without, so they say how well an implementation does; bytes are what must be held
+beside the model and one pass, in float32.
 """
 
 from collections.abc import Callable, Mapping, Sequence

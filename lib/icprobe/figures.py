@@ -723,25 +723,6 @@ def bands(
     return figure
 
 
-def frontier(table: pd.DataFrame, x_label: str, y_label: str) -> Figure:
-    """Agreement of methods against their cost (columns method, seconds, estimate, low, high)."""
-    with mpl.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(6.4, 3.8))
-        errors = [table["estimate"] - table["low"], table["high"] - table["estimate"]]
-        axes.errorbar(
-            table["seconds"], table["estimate"], yerr=errors, fmt="o", color=BLUE, capsize=3
-        )
-        for row in table.itertuples():
-            axes.annotate(
-                row.method, (row.seconds, row.estimate), xytext=(6, 4), textcoords="offset points"
-            )
-        axes.set_xscale("log")
-        axes.margins(x=0.25)
-        axes.axhline(0, color="black", linewidth=0.8)
-        axes.set(xlabel=x_label, ylabel=y_label)
-    return figure
-
-
 def marked_scatters(
     panels: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]], x_label: str, y_label: str,
     marked: str,

@@ -14,7 +14,6 @@ from icprobe import correlation, paths, tables
 README = paths.ROOT / "README.md"
 FIGURES = paths.ROOT / "figures"
 LONG = "laptop_long"  # the folder of 04's longer run
-# where numbers are rounded below, + 0.0 turns -0.0 into 0.0
 BLOCK = re.compile(r"(<!-- (?P<name>[\w-]+): [^\n]*-->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -287,7 +286,7 @@ def _interval(estimate: float, low: float, high: float) -> str:
 
 
 def _signed(value: float) -> str:
-    return f"{round(value, 2) + 0.0:+.2f}"
+    return f"{round(value, 2) + 0.0:+.2f}"  # + 0.0 turns -0.0 into 0.0
 
 
 def lds() -> str:
@@ -340,6 +339,7 @@ def claims() -> str:
     lines = ["| claim | | estimate (95 %) | n | verdict |", "|---|---|---|---|---|"]
     tests = []
     for claim in records:
+        # + 0.0 turns -0.0 into 0.0
         values = [round(claim[end] or 0, 2) + 0.0 for end in ("estimate", "low", "high")]
         number = "{:.2f} ({:.2f} to {:.2f})".format(*values) if claim["n"] else "–"
         cells = (claim["id"], claim["statement"], number, str(claim["n"] or "–"))
