@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Make the peers' environments: benchmarks/peers.sh [lm-eval bergson captum]. About 1.5 GB each.
+# Make the peers' environments: benchmarks/peers.sh [lm-eval bergson captum dattri]. About 1.5 GB each.
 # (kronfluence is in the project's own.)
 set -euo pipefail
 cd "$(dirname "$0")"
-[ $# -gt 0 ] || set -- lm-eval bergson captum
+[ $# -gt 0 ] || set -- lm-eval bergson captum dattri
 for name in "$@"; do
     [ -f "peers/$name.txt" ] || { echo "error: no peer $name" >&2; exit 1; }
     [ -f "environments/$name/.done" ] && continue

@@ -5,7 +5,8 @@ import torch
 from captum.influence import TracInCP
 from torch.utils.data import DataLoader
 
-work, file, batch = exchange.arguments()
+options = exchange.arguments()
+work, batch = options.work, options.batch
 model = exchange.model(work)
 names = exchange.linear_layers(model)
 
@@ -52,4 +53,4 @@ def products(work):
     return tracin.influence(batches(work["queries"])).T.detach().numpy()
 
 
-exchange.timed("captum", products, work, file)
+exchange.timed("captum", products, options)

@@ -14,15 +14,16 @@ import torch
 
 
 def arguments():
-    """Return the work to do, the file for the scores, and the batch size."""
+    """Return options: the work to do, the file for the scores, batch size and projection."""
     parser = argparse.ArgumentParser()
     parser.add_argument("work")
     parser.add_argument("scores")
     parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--projection", type=int, default=0, help="rows a side; 0: none")
     options = parser.parse_args()
-    work = json.loads(Path(options.work).read_text(encoding="utf-8"))
-    torch.set_num_threads(work["threads"])
-    return work, options.scores, options.batch
+    options.work = json.loads(Path(options.work).read_text(encoding="utf-8"))
+    torch.set_num_threads(options.work["threads"])
+    return options
 
 
 def model(work):
@@ -78,14 +79,15 @@ def peak_memory():
     return peak[0] / 2**20 if peak else float("nan")
 
 
-def timed(name, function, work, file):
+def timed(name, function, options):
     """Run on two examples by two queries, then on all; write scores, say what it took."""
+    work = options.work
     few = {**work, **{part: work[part][:2] for part in ("train", "contexts", "queries")}}
     function(few)
     start, cpu = time.perf_counter(), time.process_time()
     scores = function(work)
     seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
-    np.save(file, np.asarray(scores))
+    np.save(options.scores, np.asarray(scores))
     versions = [f"{package} {importlib.metadata.version(package)}" for package in (name, "torch")]
     report = {"seconds": seconds, "cpu": cpu, "peak": peak_memory()}
     report["versions"] = ", ".join(versions)

@@ -1,6 +1,6 @@
 """Gradient products by kronfluence: pairwise scores with the identity for its curvature.
 
-All queries are one batch, so each training example is read once.
+As many queries as there is memory for are one batch; each of these reads all training examples.
 """
 
 import tempfile
@@ -12,7 +12,10 @@ from kronfluence.arguments import FactorArguments
 from kronfluence.task import Task
 from kronfluence.utils.dataset import DataLoaderKwargs
 
-work, file, batch = exchange.arguments()
+TOGETHER = 24  # queries whose gradients are held, each of the model's size
+
+options = exchange.arguments()
+work, batch = options.work, options.batch
 model = exchange.model(work)
 names = exchange.linear_layers(model)
 
@@ -65,9 +68,10 @@ def products(work):
         )
         analyzer.compute_pairwise_scores(
             "s", "f", queries, train,
-            per_device_query_batch_size=len(queries), per_device_train_batch_size=batch,
+            per_device_query_batch_size=min(len(queries), TOGETHER),
+            per_device_train_batch_size=batch,
         )  # fmt: skip
         return analyzer.load_pairwise_scores("s")["all_modules"].T.float().numpy()
 
 
-exchange.timed("kronfluence", products, work, file)
+exchange.timed("kronfluence", products, options)

@@ -4,7 +4,8 @@ import exchange
 import numpy as np
 from lm_eval.models.huggingface import HFLM
 
-work, file, batch = exchange.arguments()
+options = exchange.arguments()
+work, batch = options.work, options.batch
 lm = HFLM(pretrained=work["model"], device="cpu", dtype=work["dtype"], batch_size=batch)
 
 
@@ -21,4 +22,4 @@ def log_likelihoods(work):
     return np.array(nats).reshape(len(work["contexts"]), len(work["queries"]))
 
 
-exchange.timed("lm_eval", log_likelihoods, work, file)
+exchange.timed("lm_eval", log_likelihoods, options)

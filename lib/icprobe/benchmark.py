@@ -1,20 +1,24 @@
 """Time every method on the same pairs, each run in a process of its own, methods taking turns.
 
     ./run_all.sh python -m icprobe.benchmark [--methods NAME ...] [--lengths grid long]
-        [--train 32] [--queries 48 ...] [--repeats 3] [--dtype float32] [--output figures/laptop]
+        [--train 32] [--queries 48 ...] [--repeats 3] [--dtype float32 ...] [--output FOLDER]
 
 Same token ids, model, dtype and threads for all. A run loads the model, works on a small part
 once, and then is timed: wall and CPU seconds, the process's peak memory, and in the same process
 the rate of matrix products, by which operations are turned into the seconds that they take at
-least. No speed without its error: some pairs are compared with plain passes in float64.
+least. No speed without its error: all pairs of some queries are compared with plain passes in
+float64.
 
 Peers run in environments of their own (`benchmarks/peers.sh` makes them); those that are not there
-are left out. A row of the table replaces the one of the same method, lengths, sizes and dtype.
+are left out, and so is a method that would hold more gradients than the machine has memory. A row
+of the table replaces the one of the same method, lengths, sizes and dtype.
 """
 
 import argparse
+import functools
 import itertools
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -43,7 +47,8 @@ NATS, PRODUCTS, SET = "log-likelihoods", "gradient products", "mean gradient pro
 SIMILARITY = "similarity"
 PROJECTION = 16  # rows of each random matrix, see `projected`
 LONG = 2  # rows of grid that are joined to a long one
-CHECKED = (4, 3)  # training examples and queries whose pairs are compared with float64
+CHECKED = 4  # queries whose pairs are compared with float64
+FULL = 0.8  # share of the memory above which a method is not tried
 PLAIN_BATCH = 8
 
 KEY = ["method", "lengths", "dtype", "n", "m"]
@@ -59,12 +64,14 @@ class Method:
         needs: The operations that this quantity takes at least.
         run: Takes model, training examples and queries; None for a peer.
         peer: Environment, script and its arguments.
+        whole: Whether it holds gradients of the model's size for all queries at once.
     """
 
     gives: str
     needs: Callable[[Shape, Lengths], Cost]
     run: Callable[[LM, list[Encoded], list[Encoded]], np.ndarray] | None = None
     peer: tuple[str, ...] = ()
+    whole: bool = False
 
     @property
     def python(self) -> Path | None:
@@ -121,30 +128,40 @@ def _query_set(lm, train, queries):
     return influence.query_set_influence(lm, train, queries)[:, None]
 
 
-def _peers(gives, needs, environment, script, batches):
-    """Return a peer's method for each of its batch sizes."""
-    return {
-        f"{environment}, batch {batch}": Method(
-            gives, needs, peer=(environment, script, "--batch", str(batch))
-        )
-        for batch in batches
-    }
+def _peer(gives, needs, environment, script, batch, projection=0, whole=False):
+    """Return a peer's method."""
+    options = ("--batch", str(batch), "--projection", str(projection))
+    return Method(gives, needs, peer=(environment, script, *options), whole=whole)
 
+
+def _projection(shape, lengths):
+    return costs.projected(shape, lengths, PROJECTION)
+
+
+_products, _shrunk = (PRODUCTS, costs.gradient_products), (PRODUCTS, _projection)
 
 METHODS = {
     "icprobe, probing": Method(NATS, costs.probing, _probing),
     "transformers, plain loop": Method(NATS, costs.probing, _plain_loop),
-    **_peers(NATS, costs.probing, "lm-eval", "lm_eval_probing.py", batches=(1, 8, 32)),
-    "icprobe, gradient products": Method(PRODUCTS, costs.gradient_products, influence.gradient_dot),
-    "autograd, one by one": Method(PRODUCTS, costs.gradient_products, _naive),
-    **_peers(
-        PRODUCTS, costs.gradient_products, "kronfluence", "kronfluence_identity.py", batches=(4, 16)
-    ),
-    **_peers(PRODUCTS, costs.gradient_products, "bergson", "bergson_exact.py", batches=(4,)),
-    **_peers(PRODUCTS, costs.gradient_products, "captum", "captum_tracin.py", batches=(4,)),
-    "icprobe, projected": Method(
-        PRODUCTS, lambda *sizes: costs.projected(*sizes, PROJECTION), _projected
-    ),
+    **{
+        f"lm-eval, batch {batch}": _peer(
+            NATS, costs.probing, "lm-eval", "lm_eval_probing.py", batch
+        )
+        for batch in (1, 8, 32)
+    },
+    "icprobe, gradient products": Method(*_products, influence.gradient_dot),
+    "autograd, one by one": Method(*_products, _naive, whole=True),
+    **{
+        f"kronfluence, batch {batch}": _peer(
+            *_products, "kronfluence", "kronfluence_identity.py", batch
+        )
+        for batch in (4, 16)
+    },
+    "bergson, batch 4": _peer(*_products, "bergson", "bergson_products.py", 4, whole=True),
+    "captum, batch 4": _peer(*_products, "captum", "captum_tracin.py", 4, whole=True),
+    "icprobe, projected": Method(*_shrunk, _projected),
+    "bergson, projected": _peer(*_shrunk, "bergson", "bergson_products.py", 4, PROJECTION),
+    "dattri, projected": _peer(*_shrunk, "dattri", "dattri_logra.py", 4, PROJECTION),
     "icprobe, query set": Method(SET, costs.query_set, _query_set),
     "icprobe, hidden states": Method(SIMILARITY, costs.reading, baselines.embedding),
 }
@@ -222,6 +239,13 @@ def peak_memory(device: torch.device) -> float:
     lines = status.read_text().splitlines() if status.exists() else []
     peak = [int(line.split()[1]) for line in lines if line.startswith("VmHWM")]
     return peak[0] / 2**20 if peak else float("nan")
+
+
+def _memory(device: torch.device) -> int:
+    """Return the bytes that a device has."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def product_rate(lm: LM) -> float:
@@ -303,14 +327,14 @@ def run(name: str, work: Path, scores: Path) -> dict:
 
 
 def reference(lm: LM, train: list[Encoded], queries: list[Encoded]) -> dict[str, np.ndarray]:
-    """Return some pairs' log-likelihoods and gradient products by plain passes in float64.
+    """Return log-likelihoods and gradient products [N, CHECKED] by plain passes in float64.
 
     Args:
         lm: The model in float64.
-        train: Examples; the first `CHECKED[0]` are taken.
-        queries: The same; log-likelihoods and products of the first `CHECKED[1]`.
+        train: N examples.
+        queries: The first `CHECKED` are taken.
     """
-    train, some = train[: CHECKED[0]], queries[: CHECKED[1]]
+    some = queries[:CHECKED]
     contexts = [icp.context(lm, example) for example in train]
     nats = [
         [language_model.token_log_likelihoods(lm, query, shown).sum() for query in some]
@@ -319,17 +343,29 @@ def reference(lm: LM, train: list[Encoded], queries: list[Encoded]) -> dict[str,
     return {NATS: np.array(nats), PRODUCTS: _naive(lm, train, some)}
 
 
+@functools.lru_cache(maxsize=4)
+def _exact(model: str, device: str | None, lengths: str, n: int) -> dict[str, np.ndarray]:
+    """Return the reference of a comparison, made once for all dtypes and numbers of queries."""
+    lm = language_model.load(model, "float64", device)
+    return reference(lm, *examples(lm, lengths, n, CHECKED))
+
+
 def errors(gives: str, scores: np.ndarray, exact: dict[str, np.ndarray]) -> dict[str, float]:
-    """Return the largest error relative to the largest value, and Spearman over all pairs checked.
+    """Return the largest error relative to the largest value, and the mean of Spearman per query.
 
     Not a number where the reference has none: of similarities, and of means over all queries.
+
+    Args:
+        gives: See `Method`.
+        scores: [N, M].
+        exact: See `reference`; compared are the queries that both have.
     """
     if gives not in exact:
         return {"error": np.nan, "rank": np.nan}
-    true = exact[gives][:, : scores.shape[1]]
-    found = scores[: len(true), : true.shape[1]]
-    rank = spearmanr(found.ravel(), true.ravel()).statistic if true.size > 2 else np.nan
-    return {"error": float(abs(found - true).max() / abs(true).max()), "rank": float(rank)}
+    m = min(scores.shape[1], exact[gives].shape[1])
+    found, true = scores[:, :m], exact[gives][:, :m]
+    ranks = [spearmanr(*pair).statistic for pair in zip(found.T, true.T, strict=True)]
+    return {"error": float(abs(found - true).max() / abs(true).max()), "rank": np.mean(ranks)}
 
 
 def compare(
@@ -351,7 +387,7 @@ def compare(
         lengths: "grid" or "long".
         n: N, training examples.
         m: M, queries.
-        names: Of `METHODS`; peers without environment are left out.
+        names: Of `METHODS`; what cannot run here is left out, see the module.
         repeats: Runs of each.
 
     Returns:
@@ -367,11 +403,12 @@ def compare(
     unknown = sorted(set(names) - METHODS.keys())
     if unknown:
         raise ValueError(f"unknown methods {unknown}, there are {list(METHODS)}")
-    names = [name for name in names if METHODS[name].python]
     lm = language_model.load(model, dtype, device)
     train, queries = examples(lm, lengths, n, m)
-    exact = reference(language_model.load(model, "float64", device), train, queries)
     shape, sizes = Shape.of(lm), Lengths.of(train, queries)
+    fits = costs.whole_gradients(shape, sizes).bytes < FULL * _memory(lm.device)
+    names = [name for name in names if METHODS[name].python and (fits or not METHODS[name].whole)]
+    exact = _exact(model, device, lengths, n)
     runs: dict[str, list[dict]] = {name: [] for name in names}
     found = {}
     with tempfile.TemporaryDirectory(prefix="icprobe-") as folder:
@@ -488,7 +525,7 @@ def main() -> None:
     parser.add_argument("--train", type=int, default=32)
     parser.add_argument("--queries", type=int, nargs="+", default=[48])
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--dtype", nargs="+", default=["float32"])
     parser.add_argument("--model", default=assets.DEFAULT_MODEL)
     parser.add_argument("--output", default="figures/laptop")
     parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
@@ -498,8 +535,8 @@ def main() -> None:
         print(json.dumps(measure(name, json.loads(Path(work).read_text()), Path(file))))
         return
     table = paths.resolve(options.output) / f"{TABLE}.csv"
-    for lengths, m in itertools.product(options.lengths, options.queries):
-        what = options.model, options.dtype, "cpu", lengths, options.train, m
+    for lengths, dtype, m in itertools.product(options.lengths, options.dtype, options.queries):
+        what = options.model, dtype, "cpu", lengths, options.train, m
         rows = compare(*what, options.methods, options.repeats)
         before = pd.read_csv(table) if table.exists() else pd.DataFrame()
         figures.save_table(merged(before, rows), TABLE, options.output)

@@ -1,4 +1,4 @@
-"""Gradient products by bergson: collected in memory, without projection."""
+"""Gradient products by bergson: collected in memory, projected if asked for."""
 
 import tempfile
 from pathlib import Path
@@ -10,7 +10,8 @@ from bergson.data import allocate_batches
 from bergson.score.score_writer import InMemorySequenceScoreWriter
 from datasets import Dataset
 
-work, file, batch = exchange.arguments()
+options = exchange.arguments()
+work, batch = options.work, options.batch
 model = exchange.model(work)
 
 
@@ -27,15 +28,16 @@ def products(work):
     tokens = batch * max(*train["length"], *queries["length"])
     with tempfile.TemporaryDirectory() as folder:
         settings = IndexConfig(
-            run_path=f"{folder}/run", model=work["model"], precision="fp32", projection_dim=0,
-            token_batch_size=tokens, max_batch_size=batch, loss_fn="ce", loss_reduction="sum",
+            run_path=f"{folder}/run", model=work["model"], precision="fp32",
+            projection_dim=options.projection, token_batch_size=tokens, max_batch_size=batch,
+            loss_fn="ce", loss_reduction="sum",
         )  # fmt: skip
         Path(settings.partial_run_path).mkdir(parents=True)
 
         def collected(data, scorer=None):
             collector = InMemoryCollector(
                 model=model.base_model, data=data, cfg=settings, scorer=scorer,
-                processor=GradientProcessor(projection_dim=None),
+                processor=GradientProcessor(projection_dim=options.projection or None),
             )  # fmt: skip
             CollectorComputer(
                 model=model, data=data, collector=collector, cfg=settings,
@@ -53,4 +55,4 @@ def products(work):
         return writer.scores.numpy()
 
 
-exchange.timed("bergson", products, work, file)
+exchange.timed("bergson", products, options)
