@@ -20,7 +20,7 @@ size = options.projection**2  # numbers a layer
 
 
 class Completion(torch.nn.Module):
-    """The model with the summed loss of completions; LoGra takes the output's loss for queries."""
+    """The model with the loss of completions in its output, from where LoGra takes it."""
 
     def __init__(self):
         super().__init__()
@@ -28,7 +28,8 @@ class Completion(torch.nn.Module):
 
     def forward(self, input_ids, attention_mask, labels):
         output = self.model(input_ids=input_ids, attention_mask=attention_mask)
-        output["loss"] = exchange.loss(output.logits, labels)
+        # the mean over the batch, by whose size LoGra multiplies gradients again
+        output["loss"] = exchange.loss(output.logits, labels) / len(labels)
         return output
 
 
@@ -47,7 +48,7 @@ task = AttributionTask(
 
 
 def products(work):
-    """Return [N, M]; LoGra's projection shrinks products by its size."""
+    """Return [N, M]."""
     with tempfile.TemporaryDirectory() as folder:
         attributor = LoGraAttributor(
             task=task, layer_names=[f"model.{name}" for name in layers], hessian="Identity",

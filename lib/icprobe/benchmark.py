@@ -46,7 +46,8 @@ ENVIRONMENTS = paths.ROOT / "benchmarks" / "environments"
 NATS, PRODUCTS, SET = "log-likelihoods", "gradient products", "mean gradient product"
 SIMILARITY = "similarity"
 PROJECTION = 16  # rows of each random matrix, see `projected`
-LONG = 2  # rows of grid that are joined to a long one
+MEMORY = 6  # GiB of gradient factors; methods that hold whole gradients take more
+LONG = 90  # tokens that a long example has at least
 CHECKED = 4  # queries whose pairs are compared with float64
 FULL = 0.8  # share of the memory above which a method is not tried
 PLAIN_BATCH = 8
@@ -84,6 +85,10 @@ class Method:
 
 def _probing(lm, train, queries):
     return icp.log_likelihoods(lm, queries, train)
+
+
+def _gradient_products(lm, train, queries):
+    return influence.gradient_dot(lm, train, queries, memory=MEMORY)
 
 
 def _plain_loop(lm, train, queries):
@@ -149,7 +154,7 @@ METHODS = {
         )
         for batch in (1, 8, 32)
     },
-    "icprobe, gradient products": Method(*_products, influence.gradient_dot),
+    "icprobe, gradient products": Method(*_products, _gradient_products),
     "autograd, one by one": Method(*_products, _naive, whole=True),
     **{
         f"kronfluence, batch {batch}": _peer(
@@ -181,23 +186,32 @@ def examples(lm: LM, lengths: str, n: int, m: int) -> tuple[list[Encoded], list[
     for split, size in (("train", n), ("query", m)):
         rows = list(data.load("grid", split, seed=0))
         if lengths == "long":
-            tasks = len({row["task"] for row in rows})  # every so many rows, a task comes again
-            rows = [
-                _joined([rows[(i + tasks * k) % len(rows)] for k in range(LONG)])
-                for i in range(len(rows))
-            ]
+            rows = _joined(lm, rows)
         encoded = language_model.encode(lm, rows)
         found.append(list(itertools.islice(itertools.cycle(encoded), size)))
     return found[0], found[1]
 
 
-def _joined(rows: list[dict]) -> dict:
-    prompts, completions = ([row[part] for row in rows] for part in ("prompt", "completion"))
-    return {
-        "id": "+".join(row["id"] for row in rows),
-        "prompt": "\n".join(prompts),
-        "completion": "".join(completions),
-    }
+def _joined(lm: LM, rows: list[dict]) -> list[dict]:
+    """Return each row with as many of the next ones of its task as make it long."""
+    tokens = [len(encoded.ids) for encoded in language_model.encode(lm, rows)]
+    step = len({row["task"] for row in rows})  # every so many rows, a task comes again
+    joined = []
+    for start in range(len(rows)):
+        part, total = [], 0
+        for k in itertools.count(start, step):
+            part.append(rows[k % len(rows)])
+            total += tokens[k % len(rows)]
+            if total >= LONG:
+                break
+        joined.append(
+            {
+                "id": "+".join(row["id"] for row in part),
+                "prompt": "\n".join(row["prompt"] for row in part),
+                "completion": "".join(row["completion"] for row in part),
+            }
+        )
+    return joined
 
 
 def exchange(model: str, lm: LM, train: Sequence[Encoded], queries: Sequence[Encoded]) -> dict:
