@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from conftest import save_tiny
 
 from icprobe import benchmark, costs
@@ -61,6 +62,15 @@ def test_what_fails_says_why(tmp_path):
         benchmark.run("icprobe, probing", work, tmp_path / "scores.npy")
 
 
+def test_a_profile_says_where_time_goes(pairs):
+    lm, _, train, queries = pairs
+    threads = torch.get_num_threads()
+    found = benchmark.profile(lm, OURS[:1], train, queries).set_index("method").loc[OURS[0]]
+    assert (found >= 0).all() and 0.99 < found.sum() < 1.2  # the profiler's clock is another
+    assert found["matrix products"] > 0 and found["attention"] > 0
+    assert torch.get_num_threads() == threads
+
+
 def test_wrong_scores_show():
     exact = {NATS: np.array([[-1.0, -2.0], [-3.0, -4.0]])}
     same = benchmark.errors(NATS, exact[NATS], exact)
@@ -80,15 +90,33 @@ def test_rows_replace_those_of_the_same_key():
     assert both[["m", "seconds"]].to_numpy().tolist() == [[1, 2.0], [2, 3.0]]
 
 
-def test_ratios_of_what_did_the_same_work():
-    work = {"lengths": "grid", "dtype": "float32", "n": 1}
-    rows = [
-        {"method": "a", **work, "m": 1, "seconds": 2.0, "low": 1.0, "high": 4.0},
-        {"method": "b", **work, "m": 1, "seconds": 6.0, "low": 4.0, "high": 8.0},
-        {"method": "b", **work, "m": 2, "seconds": 9.0, "low": 9.0, "high": 9.0},
-    ]
-    (row,) = benchmark.ratios(pd.DataFrame(rows), "a", "b").to_dict("records")
-    assert row == {**work, "m": 1, "estimate": 3, "low": 1, "high": 8}
+def timings(*rows):
+    """Return a table of timings from (method, m, seconds, low, high)."""
+    table = pd.DataFrame(rows, columns=["method", "m", "seconds", "low", "high"])
+    return table.assign(lengths="grid", dtype="float32", n=4)
+
+
+def test_findings_are_ratios_of_the_same_work():
+    table = timings(
+        ("icprobe, probing", 1, 2.0, 1.0, 4.0),
+        ("icprobe, gradient products", 1, 6.0, 4.0, 8.0),
+        ("lm-eval, batch 1", 1, 9.0, 9.0, 9.0),
+        ("lm-eval, batch 8", 1, 8.0, 8.0, 12.0),
+        ("kronfluence, batch 4", 1, 12.0, 12.0, 12.0),
+        ("icprobe, gradient products", 3, 6.0, 6.0, 6.0),
+    )
+    others = table.assign(dtype="bfloat16", seconds=1.0), table.assign(n=2, seconds=1.0)
+    found = benchmark.findings(pd.concat([table, *others]), "float32").set_index("quantity")
+    numbers = found[["estimate", "low", "high", "n"]]
+    probing = numbers.loc["gradient products over probing, grid, M = 1"]
+    assert probing.tolist() == [3, 1, 8, 4]
+    fastest = numbers.loc["lm-eval over probing, grid, M = 1"]
+    assert fastest.tolist() == [4, 2, 12, 4]
+    library = numbers.loc["kronfluence over gradient products, grid, M = 1"]
+    assert library.tolist() == [2, 1.5, 3, 4]
+    assert "kronfluence over probing, grid, M = 1" not in found.index
+    untimed = [f"gradient products over probing, long, M = {m}" for m in benchmark.CLAIMED]
+    assert found.loc[untimed, "estimate"].isna().all()
 
 
 def test_bad_input(tiny):
@@ -109,25 +137,21 @@ def test_every_peer_has_what_it_needs():
 
 
 def test_what_a_second_buys():
-    key = ["method", "lengths", "dtype", "n", "m"]
-    names = ("probing", "gradient products", "hidden states")
-    table = pd.DataFrame(
-        [(f"icprobe, {name}", "grid", "float32", 4, m) for name in names for m in (1, 3)],
-        columns=key,
-    ).assign(seconds=[1.0, 2, 3, 4, 5, 6], low=1.0, high=8.0)
+    names = ("probing", "gradient products", "query set", "hidden states")
+    table = timings(*((f"icprobe, {name}", 3, k, k, k) for k, name in enumerate(names, 1)))
     effects = pd.DataFrame(
         [
-            ("per query", name, step, value, value - 0.1, value + 0.1)
-            for step in ("SGD 1e-4", "SGD 3e-3", "AdamW 1e-5")
-            for name, value in (("gain", 0.2), ("cosine", 0.8), ("hidden states", 0.3))
+            (level, name, value, value - 0.1, value + 0.1)
+            for level in ("per query", "per example")
+            for name, value in (
+                ("gain", 0.2), ("product", 0.8), ("hidden states", 0.3), ("random", 0),
+                ("product, projected", 0.7),
+            )
         ],
-        columns=["level", "first", "second", "estimate", "low", "high"],
-    )
-    points, sizes = benchmark.bought(table, effects)
-    assert sizes == "N = 4, M = 3"
-    assert points.set_index("method")["seconds"].to_dict() == {
-        "gain": 2, "cosine": 4, "hidden states": 6,
-    }  # fmt: skip
-    found = benchmark.findings(table).set_index("quantity")["estimate"]
-    assert found["gradient products over probing, grid, M = 3"] == 2
-    assert found["hidden states over probing, grid, M = 1"] == 5
+        columns=["level", "first", "estimate", "low", "high"],
+    )  # fmt: skip
+    points = benchmark.bought(table, effects, "per query").set_index("method")
+    assert points["seconds"].to_dict() == {"gain": 1, "product": 2, "hidden states": 4}
+    assert points["estimate"].to_dict() == {"gain": 0.2, "product": 0.8, "hidden states": 0.3}
+    points = benchmark.bought(table, effects, "per example").set_index("method")
+    assert points.loc["product, query set", ["seconds", "estimate"]].tolist() == [3, 0.8]

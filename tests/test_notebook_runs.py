@@ -33,6 +33,7 @@ FIGURES = {
         "anchor", "conditions", "corrupted", "emergence", "in_domain", "informative_prior",
         "learning_curve", "levels", "scatter", "shifts",
     ],
+    "06": ["frontier", "libraries", "operations", "seconds"],
 }  # fmt: skip
 TABLES = {
     "01": ["findings", "queries", "training_examples"],
@@ -71,6 +72,7 @@ TABLES = {
         "learning_curve",
         "shifts",
     ],
+    "06": ["crossings", "findings", "frontier", "here", "operations", "profile"],
 }
 RESULTS = {
     number: sorted(
@@ -111,7 +113,7 @@ def test_the_smoke_profile_runs_and_always_computes(tmp_path):
     assert run(tmp_path, "smoke", "-p", "networks_dir", f"{tmp_path}/networks") == 0
     for number, figures in FIGURES.items():
         assert results(tmp_path, number) == RESULTS[number]
-        reused = {"03": "", "04": "trainings: reused 0 of 1 from", "05": ""}
+        reused = {"03": "", "04": "trainings: reused 0 of 1 from", "05": "", "06": ""}
         assert reused.get(number, "reused 0 of 12 rows") in printed(tmp_path, number)
         cells = [c for c in executed(tmp_path, number).cells if "figures.save(" in c.source]
         shown = [c for c in cells if "\nif subsets:" not in c.source]  # 0 in smoke

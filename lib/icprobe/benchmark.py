@@ -52,6 +52,9 @@ CHECKED = 4  # queries whose pairs are compared with float64
 FULL = 0.8  # share of the memory above which a method is not tried
 PLAIN_BATCH = 8
 
+OURS = "icprobe, "  # how the names of our own methods begin
+CLAIMED = (1, 12, 48)  # numbers of queries that claim C5 looks at
+
 KEY = ["method", "lengths", "dtype", "n", "m"]
 
 
@@ -281,9 +284,9 @@ def product_rate(lm: LM) -> float:
     for _, way in itertools.product(range(5), rates):
         _finish(lm.device)
         start = time.perf_counter()
-        way(12 * together)
+        way(4 * together)
         _finish(lm.device)
-        operations = 12 * together * 2 * a.numel() * len(b)
+        operations = 4 * together * 2 * a.numel() * len(b)
         rates[way].append(operations / (time.perf_counter() - start))
     return max(statistics.median(found) for found in rates.values())
 
@@ -465,70 +468,128 @@ def compare(
     return pd.DataFrame(rows)
 
 
+def profile(
+    lm: LM, names: Sequence[str], train: list[Encoded], queries: list[Encoded]
+) -> pd.DataFrame:
+    """Return where the time of our own methods goes, on one thread: shares of all seconds.
+
+    Args:
+        lm: The model.
+        names: Of `METHODS`.
+        train: N training examples.
+        queries: M queries.
+
+    Returns:
+        A row a method; columns "matrix products", "attention", "other operations" and "between
+        operations" (Python, and calling them).
+    """
+    threads, rows = torch.get_num_threads(), {}
+    torch.set_num_threads(1)  # what other threads do, the profiler does not see
+    try:
+        for name in tqdm(names, desc="profiles", unit=" methods"):
+            run = METHODS[name].run
+            run(lm, train[:2], queries[:2])
+            start = time.perf_counter()
+            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+                run(lm, train, queries)
+                seconds = time.perf_counter() - start
+            parts = dict.fromkeys(("matrix products", "attention", "other operations"), 0.0)
+            for event in seen.key_averages():
+                parts[_kind(event.key)] += event.self_cpu_time_total / 1e6 / seconds
+            rows[name] = {**parts, "between operations": max(0.0, 1 - sum(parts.values()))}
+    finally:
+        torch.set_num_threads(threads)
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("method").reset_index()
+
+
+def _kind(operation: str) -> str:
+    """Return what kind of operation one of torch's is."""
+    if operation in ("aten::mm", "aten::bmm", "aten::addmm", "aten::addmm_"):
+        return "matrix products"
+    return "attention" if "scaled_dot_product" in operation else "other operations"
+
+
 def merged(before: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
     """Return a table in which new rows replace those of the same key."""
     both = pd.concat([before, rows], ignore_index=True)
     return both.drop_duplicates(KEY, keep="last").sort_values(KEY[1:]).reset_index(drop=True)
 
 
-def ratios(table: pd.DataFrame, one: str, other: str) -> pd.DataFrame:
-    """Return how many times the seconds of one method another takes, on the same work.
+def findings(table: pd.DataFrame, dtype: str) -> pd.DataFrame:
+    """Return what methods cost beside each other, one row a quantity.
+
+    Args:
+        table: See `compare`; timings of the most training examples are taken.
+        dtype: Whose timings.
 
     Returns:
-        Columns lengths, dtype, n, m, estimate (of medians), low and high (the least and the most
-        that the ranges over repeats allow); a row wherever both were timed.
+        Columns quantity, unit, estimate, low, high, n (training examples): how many times the
+        seconds of probing our other methods take, and of each of ours what peers take (the fastest
+        of their batch sizes), on the same work; low and high are the least and the most that the
+        ranges over repeats allow. Not numbers for gradient products over probing at `CLAIMED`
+        numbers of queries that were not timed.
     """
-    work = KEY[1:]
-    mine, theirs = (table[table["method"] == name] for name in (one, other))
-    both = mine.merge(theirs, on=work, suffixes=("_one", ""))
-    found = both[work].assign(estimate=both["seconds"] / both["seconds_one"])
-    return found.assign(low=both["low"] / both["high_one"], high=both["high"] / both["low_one"])
-
-
-def findings(table: pd.DataFrame) -> pd.DataFrame:
-    """Return what probing costs beside other methods, one row a quantity.
-
-    Returns:
-        Columns quantity, unit, estimate, low, high, n: how many times the seconds of probing each
-        other method takes on the same work, for the largest pool (n training examples) and wherever
-        both were timed.
-    """
-    table, rows = table[table["n"] == table["n"].max()], []
-    for other in METHODS:
-        if other == "icprobe, probing":
-            continue
-        for row in ratios(table, "icprobe, probing", other).itertuples():
-            quantity = f"{other.removeprefix('icprobe, ')} over probing, {row.lengths}, M = {row.m}"
-            rows.append((quantity, "ratio of seconds", row.estimate, row.low, row.high, row.n))
+    table = table[(table["n"] == table["n"].max()) & (table["dtype"] == dtype)]
+    works = [(lengths, m) for lengths in ("grid", "long") for m in CLAIMED]
+    works = sorted({*works, *table[["lengths", "m"]].itertuples(index=False, name=None)})
+    rows = []
+    for lengths, m in works:
+        timed = table[(table["lengths"] == lengths) & (table["m"] == m)].set_index("method")
+        for one, other, name in _pairs(timed.sort_values("seconds").index):
+            ratio = (np.nan,) * 3
+            if {one, other} <= set(timed.index):
+                a, b = timed.loc[one], timed.loc[other]
+                ratio = b.seconds / a.seconds, b.low / a.high, b.high / a.low
+            said = f"{name} over {one.removeprefix(OURS)}, {lengths}, M = {m}"
+            rows.append((said, "ratio of seconds", *ratio, table["n"].max()))
     return pd.DataFrame(rows, columns=["quantity", "unit", "estimate", "low", "high", "n"])
 
 
-def bought(table: pd.DataFrame, effects: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+def _pairs(names: Sequence[str]) -> list[tuple[str, str, str]]:
+    """Return what is compared with what: ours, another and its name, the faster ones first."""
+    probing = f"{OURS}probing"
+    pairs = {"gradient products": (probing, f"{OURS}gradient products")}
+    for name in names:
+        if name.startswith(OURS):
+            pairs.setdefault(name.removeprefix(OURS), (probing, name))
+        else:
+            method, library = METHODS[name], name.split(",")[0]
+            ours = next(one for one, mine in METHODS.items() if mine.needs is method.needs)
+            pairs.setdefault(f"{library} over {ours}", (ours, name))
+    return [(*pair, said.split(" over ")[0]) for said, pair in pairs.items() if pair[0] != pair[1]]
+
+
+def bought(table: pd.DataFrame, effects: pd.DataFrame, level: str) -> pd.DataFrame:
     """Return what methods tell of a training step, beside the seconds that they take.
 
     Args:
-        table: Timings of one dtype and length; those of the most examples and queries are taken.
-        effects: 03's table of agreement with training effects; its last kind of SGD step is taken.
+        table: Timings of one dtype, lengths and number of queries.
+        effects: 03's table of agreement with training effects, of one step; methods beside those
+            of 03: "product, projected" and "cosine, projected".
+        level: Of agreement. For "per example", the product's is the query set's, too, since both
+            rank by the same mean.
 
     Returns:
-        Columns method, seconds, estimate, low, high; and the sizes in words.
+        Columns method, seconds, estimate, low, high; a row for each method that both have.
     """
-    largest = table[table["n"] == table["n"].max()]
-    largest = largest[largest["m"] == largest["m"].max()]
-    seconds = largest.set_index("method")["seconds"]
-    steps = [step for step in pd.unique(effects["second"]) if step.startswith("SGD")]
-    known = effects[(effects["level"] == "per query") & (effects["second"] == steps[-1])]
+    seconds = table.set_index("method")["seconds"]
     takes = {
-        "gain": "icprobe, probing",
-        "cosine": "icprobe, gradient products",
-        "product": "icprobe, gradient products",
-        "hidden states": "icprobe, hidden states",
+        "hidden states": "hidden states",
+        "gain": "probing",
+        "ICP score": "probing",
+        "product": "gradient products",
+        "cosine": "gradient products",
+        "product, projected": "projected",
+        "cosine, projected": "projected",
     }
-    known = known[known["first"].isin(takes)].rename(columns={"first": "method"})
-    points = known[["method", "estimate", "low", "high"]].assign(
-        seconds=seconds[known["method"].map(takes)].to_numpy()
-    )
-    return points.reset_index(drop=True), "N = {n}, M = {m}".format(**largest.iloc[0])
+    known = effects[effects["level"] == level].rename(columns={"first": "method"})
+    if level == "per example":
+        same = known[known["method"] == "product"].assign(method="product, query set")
+        known, takes = pd.concat([known, same]), {**takes, "product, query set": "query set"}
+    known = known[known["method"].isin(takes)]
+    known = known.assign(seconds=[seconds.get(OURS + takes[name]) for name in known["method"]])
+    columns = ["method", "seconds", "estimate", "low", "high"]
+    return known[columns].dropna().sort_values("seconds").reset_index(drop=True)
 
 
 def main() -> None:

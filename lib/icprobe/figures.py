@@ -707,6 +707,8 @@ def bands(
                 )
             axes.set(xscale=scales[0], yscale=scales[1], title=title)
             axes.set(xlabel=x_labels[title], ylabel=y_labels[title])
+            if scales[0] == "log":
+                axes.xaxis.set_major_formatter("{x:g}")
             if scales[1] == "linear":
                 axes.axhline(0, color="black", linewidth=0.8)
         for axes in grid.flat[len(panels) :]:
@@ -720,6 +722,81 @@ def bands(
             handles.values(), handles.keys(), loc="outside lower center",
             ncols=max(1, min(len(handles), int(size[0] / longest))),
         )  # fmt: skip
+    return figure
+
+
+def durations(panels: dict[str, pd.DataFrame]) -> Figure:
+    """Seconds of each method with their range, a panel a title, fastest at the top.
+
+    `panels` has, by title, frames with columns method, seconds, low, high, floor (seconds that its
+    operations take at least, a grey bar), ours (bool) and note, which stands at the right.
+    """
+    with mpl.rc_context(STYLE):
+        columns = min(2, len(panels))
+        rows = -(-len(panels) // columns)
+        longest = max(len(frame) for frame in panels.values())
+        size = (5.6 * columns, (0.9 + 0.3 * longest) * rows)
+        figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False)
+        for axes, (title, frame) in zip(grid.flat, panels.items(), strict=False):
+            frame = frame.sort_values("seconds", ascending=False)
+            places = np.arange(len(frame))
+            axes.barh(places, frame["floor"], height=0.5, color="#CCCCCC", label="least operations")
+            for ours, colour, marker, label in (
+                (True, BLUE, "o", "this library"), (False, ORANGE, "s", "others"),
+            ):  # fmt: skip
+                mine = (frame["ours"] == ours).to_numpy()
+                part = frame[mine]
+                errors = [part["seconds"] - part["low"], part["high"] - part["seconds"]]
+                axes.errorbar(
+                    part["seconds"], places[mine], xerr=errors, fmt=marker, color=colour, capsize=3,
+                    label=label,
+                )  # fmt: skip
+            axes.set_yticks(places, frame["method"])
+            axes.set_ylim(-0.6, len(frame) - 0.4)
+            right = axes.secondary_yaxis("right")
+            right.set_yticks(places, frame["note"])
+            right.tick_params(length=0)
+            right.spines[:].set_visible(False)
+            axes.set_xlim(0, 1.08 * frame["high"].max())
+            axes.set(title=title, xlabel="seconds")
+        for axes in grid.flat[len(panels) :]:
+            axes.set_visible(False)
+        handles, labels = grid[0, 0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=3)
+    return figure
+
+
+def frontier(panels: dict[str, pd.DataFrame], x_label: str, y_label: str) -> Figure:
+    """Agreement of methods against their cost, a panel a title.
+
+    `panels` has, by title, frames with columns method, seconds, estimate, low, high.
+    """
+    with mpl.rc_context(STYLE):
+        size = (0.6 + 4.6 * len(panels), 4)
+        figure, row = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False)
+        names = pd.unique(pd.concat(panels.values())["method"])
+        looks = dict(zip(names, zip("osD^vPX*", SERIES, strict=False), strict=False))
+        for axes, (title, table) in zip(row[0], panels.items(), strict=True):
+            # those that take the same seconds stand side by side
+            places = table["seconds"] * 1.06 ** table.groupby("seconds").cumcount()
+            for place, point in zip(places, table.itertuples(), strict=True):
+                marker, colour = looks[point.method]
+                errors = [[point.estimate - point.low], [point.high - point.estimate]]
+                axes.errorbar(
+                    place, point.estimate, yerr=errors, fmt=marker, color=colour, capsize=3,
+                    label=point.method,
+                )  # fmt: skip
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.margins(x=0.15)
+            axes.axhline(0, color="black", linewidth=0.8)
+            axes.set(title=title, xlabel=x_label)
+        row[0][0].set_ylabel(y_label)
+        handles = {}
+        for axes in row[0]:
+            found, labels = axes.get_legend_handles_labels()
+            handles |= dict(zip(labels, found, strict=True))
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4)
     return figure
 
 

@@ -34,6 +34,7 @@ def render(text: str) -> str:
         "finetuning": finetuning,
         "lds": lds,
         "synthetic": synthetic,
+        "cost": cost,
         "minutes": minutes,
     }
     return BLOCK.sub(lambda match: f"{match[1]}{blocks[match['name']]()}\n{match[3]}", text)
@@ -63,6 +64,8 @@ def headline() -> str:
     state = "TracIn at the zero-shot state"
     shifts = pd.read_csv(folder / "05_conditions.csv")
     opposite = tables.in_words(shifts[shifts["condition"] == "opposite task"])
+    dearer = tables.in_words(pd.read_csv(folder / "06_findings.csv").dropna())
+    products = [f"{dearer[f'gradient products over probing, grid, M = {m}']}" for m in (1, 12, 48)]
     return f"""\
 - **Do probing and gradients rank training examples alike?** For each query by itself, gains and
   gradient cosines agree with Spearman {said["gain against cosine, same task, per query"]} among
@@ -79,7 +82,10 @@ def headline() -> str:
   influence on an untrained learner does, with {exact["gain"][state]} (the published ICP
   score: {exact["ICP score"][state]}), and not as their influence on a fitted one
   (leave-one-out: {exact["gain"]["leave-one-out, exact"]}). Examples of the opposite task, which
-  hurt, are ranked so with {opposite["gain against TracIn"]}."""
+  hurt, are ranked so with {opposite["gain against TracIn"]}.
+- **Is probing the cheaper one?** Exact gradient products of the same pairs take {products[0]} times
+  its seconds for one query, {products[1]} for 12 and {products[2]} for 48 (ranges over runs): it
+  takes a pass for each pair, they take one for each example. It needs log-probabilities only."""
 
 
 def _authors() -> str:
@@ -326,6 +332,51 @@ def synthetic() -> str:
             rows = tables.in_words(rows)
             lines.append(f"| {prior} | {condition} | {' | '.join(rows[q] for q in shown)} |")
     return "\n".join(lines)
+
+
+def cost() -> str:
+    """Return what methods cost beside each other, in sentences and as tables."""
+    folder = FIGURES / "laptop"
+    timed = pd.read_csv(folder / "cost.csv").query("dtype == 'float32'")
+    found = tables.in_words(pd.read_csv(folder / "06_findings.csv").dropna())
+    crossings = pd.read_csv(folder / "06_crossings.csv").query("against == 'gradient products'")
+    often = {
+        lengths: ", ".join(
+            f"{found[name]} (M = {m})"
+            for m in (1, 12, 48)
+            if (name := f"gradient products over probing, {lengths}, M = {m}") in found
+        )
+        for lengths in crossings["lengths"]
+    }
+    lines = [
+        *(
+            f"Exact gradient products of {timed['n'].max()} training examples and M queries take, "
+            f"at {_LENGTHS[row.lengths]}, so many times the seconds of probing: "
+            f"{often[row.lengths]}. They become the cheaper ones from {row.seconds:.1f} queries on "
+            f"(in operations: {row.operations:.1f}).\n"
+            for row in crossings.itertuples()
+        ),
+        "| lengths, M | method | seconds | efficiency | peak, GiB | error | rank |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    counts = timed.groupby(["lengths", "m"])["method"].nunique()
+    for lengths in counts.index.levels[0]:
+        m = counts[lengths].idxmax()
+        for row in timed[(timed["lengths"] == lengths) & (timed["m"] == m)].itertuples():
+            error = "–" if pd.isna(row.error) else f"{row.error:.1g} | {row.rank:.2f}"
+            cells = (
+                f"{lengths}, {m}",
+                f"**{row.method}**" if row.method.startswith("icprobe") else row.method,
+                f"{row.seconds:.1f} ({row.low:.1f} to {row.high:.1f})",
+                f"{row.efficiency:.2f}",
+                f"{row.peak:.1f}",
+                error if "|" in error else "– | –",
+            )
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+_LENGTHS = {"grid": "the lengths of `grid`", "long": "about 120 tokens each"}
 
 
 def claims() -> str:
