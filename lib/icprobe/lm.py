@@ -34,6 +34,10 @@ DTYPES = ("float32", "bfloat16", "float16", "float64", "auto")
 # enough tokens for matrix products to run at full speed; more would only cost memory and cache
 TOKENS_PER_FORWARD = {"cpu": 1024, "cuda": 16384}
 
+# time of an operation of attention, in that of one of matrix products (measured on a CPU: short
+# floats make the latter faster only)
+ATTENTION = {2: 4, 4: 2}  # by bytes of a number
+
 
 @dataclass(frozen=True)
 class LM:
@@ -332,6 +336,7 @@ def log_likelihoods(
         [packing.Item(q.prompt, q.completion) for q in queries],
         context=int(np.mean([len(context) for context in contexts])),
         hidden=lm.model.config.get_text_config().hidden_size,
+        attention=ATTENTION.get(lm.model.dtype.itemsize, 2),
     )
     # contexts of like length are read together, so that little is padded
     order = sorted(range(len(contexts)), key=lambda c: len(contexts[c]))

@@ -66,7 +66,7 @@ class Packs:
         )
 
 
-def pack(items: Sequence[Item], context: int = 0, hidden: int = 512) -> Packs:
+def pack(items: Sequence[Item], context: int = 0, hidden: int = 512, attention: float = 2) -> Packs:
     """Pack sequences into rows, with the row length that costs least.
 
     Longer rows share more prefixes, but attention costs grow with their length.
@@ -75,6 +75,7 @@ def pack(items: Sequence[Item], context: int = 0, hidden: int = 512) -> Packs:
         items: The sequences, in any order; results refer to them by index.
         context: Tokens of context (its keys and values are there already) that each row attends to.
         hidden: Hidden size of the model, which sets what attention costs beside its linear layers.
+        attention: Time of an operation of attention, in that of one of matrix products.
 
     Returns:
         The packed rows; the longest come first.
@@ -85,7 +86,9 @@ def pack(items: Sequence[Item], context: int = 0, hidden: int = 512) -> Packs:
     total = sum(len(item.inputs) for item in items)
     step = max(16, longest // 8)
     limits = range(longest, max(longest, min(total, 4 * longest, 2048)) + step, step)
-    rows = min((_fill(items, order, limit) for limit in limits), key=_cost(context, hidden))
+    rows = min(
+        (_fill(items, order, limit) for limit in limits), key=_cost(context, hidden, attention)
+    )
     return _flatten(items, sorted(rows, key=lambda row: -row[0]))
 
 
@@ -109,16 +112,16 @@ def _common(a, b) -> int:
     return next((k for k in range(length) if a[k] != b[k]), length)
 
 
-def _cost(context, hidden):
+def _cost(context, hidden, attention):
     """Relative time of a set of rows, padding included.
 
     Per token a block's linear layers do about 24 hidden^2 operations and attention 4 hidden for
-    each key; attention runs at about half the rate of matrix products (measured on CPU).
+    each key.
     """
 
     def cost(rows):
         length = max(tokens for tokens, _ in rows)
-        return len(rows) * length * (24 * hidden + 2 * 4 * (length + context))
+        return len(rows) * length * (24 * hidden + attention * 4 * (length + context))
 
     return cost
 
