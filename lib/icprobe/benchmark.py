@@ -343,28 +343,30 @@ def run(name: str, work: Path, scores: Path) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def reference(lm: LM, train: list[Encoded], queries: list[Encoded]) -> dict[str, np.ndarray]:
-    """Return log-likelihoods and gradient products [N, CHECKED] by plain passes in float64.
+def reference(gives: str, lm: LM, train: list[Encoded], queries: list[Encoded]) -> np.ndarray:
+    """Return log-likelihoods or gradient products [N, M] by plain passes.
 
     Args:
+        gives: `NATS` or `PRODUCTS`.
         lm: The model in float64.
         train: N examples.
-        queries: The first `CHECKED` are taken.
+        queries: M examples.
     """
-    some = queries[:CHECKED]
+    if gives == PRODUCTS:
+        return _naive(lm, train, queries)
     contexts = [icp.context(lm, example) for example in train]
     nats = [
-        [language_model.token_log_likelihoods(lm, query, shown).sum() for query in some]
+        [language_model.token_log_likelihoods(lm, query, shown).sum() for query in queries]
         for shown in contexts
     ]
-    return {NATS: np.array(nats), PRODUCTS: _naive(lm, train, some)}
+    return np.array(nats)
 
 
 @functools.lru_cache(maxsize=4)
-def _exact(model: str, device: str | None, lengths: str, n: int) -> dict[str, np.ndarray]:
+def _exact(gives: str, model: str, device: str | None, lengths: str, n: int) -> np.ndarray:
     """Return the reference of a comparison, made once for all dtypes and numbers of queries."""
     lm = language_model.load(model, "float64", device)
-    return reference(lm, *examples(lm, lengths, n, CHECKED))
+    return reference(gives, lm, *examples(lm, lengths, n, CHECKED))
 
 
 def errors(gives: str, scores: np.ndarray, exact: dict[str, np.ndarray]) -> dict[str, float]:
@@ -375,7 +377,7 @@ def errors(gives: str, scores: np.ndarray, exact: dict[str, np.ndarray]) -> dict
     Args:
         gives: See `Method`.
         scores: [N, M].
-        exact: See `reference`; compared are the queries that both have.
+        exact: By what it gives, see `reference`; compared are the queries that both have.
     """
     if gives not in exact:
         return {"error": np.nan, "rank": np.nan}
@@ -425,7 +427,10 @@ def compare(
     shape, sizes = Shape.of(lm), Lengths.of(train, queries)
     fits = costs.whole_gradients(shape, sizes).bytes < FULL * _memory(lm.device)
     names = [name for name in names if METHODS[name].python and (fits or not METHODS[name].whole)]
-    exact = _exact(model, device, lengths, n)
+    exact = {
+        gives: _exact(gives, model, device, lengths, n)
+        for gives in {METHODS[name].gives for name in names} & {NATS, PRODUCTS}
+    }
     runs: dict[str, list[dict]] = {name: [] for name in names}
     found = {}
     with tempfile.TemporaryDirectory(prefix="icprobe-") as folder:
