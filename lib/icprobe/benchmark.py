@@ -187,12 +187,18 @@ def examples(lm: LM, lengths: str, n: int, m: int) -> tuple[list[Encoded], list[
         raise ValueError(f"lengths is {lengths!r}, expected 'grid' or 'long'")
     found = []
     for split, size in (("train", n), ("query", m)):
-        rows = list(data.load("grid", split, seed=0))
+        rows = _rows(split)
         if lengths == "long":
             rows = _joined(lm, rows)
         encoded = language_model.encode(lm, rows)
         found.append(list(itertools.islice(itertools.cycle(encoded), size)))
     return found[0], found[1]
+
+
+@functools.cache
+def _rows(split: str) -> list[dict]:
+    """Return all rows of a split of grid."""
+    return list(data.load("grid", split, seed=0))
 
 
 def _joined(lm: LM, rows: list[dict]) -> list[dict]:
