@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import save_tiny
 
-from icprobe import benchmark, costs
+from icprobe import benchmark, costs, icp
 from icprobe import lm as language_model
 from icprobe.benchmark import METHODS, NATS, PRODUCTS, SET, SIMILARITY
 
@@ -31,7 +31,10 @@ def pairs(tiny, monkeypatch):
 @pytest.mark.parametrize("name", OURS)
 def test_methods_agree_with_float64(pairs, name):
     lm, precise, train, queries = pairs
-    exact = {kind: benchmark.reference(kind, precise, train, queries) for kind in (NATS, PRODUCTS)}
+    exact = {
+        gives: METHODS[plain].run(precise, train, queries)
+        for gives, plain in benchmark.PLAIN.items()
+    }
     found = METHODS[name].run(lm, train, queries)
     if METHODS[name].gives == SET:
         mean = exact[PRODUCTS].mean(1, keepdims=True)
@@ -42,6 +45,19 @@ def test_methods_agree_with_float64(pairs, name):
     else:
         said = benchmark.errors(METHODS[name].gives, found, exact)
         assert said["error"] < 1e-4 and said["rank"] > 0.99
+
+
+def test_the_plain_loop_in_float64_is_one_pass_a_pair(pairs):
+    _, precise, train, queries = pairs
+    found = METHODS[benchmark.PLAIN[NATS]].run(precise, train, queries)
+    expected = [
+        [
+            language_model.token_log_likelihoods(precise, q, icp.context(precise, t)).sum()
+            for q in queries
+        ]
+        for t in train
+    ]
+    np.testing.assert_allclose(found, expected, rtol=1e-10)
 
 
 def test_a_run_of_its_own_gives_the_same_scores(pairs, tmp_path):
@@ -83,7 +99,7 @@ def test_wrong_scores_show():
 
 def test_rows_replace_those_of_the_same_key():
     def table(seconds, m):
-        row = {"method": "a", "lengths": "grid", "dtype": "float32", "n": 1, "m": m}
+        row = {"method": "a", "model": "x", "lengths": "grid", "dtype": "float32", "n": 1, "m": m}
         return pd.DataFrame([{**row, "seconds": seconds}])
 
     both = benchmark.merged(benchmark.merged(table(1.0, 2), table(2.0, 1)), table(3.0, 2))

@@ -6,12 +6,12 @@
 Same token ids, model, dtype and threads for all. A run loads the model, works on a small part
 once, and then is timed: wall and CPU seconds, the process's peak memory, and in the same process
 the rate of matrix products, by which operations are turned into the seconds that they take at
-least. No speed without its error: all pairs of some queries are compared with plain passes in
+least. No speed without its error: all pairs of some queries are compared with plain loops in
 float64.
 
 Peers run in environments of their own (`benchmarks/peers.sh` makes them); those that are not there
 are left out, and so is a method that would hold more gradients than the machine has memory. A row
-of the table replaces the one of the same method, lengths, sizes and dtype.
+of the table replaces the one of the same method, model, lengths, sizes and dtype.
 """
 
 import argparse
@@ -55,7 +55,7 @@ PLAIN_BATCH = 8
 OURS = "icprobe, "  # how the names of our own methods begin
 CLAIMED = (1, 12, 48)  # numbers of queries that claim C5 looks at
 
-KEY = ["method", "lengths", "dtype", "n", "m"]
+KEY = ["method", "model", "lengths", "dtype", "n", "m"]
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,8 @@ def _plain_loop(lm, train, queries):
                 ids[row, : len(tokens)] = torch.tensor(tokens)
                 real[row, : len(tokens)] = 1
                 scored[row, : len(tokens)] = torch.tensor(mask)
-            logits = lm.model(ids, attention_mask=real).logits[:, :-1].float()
+            logits = lm.model(ids, attention_mask=real).logits[:, :-1]
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
             chosen = logits.log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0]
             nats += (chosen * scored[:, 1:]).sum(1).tolist()
     return np.array(nats).reshape(len(train), len(queries))
@@ -173,6 +174,10 @@ METHODS = {
     "icprobe, query set": Method(SET, costs.query_set, _query_set),
     "icprobe, hidden states": Method(SIMILARITY, costs.reading, baselines.embedding),
 }
+
+
+# what everything is compared with, in float64
+PLAIN = {NATS: "transformers, plain loop", PRODUCTS: "autograd, one by one"}
 
 
 def examples(lm: LM, lengths: str, n: int, m: int) -> tuple[list[Encoded], list[Encoded]]:
@@ -349,30 +354,20 @@ def run(name: str, work: Path, scores: Path) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def reference(gives: str, lm: LM, train: list[Encoded], queries: list[Encoded]) -> np.ndarray:
-    """Return log-likelihoods or gradient products [N, M] by plain passes.
-
-    Args:
-        gives: `NATS` or `PRODUCTS`.
-        lm: The model in float64.
-        train: N examples.
-        queries: M examples.
-    """
-    if gives == PRODUCTS:
-        return _naive(lm, train, queries)
-    contexts = [icp.context(lm, example) for example in train]
-    nats = [
-        [language_model.token_log_likelihoods(lm, query, shown).sum() for query in queries]
-        for shown in contexts
-    ]
-    return np.array(nats)
-
-
 @functools.lru_cache(maxsize=4)
-def _exact(gives: str, model: str, device: str | None, lengths: str, n: int) -> np.ndarray:
-    """Return the reference of a comparison, made once for all dtypes and numbers of queries."""
-    lm = language_model.load(model, "float64", device)
-    return reference(gives, lm, *examples(lm, lengths, n, CHECKED))
+def reference(gives: str, model: str, device: str | None, lengths: str, n: int) -> np.ndarray:
+    """Return log-likelihoods or gradient products [N, CHECKED] by plain loops in float64.
+
+    In a process of its own, since whole gradients leave it large. Arguments are those of `compare`;
+    the same array serves all dtypes and numbers of queries.
+    """
+    lm = language_model.load(model, device=device)
+    work = {**exchange(model, lm, *examples(lm, lengths, n, CHECKED)), "dtype": "float64"}
+    with tempfile.TemporaryDirectory(prefix="icprobe-") as folder:
+        file, scores = Path(folder) / "work.json", Path(folder) / "scores.npy"
+        file.write_text(json.dumps(work))
+        run(PLAIN[gives], file, scores)
+        return np.load(scores)
 
 
 def errors(gives: str, scores: np.ndarray, exact: dict[str, np.ndarray]) -> dict[str, float]:
@@ -434,8 +429,8 @@ def compare(
     fits = costs.whole_gradients(shape, sizes).bytes < FULL * _memory(lm.device)
     names = [name for name in names if METHODS[name].python and (fits or not METHODS[name].whole)]
     exact = {
-        gives: _exact(gives, model, device, lengths, n)
-        for gives in {METHODS[name].gives for name in names} & {NATS, PRODUCTS}
+        gives: reference(gives, model, device, lengths, n)
+        for gives in {METHODS[name].gives for name in names} & PLAIN.keys()
     }
     runs: dict[str, list[dict]] = {name: [] for name in names}
     found = {}
@@ -458,6 +453,7 @@ def compare(
         rows.append(
             {
                 "method": name,
+                "model": lm.identity["name"],
                 "lengths": lengths,
                 "dtype": lm.identity["dtype"],
                 "n": n,
@@ -546,28 +542,38 @@ def findings(table: pd.DataFrame, dtype: str) -> pd.DataFrame:
     rows = []
     for lengths, m in works:
         timed = table[(table["lengths"] == lengths) & (table["m"] == m)].set_index("method")
-        for one, other, name in _pairs(timed.sort_values("seconds").index):
+        for (ours, other), names in _rivals().items():
+            rivals = timed[timed.index.isin(names)]
+            claimed = other == "gradient products" and m in CLAIMED
             ratio = (np.nan,) * 3
-            if {one, other} <= set(timed.index):
-                a, b = timed.loc[one], timed.loc[other]
-                ratio = b.seconds / a.seconds, b.low / a.high, b.high / a.low
-            said = f"{name} over {one.removeprefix(OURS)}, {lengths}, M = {m}"
+            if ours in timed.index and len(rivals):
+                one, fastest = timed.loc[ours], rivals.loc[rivals["seconds"].idxmin()]
+                ratio = (
+                    fastest.seconds / one.seconds, fastest.low / one.high, fastest.high / one.low
+                )  # fmt: skip
+            elif not claimed:
+                continue
+            said = f"{other} over {ours.removeprefix(OURS)}, {lengths}, M = {m}"
             rows.append((said, "ratio of seconds", *ratio, table["n"].max()))
     return pd.DataFrame(rows, columns=["quantity", "unit", "estimate", "low", "high", "n"])
 
 
-def _pairs(names: Sequence[str]) -> list[tuple[str, str, str]]:
-    """Return what is compared with what: ours, another and its name, the faster ones first."""
-    probing = f"{OURS}probing"
-    pairs = {"gradient products": (probing, f"{OURS}gradient products")}
-    for name in names:
+def _rivals() -> dict[tuple[str, str], list[str]]:
+    """Return the methods that each of ours is compared with, by its name and their library.
+
+    Our own others are compared with probing, a peer with what computes the same.
+    """
+    probing, found = f"{OURS}probing", {}
+    for name, method in METHODS.items():
+        if name == probing:
+            continue
         if name.startswith(OURS):
-            pairs.setdefault(name.removeprefix(OURS), (probing, name))
+            key = probing, name.removeprefix(OURS)
         else:
-            method, library = METHODS[name], name.split(",")[0]
             ours = next(one for one, mine in METHODS.items() if mine.needs is method.needs)
-            pairs.setdefault(f"{library} over {ours}", (ours, name))
-    return [(*pair, said.split(" over ")[0]) for said, pair in pairs.items() if pair[0] != pair[1]]
+            key = ours, name.split(",")[0]
+        found.setdefault(key, []).append(name)
+    return found
 
 
 def bought(table: pd.DataFrame, effects: pd.DataFrame, level: str) -> pd.DataFrame:

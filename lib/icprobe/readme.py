@@ -335,48 +335,54 @@ def synthetic() -> str:
 
 
 def cost() -> str:
-    """Return what methods cost beside each other, in sentences and as tables."""
+    """Return what methods cost beside each other, in sentences and as a table."""
     folder = FIGURES / "laptop"
     timed = pd.read_csv(folder / "cost.csv").query("dtype == 'float32'")
     found = tables.in_words(pd.read_csv(folder / "06_findings.csv").dropna())
     crossings = pd.read_csv(folder / "06_crossings.csv").query("against == 'gradient products'")
-    often = {
-        lengths: ", ".join(
-            f"{found[name]} (M = {m})"
-            for m in (1, 12, 48)
-            if (name := f"gradient products over probing, {lengths}, M = {m}") in found
+    lines = []
+    for row in crossings.itertuples():
+        begins = f"gradient products over probing, {row.lengths}, "
+        ratios = ", ".join(
+            f"{ratio} for {name.removeprefix(begins)}"
+            for name, ratio in found.items()
+            if name.startswith(begins)
         )
-        for lengths in crossings["lengths"]
-    }
-    lines = [
-        *(
-            f"Exact gradient products of {timed['n'].max()} training examples and M queries take, "
-            f"at {_LENGTHS[row.lengths]}, so many times the seconds of probing: "
-            f"{often[row.lengths]}. They become the cheaper ones from {row.seconds:.1f} queries on "
-            f"(in operations: {row.operations:.1f}).\n"
-            for row in crossings.itertuples()
-        ),
-        "| lengths, M | method | seconds | efficiency | peak, GiB | error | rank |",
-        "|---|---|---|---|---|---|---|",
+        lines += [
+            f"Exact gradient products of {timed['n'].max()} training examples and M queries of the "
+            f"lengths `{row.lengths}` take so many times the seconds of probing: {ratios}. They "
+            f"are the cheaper ones from {_queries(row.seconds)} on; in counted operations, from "
+            f"{_queries(row.operations)} on.",
+            "",
+        ]
+    lines += [
+        "| lengths | M | method | seconds (range) | efficiency | peak, GiB | error | rank |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     counts = timed.groupby(["lengths", "m"])["method"].nunique()
-    for lengths in counts.index.levels[0]:
+    for lengths in counts.index.unique("lengths"):
         m = counts[lengths].idxmax()
         for row in timed[(timed["lengths"] == lengths) & (timed["m"] == m)].itertuples():
-            error = "–" if pd.isna(row.error) else f"{row.error:.1g} | {row.rank:.2f}"
+            ours = row.method.startswith("icprobe")
+            exact = ("–", "–") if pd.isna(row.error) else (f"{row.error:.1g}", f"{row.rank:.2f}")
             cells = (
-                f"{lengths}, {m}",
-                f"**{row.method}**" if row.method.startswith("icprobe") else row.method,
+                f"`{lengths}`",
+                str(m),
+                f"**{row.method}**" if ours else row.method,
                 f"{row.seconds:.1f} ({row.low:.1f} to {row.high:.1f})",
                 f"{row.efficiency:.2f}",
                 f"{row.peak:.1f}",
-                error if "|" in error else "– | –",
+                *exact,
             )
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-_LENGTHS = {"grid": "the lengths of `grid`", "long": "about 120 tokens each"}
+def _queries(crossing: float) -> str:
+    """Return a crossing in words, see `costs.crossing`."""
+    if pd.isna(crossing):
+        return "more queries than were looked at"
+    return f"{crossing:.1f} queries" if crossing else "the first query"
 
 
 def claims() -> str:

@@ -192,10 +192,10 @@ def wrapped(frame: pd.DataFrame) -> HTML:
 
 def _digits(column: pd.Series) -> str | None:
     """Return the format of a column: p-values with four decimals, errors with two digits."""
-    if column.name == "error":
-        return "{:.2g}"
     if not pd.api.types.is_float_dtype(column):
         return None
+    if column.name == "error":
+        return "{:.2g}"
     if column.name in ("p", "p_holm"):
         return "{:.4f}"
     known = column.dropna()
