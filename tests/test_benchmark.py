@@ -8,27 +8,28 @@ import pytest
 import torch
 from conftest import save_tiny
 
-from icprobe import benchmark, costs, icp
+from icprobe import benchmark, gradients, icp
 from icprobe import lm as language_model
 from icprobe.benchmark import METHODS, NATS, PRODUCTS, SET, SIMILARITY
 
-OURS = [name for name, method in METHODS.items() if method.run]
+HERE = [name for name, method in METHODS.items() if method.run]
+
+
+ROWS = [
+    {"id": str(k), "prompt": f"{'abc' * (k + 1)}: ", "completion": f"{k * 7}!"} for k in range(7)
+]
 
 
 @pytest.fixture
 def pairs(tiny, monkeypatch):
     """Return tiny models in float32 and float64, and three training examples by four queries."""
     monkeypatch.setattr(benchmark, "PROJECTION", 64)  # all of the layers: exact
-    rows = [
-        {"id": str(k), "prompt": f"{'abc' * (k + 1)}: ", "completion": f"{k * 7}!"}
-        for k in range(7)
-    ]
     lm = tiny("llama", bos=True)
-    encoded = language_model.encode(lm, rows)
+    encoded = language_model.encode(lm, ROWS)
     return lm, tiny("llama", bos=True, dtype="float64"), encoded[:3], encoded[3:]
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", HERE)
 def test_methods_agree_with_float64(pairs, name):
     lm, precise, train, queries = pairs
     exact = {
@@ -74,14 +75,15 @@ def test_a_run_of_its_own_gives_the_same_scores(pairs, tmp_path):
 def test_what_fails_says_why(tmp_path):
     work = tmp_path / "work.json"
     work.write_text("{}")
-    with pytest.raises(RuntimeError, match=r"icprobe, probing failed: (.|\n)*KeyError: 'model'"):
+    with pytest.raises(RuntimeError, match=r"icprobe, probing failed with 1: (.|\n)*KeyError"):
         benchmark.run("icprobe, probing", work, tmp_path / "scores.npy")
 
 
 def test_a_profile_says_where_time_goes(pairs):
     lm, _, train, queries = pairs
     threads = torch.get_num_threads()
-    found = benchmark.profile(lm, OURS[:1], train, queries).set_index("method").loc[OURS[0]]
+    found = benchmark.profile(lm, HERE[:1], train, queries).set_index("method").loc[HERE[0]]
+    assert found.pop("products over least") > 0
     assert (found >= 0).all() and 0.99 < found.sum() < 1.2  # the profiler's clock is another
     assert found["matrix products"] > 0 and found["attention"] > 0
     assert torch.get_num_threads() == threads
@@ -100,7 +102,7 @@ def test_wrong_scores_show():
 def test_rows_replace_those_of_the_same_key():
     def table(seconds, m):
         row = {"method": "a", "model": "x", "lengths": "grid", "dtype": "float32", "n": 1, "m": m}
-        return pd.DataFrame([{**row, "seconds": seconds}])
+        return pd.DataFrame([{**row, "device": "cpu", "seconds": seconds}])
 
     both = benchmark.merged(benchmark.merged(table(1.0, 2), table(2.0, 1)), table(3.0, 2))
     assert both[["m", "seconds"]].to_numpy().tolist() == [[1, 2.0], [2, 3.0]]
@@ -109,7 +111,8 @@ def test_rows_replace_those_of_the_same_key():
 def timings(*rows):
     """Return a table of timings from (method, m, seconds, low, high)."""
     table = pd.DataFrame(rows, columns=["method", "m", "seconds", "low", "high"])
-    return table.assign(lengths="grid", dtype="float32", n=4)
+    gives = [METHODS[name].gives for name in table["method"]]
+    return table.assign(lengths="grid", dtype="float32", n=4, gives=gives, repeats=3)
 
 
 def test_findings_are_ratios_of_the_same_work():
@@ -131,8 +134,13 @@ def test_findings_are_ratios_of_the_same_work():
     library = numbers.loc["kronfluence over gradient products, grid, M = 1"]
     assert library.tolist() == [2, 1.5, 3, 4]
     assert "kronfluence over probing, grid, M = 1" not in found.index
+    others = numbers.loc["others' fastest gradient products over probing, grid, M = 1"]
+    assert others.tolist() == [1.5, 1, 1.5, 4]
     untimed = [f"gradient products over probing, long, M = {m}" for m in benchmark.CLAIMED]
     assert found.loc[untimed, "estimate"].isna().all()
+    once = benchmark.findings(table.assign(repeats=1), "float32").set_index("quantity")
+    once = once.loc["gradient products over probing, grid, M = 1"]
+    assert once["estimate"] == 3 and np.isnan([once["low"], once["high"]]).all()
 
 
 def test_bad_input(tiny):
@@ -149,7 +157,108 @@ def test_every_peer_has_what_it_needs():
             assert (benchmark.PEERS / script).exists(), name
             needed = benchmark.PEERS / f"{environment}.txt"
             assert needed.exists() or environment == "kronfluence", name
-        assert callable(method.needs) and method.needs is not costs.crossing
+
+
+def test_a_peer_beside_ours(tiny, tmp_path, monkeypatch, capsys):
+    """Kronfluence needs no environment of its own; others are left out, and named."""
+    monkeypatch.setattr(benchmark, "ENVIRONMENTS", tmp_path)
+    encoded = language_model.encode(tiny("llama", bos=True), ROWS)
+    monkeypatch.setattr(benchmark, "examples", lambda lm, lengths, n, m: (encoded[:n], encoded[:m]))
+    model = str(save_tiny(tmp_path / "model", "llama", bos=True))
+    names = ["kronfluence, batch 4", "icprobe, gradient products", "captum, batch 4"]
+    table = benchmark.compare(model, "float32", "cpu", "grid", 5, 3, names, repeats=2)
+    assert table["method"].tolist() == names[:2]
+    assert (table["error"] < 1e-4).all() and (table["rank"] > 0.99).all()
+    assert (table["low"] <= table["seconds"]).all() and (table["seconds"] <= table["high"]).all()
+    assert (table["floor"] > 0).all() and (table["repeats"] == 2).all()
+    assert "Left out: captum, batch 4: no environment" in capsys.readouterr().err
+    figure = benchmark.panels(table)
+    assert list(figure) == ["gradient products: grid, N = 5, M = 3"]
+
+
+def test_a_peer_that_fails_costs_only_itself(tiny, tmp_path, monkeypatch, capsys):
+    run = benchmark.run
+
+    def failing(name, *rest):
+        if name.startswith("kronfluence"):
+            raise RuntimeError(f"{name} was killed")
+        return run(name, *rest)
+
+    monkeypatch.setattr(benchmark, "run", failing)
+    encoded = language_model.encode(tiny("llama", bos=True), ROWS)
+    monkeypatch.setattr(benchmark, "examples", lambda lm, lengths, n, m: (encoded[:n], encoded[:m]))
+    model = str(save_tiny(tmp_path / "model", "llama", bos=True))
+    names = ["kronfluence, batch 4", "icprobe, hidden states"]
+    table = benchmark.compare(model, "float32", "cpu", "grid", 2, 2, names, repeats=1)
+    assert table["method"].tolist() == names[1:]
+    assert "Left out: kronfluence, batch 4: kronfluence, batch 4 was killed" in (
+        capsys.readouterr().err
+    )
+
+
+def test_what_would_not_fit_is_left_out(tiny):
+    lm = tiny()
+    names = ["autograd, one by one", "icprobe, probing"]
+    fits, left_out = benchmark._possible(names, lm, held=2**60)
+    assert fits == names[1:] and "gradients alone take" in left_out[names[0]]
+    with pytest.raises(ValueError, match="no method can run here"):
+        benchmark._possible(names[:1], lm, held=2**60)
+
+
+def test_long_examples_are_long(tiny, monkeypatch):
+    rows = [{**row, "task": f"task {k % 3}"} for k, row in enumerate(ROWS)]
+    monkeypatch.setattr(benchmark, "_rows", lambda split: rows)
+    train, queries = benchmark.examples(tiny(), "long", 4, 9)
+    assert (len(train), len(queries)) == (4, 9)  # more than there are rows: again from the start
+    assert queries[7] == queries[0]
+    assert all(len(example.ids) >= benchmark.LONG for example in train)
+    assert train[0].id.startswith("0+3+6")  # of its own task
+
+
+def test_timings_are_of_the_model_and_of_the_largest_pool(tiny, tmp_path):
+    lm = tiny()
+    assert benchmark.timings(None, lm).empty
+    key = {"model": lm.identity["name"], "dtype": "float32", "n": 4, "m": 1}
+    rows = [key, {**key, "n": 2}, {**key, "dtype": "bfloat16"}, {**key, "model": "another", "n": 9}]
+    pd.DataFrame(rows).to_csv(tmp_path / "cost.csv", index=False)
+    found = benchmark.timings(str(tmp_path / "cost.csv"), lm)
+    assert found["dtype"].tolist() == ["float32", "bfloat16"] and (found["n"] == 4).all()
+    with pytest.raises(FileNotFoundError):
+        benchmark.timings(str(tmp_path / "none.csv"), lm)
+
+
+def test_peers_share_a_loss_that_is_the_completions(pairs, monkeypatch):
+    """With the head at the last positions only, too."""
+    monkeypatch.syspath_prepend(benchmark.PEERS)
+    import exchange
+
+    lm, _, train, queries = pairs
+    work = benchmark.exchange(lm.identity["name"], lm, train, queries) | {"model": "unused"}
+    batch = exchange.padded([exchange.labelled(row) for row in work["train"]])
+    few = exchange.needed(batch["labels"])
+    expected = sum(float(gradients.loss(lm, example)) for example in train)
+    for kept in (0, few):  # 0: all
+        logits = lm.model(batch["input_ids"], logits_to_keep=kept).logits
+        assert float(exchange.loss(logits, batch["labels"])) == pytest.approx(expected, rel=1e-5)
+    assert few < batch["labels"].shape[1]
+
+
+def test_sorted_work_comes_back_in_order(monkeypatch):
+    monkeypatch.syspath_prepend(benchmark.PEERS)
+    import exchange
+
+    work = {part: [{"ids": [k] * k} for k in sizes] for part, sizes in
+            (("train", (3, 1, 2)), ("queries", (5, 4)))}  # fmt: skip
+    seen = []
+
+    def products(work):
+        sizes = [[len(row["ids"]) for row in work[part]] for part in ("train", "queries")]
+        seen.extend(sizes)
+        return np.multiply.outer(*map(np.array, sizes))
+
+    found = exchange.by_length(products)(work)
+    assert seen == [[1, 2, 3], [4, 5]]
+    assert found.tolist() == [[15, 12], [5, 4], [10, 8]]
 
 
 def test_what_a_second_buys():

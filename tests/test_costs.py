@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from icprobe import costs, gradients, icp
+from icprobe import baselines, costs, gradients, icp, projected, query_set
 from icprobe import lm as language_model
 from icprobe.costs import Lengths, Shape
 
@@ -30,22 +30,32 @@ def work(tiny, request):
 def without_attention(shape):
     """Return the shape of a model whose attention is free."""
     # the counter takes all pairs of tokens, also those that are masked
-    return Shape(shape.layers, shape.head, 0, shape.cache)
+    return replace(shape, attention=0)
 
 
-def counted(function):
-    """Return the operations of matrix products, without those inside attention."""
-    with FlopCounterMode(display=False) as counter:
+def from_embeddings(lm, shape):
+    """Return the weights that read embeddings: no gradient and no tangent goes through them."""
+    parallel = lm.model.config.model_type == "gpt_neox"  # attention and MLP read the same
+    groups = [shape.groups[0], *([shape.groups[2]] if parallel else [])]
+    return sum(d_in * sum(d_outs) for d_in, d_outs in groups)
+
+
+def counted(function, batched=True):
+    """Return the operations of matrix products, without those inside fused attention."""
+    more = {torch.ops.aten.addmm_: lambda _, a, b, **__: 2 * a[0] * a[1] * b[1]}  # it lacks this
+    with FlopCounterMode(display=False, custom_mapping=more) as counter:
         function()
     of = {str(name): count for name, count in counter.get_flop_counts()["Global"].items()}
-    return sum(count for name, count in of.items() if "mm" in name)
+    return sum(
+        count for name, count in of.items() if "mm" in name and (batched or "bmm" not in name)
+    )
 
 
 def test_probing_pair_by_pair_takes_what_pytorch_counts(work):
     lm, shape, train, queries = work
 
     def every_pair():
-        contexts = [*(icp.context(lm, example) for example in train), ()]
+        contexts = [icp.context(lm, example) for example in train]
         with torch.inference_mode(), language_model.selective_head(lm):
             for shown in contexts:
                 for query in queries:
@@ -75,21 +85,21 @@ def test_gradients_of_the_models_size_take_what_pytorch_counts(work):
 
 
 def test_sharing_reads_every_beginning_once():
-    shape = Shape(((3, 5),), head=7, attention=2, cache=4)
+    shape = Shape(((3, (5,)),), head=7, attention=2, cache=4)
     queries = [
         language_model.Encoded("a", (1, 2), (3, 4)),
         language_model.Encoded("b", (1, 2), (5,)),
     ]
     lengths = Lengths.of([language_model.Encoded("t", (8, 9), (10,))], queries)
     assert (lengths.distinct, lengths.depths) == (3, 6)  # 1, 12, 123
-    # demonstration: 3 tokens, then 3 more; without it, 3; keys: 6 + 9 + 6, and 6; head: 3 each
-    expected = 2 * 15 * (6 + 3) + 4 * 2 * (21 + 6) + 2 * 7 * 3 * 2
+    # demonstration: 3 tokens, then 3 more; keys: 6 + 9 + 6; head: 3
+    expected = 2 * 15 * 6 + 4 * 2 * 21 + 2 * 7 * 3
     assert costs.probing(shape, lengths).operations == expected
     assert costs.probing(shape, lengths).bytes == 4 * 4 * 3
 
 
 def test_products_go_the_cheaper_way():
-    shape = Shape(((100, 100),), head=0, attention=0, cache=0)
+    shape = Shape(((100, (60, 40)),), head=0, attention=0, cache=0)
 
     def products(tokens):
         lengths = Lengths(
@@ -97,20 +107,67 @@ def test_products_go_the_cheaper_way():
         )
         return costs.gradient_products(shape, lengths).operations - 2 * 2 * 2 * 10**4 * tokens
 
-    assert products(2) == 2 * 2 * 2 * 200  # over four pairs of tokens
+    assert products(2) == 2 * 2 * 2 * 200  # over four pairs of tokens, inputs once
     assert products(1000) == 2 * (2000 + 1) * 10**4  # over weights
+
+
+def test_layers_that_read_one_input_are_a_group(tiny):
+    shape = Shape.of(tiny("llama"))
+    config = tiny("llama").model.config
+    hidden, inner = config.hidden_size, config.intermediate_size
+    heads = hidden // config.num_attention_heads * config.num_key_value_heads
+    block = [
+        (hidden, (hidden, heads, heads)),  # queries, keys, values
+        (hidden, (hidden,)),
+        (hidden, (inner, inner)),
+        (inner, (hidden,)),
+    ]
+    assert shape.groups == tuple(block * config.num_hidden_layers)
+    assert shape.weights == sum(
+        layer.weight.numel() for layer in gradients.linear_layers(tiny("llama")).values()
+    )
 
 
 def test_reading_takes_what_pytorch_counts(work):
     lm, shape, train, queries = work
+    blocks = lm.model.config.num_hidden_layers
+    lengths = Lengths.of(train, queries)
+    expected = costs.reading(without_attention(shape), lengths, (blocks // 2) / blocks).operations
+    # mean_states pads, so each text by itself
+    measured = counted(lambda: [baselines.mean_states(lm, [one]) for one in (*train, *queries)])
+    assert measured == pytest.approx(expected)
 
-    def each():
-        with torch.inference_mode():
-            for example in (*train, *queries):
-                lm.model.base_model(torch.tensor([example.ids[:-1]]))
 
-    expected = costs.reading(without_attention(shape), Lengths.of(train, queries))
-    assert counted(each) == expected.operations
+def test_forward_mode_takes_what_pytorch_counts(work):
+    lm, shape, train, queries = work
+
+    def every_one():
+        held = query_set.QuerySet(lm, queries[:1])
+        for example in train:
+            held.influence([example])
+
+    lengths = Lengths.of(train, queries[:1])
+    expected = costs.query_set(without_attention(shape), lengths).operations
+    tokens = lengths.train.sum() + lengths.queries.sum()
+    expected -= 2 * from_embeddings(lm, shape) * tokens
+    assert counted(every_one, batched=False) == expected  # attention is not fused there
+
+
+def test_projections_take_what_pytorch_counts(work):
+    lm, shape, train, queries = work
+    size = 2
+    measured = counted(
+        lambda: [projected.projected_gradients(lm, [one], size) for one in (*train, *queries)]
+    )
+    lengths = Lengths.of(train, queries)
+    entries = sum(size * size * len(d_outs) for _, d_outs in shape.groups)
+    products = 2 * entries * len(train) * len(queries)
+    least = costs.projected(without_attention(shape), lengths, size).operations - products
+    # each layer has a matrix of its own for an input that it shares: that is more than the least
+    again = sum(d_in * (len(d_outs) - 1) for d_in, d_outs in shape.groups)
+    tokens = lengths.train.sum() + lengths.queries.sum()
+    least -= 2 * from_embeddings(lm, shape) * tokens
+    assert measured == least + 2 * size * again * tokens
 
 
 def test_costs_grow_as_they_should(tiny):
@@ -123,7 +180,8 @@ def test_costs_grow_as_they_should(tiny):
     assert by_set[1] - by_set[0] == pytest.approx(alone)  # a query costs the same for any pool
     assert costs.query_set(shape, one).bytes == 4 * shape.weights
     held = [costs.projected(shape, lengths, 2).bytes for lengths in (one, two)]
-    assert held == [4 * 4 * len(shape.layers) * n for n in (6, 9)]
+    layers = sum(len(d_outs) for _, d_outs in shape.groups)
+    assert held == [4 * 4 * layers * n for n in (6, 9)]
 
 
 def test_curves_are_the_costs_of_the_first_queries(work):
@@ -141,9 +199,14 @@ def test_curves_are_the_costs_of_the_first_queries(work):
 
 def test_crossings():
     sizes = [1, 10, 20]
-    assert costs.crossing(sizes, [1, 10, 20], [15, 15, 15]) == pytest.approx(15)
-    assert costs.crossing(sizes, [1, 10, 20], [0, 50, 50]) == 0
-    assert costs.crossing(sizes, [1, 10, 20], [30, 30, 30]) is None
+    assert costs.crossing(sizes, [1, 10, 20], [15, 15, 15]) == (10, 20)
+    assert costs.crossing(sizes, [1, 10, 20], [5, 50, 5]) == (10, 20)
+    assert costs.crossing(sizes, [1, 10, 20], [0, 50, 50]) == pytest.approx(
+        (np.nan, 1), nan_ok=True
+    )
+    assert costs.crossing(sizes, [1, 10, 20], [1, 30, 30]) == pytest.approx(
+        (20, np.nan), nan_ok=True
+    )
 
 
 def test_crossings_by_seconds_and_by_operations():
@@ -157,17 +220,20 @@ def test_crossings_by_seconds_and_by_operations():
         key,
         *(("icprobe, probing", *work, m, seconds) for m, seconds in ((1, 1.0), (3, 3.0))),
         *((f"icprobe, {name}", *work, m, 2.0) for name in others for m in (1, 3)),
+        ("icprobe, gradient products", *work, 2, 0.1),  # probing was not timed there
         ("icprobe, probing", "grid", "float32", 2, 1, 99.0),  # of a smaller pool
     )
     names = ("gradient products", "projected gradients", "query set, forward mode")
     counted = rows(
         ["method", "m", "operations"],
-        *(("probing", m, 1.0) for m in (1, 3)),
-        *(("probing, nothing shared", m, 9.0) for m in (1, 3)),
-        *((name, m, 5.0) for name in names for m in (1, 3)),
+        *(("probing", m, 1.0) for m in (1, 2, 3)),
+        *(("probing, nothing shared", m, 3.0 * m) for m in (1, 2, 3)),
+        *((name, m, 5.0) for name in names for m in (1, 2, 3)),
     )
     found = costs.crossings(timed, {"grid": counted}, "float32").set_index("against")
     assert found.index.tolist() == list(others)
-    assert (found["seconds"] == 2).all()
+    assert (found[["cheaper", "dearer"]] == [1, 3]).all(axis=None)
     assert found["operations"].isna().all()
-    assert (found["operations, nothing shared"] == 0).all()
+    assert (found["nothing_shared"] == 2).all()
+    probing = timed[timed["method"] == "icprobe, probing"]
+    assert costs.crossings(probing, {"grid": counted}, "float32").empty

@@ -332,6 +332,15 @@ def test_cosine_is_bounded_and_one_with_itself(tiny):
     np.testing.assert_allclose(np.diag(cosine), 1, atol=1e-5)
 
 
+def test_cosines_that_nobody_asks_for_are_no_numbers(tiny):
+    lm = tiny()
+    train, queries = encoded(lm, 2, seed=1), encoded(lm, 3, seed=2)
+    both = influence.GradientDot(lm, queries).products(train)
+    dot, cosine = influence.GradientDot(lm, queries, cosines=False).products(train)
+    np.testing.assert_array_equal(dot, both[0])
+    assert np.isnan(cosine).all() and np.isfinite(both[1]).all()
+
+
 def test_the_model_is_left_as_it_was(tiny):
     lm = tiny()
     influence.gradient_dot(lm, encoded(lm, 2, seed=1), encoded(lm, 2, seed=2))

@@ -1,4 +1,7 @@
-"""Gradient products by bergson: collected in memory, projected if asked for."""
+"""Gradient products by bergson: collected in memory, projected if asked for.
+
+It sorts by length itself; its own loss needs the head at every position.
+"""
 
 import tempfile
 from pathlib import Path
@@ -9,6 +12,8 @@ from bergson import CollectorComputer, GradientProcessor, IndexConfig, InMemoryC
 from bergson.data import allocate_batches
 from bergson.score.score_writer import InMemorySequenceScoreWriter
 from datasets import Dataset
+
+PRECISION = {"float32": "fp32", "bfloat16": "bf16"}
 
 options = exchange.arguments()
 work, batch = options.work, options.batch
@@ -28,7 +33,7 @@ def products(work):
     tokens = batch * max(*train["length"], *queries["length"])
     with tempfile.TemporaryDirectory() as folder:
         settings = IndexConfig(
-            run_path=f"{folder}/run", model=work["model"], precision="fp32",
+            run_path=f"{folder}/run", model=work["model"], precision=PRECISION[work["dtype"]],
             projection_dim=options.projection, token_batch_size=tokens, max_batch_size=batch,
             loss_fn="ce", loss_reduction="sum",
         )  # fmt: skip

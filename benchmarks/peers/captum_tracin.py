@@ -12,14 +12,16 @@ names = exchange.linear_layers(model)
 
 
 class Logits(torch.nn.Module):
-    """Takes inputs one by one and returns logits, as captum wants it."""
+    """Takes inputs one by one and returns logits of the last positions, as captum wants it."""
 
     def __init__(self):
         super().__init__()
         self.model = model
 
-    def forward(self, input_ids, attention_mask):
-        return self.model(input_ids=input_ids, attention_mask=attention_mask).logits
+    def forward(self, input_ids, attention_mask, needed):
+        return self.model(
+            input_ids=input_ids, attention_mask=attention_mask, logits_to_keep=int(needed[0])
+        ).logits
 
 
 class Loss(torch.nn.Module):
@@ -33,10 +35,13 @@ class Loss(torch.nn.Module):
 
 def batches(rows):
     """Return a loader of tuples, labels last."""
+
+    def collated(some):
+        ids, mask, labels = exchange.padded(some).values()
+        return ids, mask, torch.full((len(ids),), exchange.needed(labels)), labels
+
     labelled = [exchange.labelled(row) for row in rows]
-    return DataLoader(
-        labelled, batch_size=batch, collate_fn=lambda some: tuple(exchange.padded(some).values())
-    )
+    return DataLoader(labelled, batch_size=batch, collate_fn=collated)
 
 
 def products(work):
@@ -53,4 +58,4 @@ def products(work):
     return tracin.influence(batches(work["queries"])).T.detach().numpy()
 
 
-exchange.timed("captum", products, options)
+exchange.timed("captum", exchange.by_length(products), options)

@@ -27,7 +27,11 @@ class Completion(torch.nn.Module):
         self.model = net
 
     def forward(self, input_ids, attention_mask, labels):
-        output = self.model(input_ids=input_ids, attention_mask=attention_mask)
+        output = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            logits_to_keep=exchange.needed(labels),
+        )
         # the mean over the batch, by whose size LoGra multiplies gradients again
         output["loss"] = exchange.loss(output.logits, labels) / len(labels)
         return output
@@ -59,4 +63,4 @@ def products(work):
         return attributor.attribute(train, batches(work["queries"])).detach().float().numpy()
 
 
-exchange.timed("dattri", products, options)
+exchange.timed("dattri", exchange.by_length(products), options)

@@ -64,11 +64,35 @@ def padded(rows):
     }
 
 
+def needed(labels):
+    """Return at how many of the last positions the head must work: from before the first label."""
+    return labels.shape[1] - int((labels != -100).any(0).nonzero()[0]) + 1
+
+
 def loss(logits, labels):
-    """Return the negative log-likelihood of the labels in nats, summed over the batch."""
+    """Return the negative log-likelihood of the labels in nats, summed over the batch.
+
+    Logits may be those of the last positions only, see `needed`.
+    """
+    labels = labels[:, labels.shape[1] - logits.shape[1] + 1 :]
     return torch.nn.functional.cross_entropy(
-        logits[..., :-1, :].flatten(0, -2).float(), labels[..., 1:].flatten(), reduction="sum"
+        logits[:, :-1].flatten(0, 1).float(), labels.flatten(), reduction="sum"
     )
+
+
+def by_length(products):
+    """Return the same function of the work, given examples by length, so that little is padded."""
+
+    def sorted_products(work):
+        parts = ("train", "queries")
+        orders = [sorted(range(len(work[p])), key=lambda k: len(work[p][k]["ids"])) for p in parts]
+        given = {p: [work[p][k] for k in order] for p, order in zip(parts, orders, strict=True)}
+        found = products({**work, **given})
+        scores = np.empty_like(found)
+        scores[np.ix_(*orders)] = found
+        return scores
+
+    return sorted_products
 
 
 def peak_memory():
@@ -88,7 +112,8 @@ def timed(name, function, options):
     scores = function(work)
     seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
     np.save(options.scores, np.asarray(scores))
-    versions = [f"{package} {importlib.metadata.version(package)}" for package in (name, "torch")]
+    packages = (name, "torch", "transformers")
+    versions = [f"{package} {importlib.metadata.version(package)}" for package in packages]
     report = {"seconds": seconds, "cpu": cpu, "peak": peak_memory()}
     report["versions"] = ", ".join(versions)
     print()

@@ -24,7 +24,11 @@ class Completion(Task):
     """The negative log-likelihood of completions, for training examples and queries."""
 
     def compute_train_loss(self, batch, model, sample=False):
-        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        logits = model(
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            logits_to_keep=exchange.needed(batch["labels"]),
+        ).logits
         return exchange.loss(logits, batch["labels"])
 
     def compute_measurement(self, batch, model):
@@ -74,4 +78,4 @@ def products(work):
         return analyzer.load_pairwise_scores("s")["all_modules"].T.float().numpy()
 
 
-exchange.timed("kronfluence", products, options)
+exchange.timed("kronfluence", exchange.by_length(products), options)

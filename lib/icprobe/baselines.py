@@ -6,7 +6,8 @@ method's scores follow a rival, the rival explains them until shown otherwise.
 """
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -147,7 +148,8 @@ def embedding(
 def mean_states(lm: LM, examples: Sequence[Encoded], layer: int | None = None) -> np.ndarray:
     """Return each example's mean hidden state without the first token's: float64 [N, H].
 
-    Examples of like length are read together. Arguments and errors are those of `embedding`.
+    Examples of like length are read together, through the blocks that are needed. Arguments and
+    errors are those of `embedding`.
     """
     layer = _checked_layer(lm, layer)
     _check_readable(lm, examples)
@@ -159,22 +161,50 @@ def mean_states(lm: LM, examples: Sequence[Encoded], layer: int | None = None) -
         real = torch.arange(int(lengths.max())) < lengths[:, None]
         ids = torch.zeros(real.shape, dtype=torch.long)
         ids[real] = torch.tensor([token for ids in sequences for token in ids])
-        output = lm.model.base_model(
-            input_ids=ids.to(lm.device),
-            attention_mask=real.long().to(lm.device),
-            output_hidden_states=True,
-            use_cache=False,
-        )
-        states = output.hidden_states[layer].cpu().double()[:, 1:]
+        inputs = {"input_ids": ids.to(lm.device), "attention_mask": real.long().to(lm.device)}
+        try:
+            output = lm.model.base_model(**inputs, output_hidden_states=not stops, use_cache=False)
+            states = output.hidden_states[layer]
+        except _Reached as reached:
+            states = reached.args[0]
+        states = states.cpu().double()[:, 1:]
         # not a product with the mask: at padding there may be anything, even NaN
         total = states.masked_fill(~real[:, 1:, None], 0).sum(1)
         means[batch] = (total / (lengths[:, None] - 1)).numpy()
 
-    language_model.side_by_side(read, list(gradients.batches(lm, examples)), lm.device)
+    with _stopping(lm, layer) as stops:
+        language_model.side_by_side(read, list(gradients.batches(lm, examples)), lm.device)
     for example, mean in zip(examples, means, strict=True):
         if not np.isfinite(mean).all():
             raise FloatingPointError(f"a hidden state of {example.id!r} is not finite")
     return means
+
+
+class _Reached(Exception):  # noqa: N818, it is none
+    """Ends a forward pass, with the hidden states that it was made for."""
+
+
+@contextmanager
+def _stopping(lm: LM, layer: int) -> Iterator[bool]:
+    """End forward passes by `_Reached` before the first block that hidden states do not need.
+
+    Yields whether they do; not where this is unknown, or all blocks are needed.
+    """
+    count = lm.model.config.get_text_config().num_hidden_layers
+    lists = (part for part in lm.model.modules() if isinstance(part, torch.nn.ModuleList))
+    blocks = next((part for part in lists if len(part) == count), None)
+    if blocks is None or not 0 <= layer < count:
+        yield False
+        return
+
+    def stop(_, given):
+        raise _Reached(given[0])
+
+    hook = blocks[layer].register_forward_pre_hook(stop)
+    try:
+        yield True
+    finally:
+        hook.remove()
 
 
 def _checked_layer(lm: LM, layer: int | None) -> int:

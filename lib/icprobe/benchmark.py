@@ -1,7 +1,8 @@
 """Time every method on the same pairs, each run in a process of its own, methods taking turns.
 
     ./run_all.sh python -m icprobe.benchmark [--methods NAME ...] [--lengths grid long]
-        [--train 32] [--queries 48 ...] [--repeats 3] [--dtype float32 ...] [--output FOLDER]
+        [--train 32] [--queries 1 12 48] [--repeats 3] [--dtype float32 ...]
+        [--output figures/mine]
 
 Same token ids, model, dtype and threads for all. A run loads the model, works on a small part
 once, and then is timed: wall and CPU seconds, the process's peak memory, and in the same process
@@ -9,16 +10,19 @@ the rate of matrix products, by which operations are turned into the seconds tha
 least. No speed without its error: all pairs of some queries are compared with plain loops in
 float64.
 
-Peers run in environments of their own (`benchmarks/peers.sh` makes them); those that are not there
-are left out, and so is a method that would hold more gradients than the machine has memory. A row
-of the table replaces the one of the same method, model, lengths, sizes and dtype.
+Peers run in environments of their own (`benchmarks/peers.sh` makes them). Those that are not there
+or fail are left out, and so is a method whose gradients would not fit into the machine's memory;
+all are named. A row of the table replaces the one of the same method, model, lengths, sizes, dtype
+and device.
 """
 
 import argparse
 import functools
 import itertools
 import json
+import math
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -31,10 +35,22 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+import transformers
 from scipy.stats import spearmanr
 from tqdm import tqdm
 
-from icprobe import assets, baselines, costs, data, figures, gradients, icp, influence, paths
+from icprobe import (
+    assets,
+    baselines,
+    costs,
+    data,
+    figures,
+    gradients,
+    icp,
+    influence,
+    machine,
+    paths,
+)
 from icprobe import lm as language_model
 from icprobe.costs import Cost, Lengths, Shape
 from icprobe.lm import LM, Encoded
@@ -49,13 +65,13 @@ PROJECTION = 16  # rows of each random matrix, see `projected`
 MEMORY = 6  # GiB of gradient factors; methods that hold whole gradients take more
 LONG = 90  # tokens that a long example has at least
 CHECKED = 4  # queries whose pairs are compared with float64
-FULL = 0.8  # share of the memory above which a method is not tried
+FULL = 1 / 3  # share of the memory that M gradients may take: some peers hold them twice, and more
 PLAIN_BATCH = 8
 
 OURS = "icprobe, "  # how the names of our own methods begin
 CLAIMED = (1, 12, 48)  # numbers of queries that claim C5 looks at
 
-KEY = ["method", "model", "lengths", "dtype", "n", "m"]
+KEY = ["method", "model", "lengths", "dtype", "device", "n", "m"]
 
 
 @dataclass(frozen=True)
@@ -103,11 +119,12 @@ def _plain_loop(lm, train, queries):
         for start in range(0, len(pairs), PLAIN_BATCH):
             batch = pairs[start : start + PLAIN_BATCH]
             shape = (len(batch), max(len(ids) for ids, _ in batch))
-            ids, real, scored = (torch.zeros(shape, dtype=torch.long) for _ in range(3))
+            ids, real, scored = torch.zeros((3, *shape), dtype=torch.long)
             for row, (tokens, mask) in enumerate(batch):
                 ids[row, : len(tokens)] = torch.tensor(tokens)
                 real[row, : len(tokens)] = 1
                 scored[row, : len(tokens)] = torch.tensor(mask)
+            ids, real, scored = (part.to(lm.device) for part in (ids, real, scored))
             logits = lm.model(ids, attention_mask=real).logits[:, :-1]
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
             chosen = logits.log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0]
@@ -118,13 +135,18 @@ def _plain_loop(lm, train, queries):
 def _naive(lm, train, queries):
     """Return gradient products as one would write them down: autograd, one example at a time."""
     weights = [layer.weight for layer in gradients.linear_layers(lm).values()]
-    theirs = [gradients.whole(lm, query, weights) for query in queries]
-    scores = np.zeros((len(train), len(queries)))
+    theirs = [
+        torch.empty(len(queries), weight.numel(), dtype=weight.dtype, device=lm.device)
+        for weight in weights
+    ]
+    for j, query in enumerate(queries):
+        for rows, part in zip(theirs, gradients.whole(lm, query, weights), strict=True):
+            rows[j] = part.flatten()
+    scores = torch.zeros(len(train), len(queries), dtype=torch.float64)
     for i, example in enumerate(train):
-        mine = gradients.whole(lm, example, weights)
-        for j, other in enumerate(theirs):
-            scores[i, j] = sum(float((a * b).sum()) for a, b in zip(mine, other, strict=True))
-    return scores
+        for rows, part in zip(theirs, gradients.whole(lm, example, weights), strict=True):
+            scores[i] += (rows @ part.flatten()).double().cpu()
+    return scores.numpy()
 
 
 def _projected(lm, train, queries):
@@ -166,11 +188,20 @@ METHODS = {
         )
         for batch in (4, 16)
     },
-    "bergson, batch 4": _peer(*_products, "bergson", "bergson_products.py", 4, whole=True),
-    "captum, batch 4": _peer(*_products, "captum", "captum_tracin.py", 4, whole=True),
+    **{
+        f"{library}, batch {batch}": _peer(*_products, library, script, batch, whole=True)
+        for library, script in (
+            ("bergson", "bergson_products.py"),
+            ("captum", "captum_tracin.py"),
+        )
+        for batch in (1, 4)
+    },
     "icprobe, projected": Method(*_shrunk, _projected),
-    "bergson, projected": _peer(*_shrunk, "bergson", "bergson_products.py", 4, PROJECTION),
-    "dattri, projected": _peer(*_shrunk, "dattri", "dattri_logra.py", 4, PROJECTION),
+    **{
+        f"{library}, projected, batch {batch}": _peer(*_shrunk, library, script, batch, PROJECTION)
+        for library, script in (("bergson", "bergson_products.py"), ("dattri", "dattri_logra.py"))
+        for batch in (4, 16)
+    },
     "icprobe, query set": Method(SET, costs.query_set, _query_set),
     "icprobe, hidden states": Method(SIMILARITY, costs.reading, baselines.embedding),
 }
@@ -281,7 +312,10 @@ def product_rate(lm: LM) -> float:
 
     Median of five, of the faster way to use a CPU's threads: all in one product, or a product each.
     """
-    a, b = (torch.randn(size, 1536).to(lm.device, lm.model.dtype) for size in (1024, 1536))
+    # large enough for a GPU's rate, or small enough for a CPU's cache
+    sizes = (8192, 8192, 8192) if lm.device.type == "cuda" else (1024, 1536, 1536)
+    a = torch.randn(sizes[:2]).to(lm.device, lm.model.dtype)
+    b = torch.randn(sizes[1:]).to(lm.device, lm.model.dtype)
     together = torch.get_num_threads() if lm.device.type == "cpu" else 1
 
     def multiply(count: int) -> None:
@@ -297,7 +331,7 @@ def product_rate(lm: LM) -> float:
         start = time.perf_counter()
         way(4 * together)
         _finish(lm.device)
-        operations = 4 * together * 2 * a.numel() * len(b)
+        operations = 4 * together * 2 * math.prod(sizes)
         rates[way].append(operations / (time.perf_counter() - start))
     return max(statistics.median(found) for found in rates.values())
 
@@ -310,6 +344,7 @@ def _finish(device: torch.device) -> None:
 
 def measure(name: str, work: dict, file: Path) -> dict:
     """Run one of our own methods here, write its scores, and return what it took."""
+    torch.set_num_threads(work["threads"])
     lm = language_model.load(work["model"], work["dtype"], work["device"])
     train, queries = (
         [
@@ -319,11 +354,11 @@ def measure(name: str, work: dict, file: Path) -> dict:
         ]
         for part in ("train", "queries")
     )  # fmt: skip
-    run = METHODS[name].run
-    run(lm, train[:2], queries[:2])
+    method = METHODS[name].run
+    method(lm, train[:2], queries[:2])
     rate = product_rate(lm)
     start, cpu = time.perf_counter(), time.process_time()
-    scores = run(lm, train, queries)  # in the CPU's memory, so a GPU has finished
+    scores = method(lm, train, queries)  # in the CPU's memory, so a GPU has finished
     seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
     np.save(file, scores)
     return {
@@ -331,7 +366,7 @@ def measure(name: str, work: dict, file: Path) -> dict:
         "cpu": cpu,
         "peak": peak_memory(lm.device),
         "rate": rate,
-        "versions": f"torch {torch.__version__}",
+        "versions": f"torch {torch.__version__}, transformers {transformers.__version__}",
     }
 
 
@@ -339,7 +374,7 @@ def run(name: str, work: Path, scores: Path) -> dict:
     """Run a method in a process of its own; see `measure`.
 
     Raises:
-        RuntimeError: If the process fails; has the end of what it wrote.
+        RuntimeError: If the process fails; says how it ended, and has the end of what it wrote.
     """
     method = METHODS[name]
     if method.peer:
@@ -350,7 +385,9 @@ def run(name: str, work: Path, scores: Path) -> dict:
         command.append(str(scores))
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise RuntimeError(f"{name} failed: {done.stderr[-2000:]}")
+        killed = done.returncode == -signal.SIGKILL
+        how = "was killed (out of memory?)" if killed else f"failed with {done.returncode}"
+        raise RuntimeError(f"{name} {how}: {done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -408,17 +445,17 @@ def compare(
         n: N, training examples.
         m: M, queries.
         names: Of `METHODS`; what cannot run here is left out, see the module.
-        repeats: Runs of each.
+        repeats: Runs of each, in turn; each turn begins with another.
 
     Returns:
-        Columns `KEY`, gives, seconds, low, high (of seconds), cpu (seconds), peak (GiB), rate
-        (operations a second of matrix products), floor (seconds that the quantity's operations
-        take at this rate), efficiency (floor over seconds), error and rank (see `errors`), repeats
-        and versions.
+        Columns `KEY`, machine, threads, gives, seconds, low, high (of seconds), cpu (seconds), peak
+        (GiB), rate (operations a second of matrix products), floor (seconds that the quantity's
+        operations take at this rate), efficiency (floor over seconds), error and rank (see
+        `errors`), repeats and versions.
 
     Raises:
-        ValueError: If a method or the lengths are unknown.
-        RuntimeError: If a process fails.
+        ValueError: If a method or the lengths are unknown, or there is none that can run.
+        RuntimeError: If the process of a method of ours fails.
     """
     unknown = sorted(set(names) - METHODS.keys())
     if unknown:
@@ -426,8 +463,7 @@ def compare(
     lm = language_model.load(model, dtype, device)
     train, queries = examples(lm, lengths, n, m)
     shape, sizes = Shape.of(lm), Lengths.of(train, queries)
-    fits = costs.whole_gradients(shape, sizes).bytes < FULL * _memory(lm.device)
-    names = [name for name in names if METHODS[name].python and (fits or not METHODS[name].whole)]
+    names, left_out = _possible(names, lm, costs.whole_gradients(shape, sizes).bytes)
     exact = {
         gives: reference(gives, model, device, lengths, n)
         for gives in {METHODS[name].gives for name in names} & PLAIN.keys()
@@ -437,13 +473,26 @@ def compare(
     with tempfile.TemporaryDirectory(prefix="icprobe-") as folder:
         work, file = Path(folder) / "work.json", Path(folder) / "scores.npy"
         work.write_text(json.dumps(exchange(model, lm, train, queries)))
-        turns = [name for _ in range(repeats) for name in names]
-        for name in tqdm(turns, desc=f"{lengths}, N = {n}, M = {m}", unit=" runs"):
-            runs[name].append(run(name, work, file))
-            found[name] = np.load(file)
+        turns = [names[k % len(names) :] + names[: k % len(names)] for k in range(repeats)]
+        what = f"{lengths}, N = {n}, M = {m}"
+        for name in tqdm(list(itertools.chain(*turns)), desc=what, unit=" runs"):
+            if name in left_out:
+                continue
+            try:
+                runs[name].append(run(name, work, file))
+                found[name] = np.load(file)
+            except RuntimeError as error:
+                if METHODS[name].run:
+                    raise
+                left_out[name] = str(error)
+                del runs[name]
+    for name, why in left_out.items():
+        print(f"Left out: {name}: {why}", file=sys.stderr)
     rate = statistics.median(
         entry["rate"] for mine in runs.values() for entry in mine if "rate" in entry
     )
+    on_gpu = lm.device.type == "cuda"
+    processor = torch.cuda.get_device_name(lm.device) if on_gpu else machine.processor()
     rows = []
     for name, mine in runs.items():
         method = METHODS[name]
@@ -456,8 +505,11 @@ def compare(
                 "model": lm.identity["name"],
                 "lengths": lengths,
                 "dtype": lm.identity["dtype"],
+                "device": lm.device.type,
                 "n": n,
                 "m": m,
+                "machine": processor,
+                "threads": torch.get_num_threads(),
                 "gives": method.gives,
                 "seconds": middle,
                 "low": min(seconds),
@@ -475,6 +527,32 @@ def compare(
     return pd.DataFrame(rows)
 
 
+def _possible(names: Sequence[str], lm: LM, held: int) -> tuple[list[str], dict[str, str]]:
+    """Return the methods that can run here, and why each other one cannot.
+
+    Args:
+        names: Of `METHODS`.
+        lm: The model.
+        held: Bytes of all queries' gradients.
+
+    Raises:
+        ValueError: If none can.
+    """
+    left_out = {}
+    for name in names:
+        method = METHODS[name]
+        if method.peer and lm.device.type != "cpu":
+            left_out[name] = "other libraries are run on a CPU only"
+        elif not method.python:
+            left_out[name] = f"no environment, see `benchmarks/peers.sh {method.peer[0]}`"
+        elif method.whole and held > FULL * _memory(lm.device):
+            left_out[name] = f"the queries' gradients alone take {held / 2**30:.0f} GiB"
+    names = [name for name in names if name not in left_out]
+    if not names:
+        raise ValueError(f"no method can run here: {left_out}")
+    return names, left_out
+
+
 def profile(
     lm: LM, names: Sequence[str], train: list[Encoded], queries: list[Encoded]
 ) -> pd.DataFrame:
@@ -487,23 +565,32 @@ def profile(
         queries: M queries.
 
     Returns:
-        A row a method; columns "matrix products", "attention", "other operations" and "between
-        operations" (Python, and calling them).
+        A row a method; columns "matrix products", "attention" (fused; where it is not, its products
+        are with the others), "other operations" and "between operations" (Python, and calling
+        them); and "products over least", the operations of matrix products over the least that
+        the method's quantity takes.
     """
     threads, rows = torch.get_num_threads(), {}
+    shape, lengths = Shape.of(lm), Lengths.of(train, queries)
     torch.set_num_threads(1)  # what other threads do, the profiler does not see
     try:
         for name in tqdm(names, desc="profiles", unit=" methods"):
-            run = METHODS[name].run
-            run(lm, train[:2], queries[:2])
+            method = METHODS[name]
+            method.run(lm, train[:2], queries[:2])
             start = time.perf_counter()
-            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
-                run(lm, train, queries)
+            activities = [torch.profiler.ProfilerActivity.CPU]
+            with torch.profiler.profile(activities=activities, with_flops=True) as seen:
+                method.run(lm, train, queries)
                 seconds = time.perf_counter() - start
             parts = dict.fromkeys(("matrix products", "attention", "other operations"), 0.0)
+            operations = 0
             for event in seen.key_averages():
-                parts[_kind(event.key)] += event.self_cpu_time_total / 1e6 / seconds
-            rows[name] = {**parts, "between operations": max(0.0, 1 - sum(parts.values()))}
+                kind = _kind(event.key)
+                parts[kind] += event.self_cpu_time_total / 1e6 / seconds
+                operations += event.flops if kind == "matrix products" else 0
+            parts["between operations"] = max(0.0, 1 - sum(parts.values()))
+            least = method.needs(shape, lengths).operations
+            rows[name] = {**parts, "products over least": operations / least}
     finally:
         torch.set_num_threads(threads)
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("method").reset_index()
@@ -516,10 +603,63 @@ def _kind(operation: str) -> str:
     return "attention" if "scaled_dot_product" in operation else "other operations"
 
 
+def timings(file: str | None, lm: LM) -> pd.DataFrame:
+    """Return the timings of a model in a file, of the most training examples in its dtype.
+
+    Args:
+        file: Table of `compare`'s rows, or None.
+        lm: The model.
+
+    Returns:
+        Rows of all dtypes; empty if there are none in the model's own.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+    """
+    if file is None:
+        return pd.DataFrame(columns=KEY)
+    table = pd.read_csv(paths.resolve(file))
+    table = table[table["model"] == lm.identity["name"]]
+    most = table.loc[table["dtype"] == lm.identity["dtype"], "n"].max()
+    return table[table["n"] == most]
+
+
 def merged(before: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
     """Return a table in which new rows replace those of the same key."""
     both = pd.concat([before, rows], ignore_index=True)
     return both.drop_duplicates(KEY, keep="last").sort_values(KEY[1:]).reset_index(drop=True)
+
+
+def beside(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Return timings by lengths, of that number of queries for which most methods were timed.
+
+    Args:
+        table: See `compare`; of one dtype.
+    """
+    counts = table.groupby(["lengths", "m"])["method"].nunique()
+    chosen = {lengths: counts[lengths].idxmax() for lengths in counts.index.unique("lengths")}
+    return {
+        lengths: table[(table["lengths"] == lengths) & (table["m"] == m)]
+        for lengths, m in chosen.items()
+    }
+
+
+def panels(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Return what `figures.durations` shows of timings in one dtype: by quantity and lengths.
+
+    Means over queries and similarities are left out, which only we compute.
+    """
+    found = {}
+    for lengths, rows in beside(table).items():
+        for gives, part in rows.groupby("gives"):
+            if gives in (NATS, PRODUCTS):
+                n, m = part[["n", "m"]].iloc[0]
+                found[f"{gives}: {lengths}, N = {n}, M = {m}"] = part.assign(
+                    ours=part["method"].str.startswith(OURS),
+                    exact=[METHODS[name].needs is not _projection for name in part["method"]],
+                    note=part["error"].map("error {:.0e}".format),
+                )
+    return found
 
 
 def findings(table: pd.DataFrame, dtype: str) -> pd.DataFrame:
@@ -532,11 +672,13 @@ def findings(table: pd.DataFrame, dtype: str) -> pd.DataFrame:
     Returns:
         Columns quantity, unit, estimate, low, high, n (training examples): how many times the
         seconds of probing our other methods take, and of each of ours what peers take (the fastest
-        of their batch sizes), on the same work; low and high are the least and the most that the
-        ranges over repeats allow. Not numbers for gradient products over probing at `CLAIMED`
-        numbers of queries that were not timed.
+        of their batch sizes), on the same work; and of the peers' fastest log-likelihoods their
+        fastest exact products. Low and high are the least and the most that the ranges over
+        repeats allow, no numbers for a single run. Not numbers for gradient products over probing
+        at `CLAIMED` numbers of queries that were not timed.
     """
-    table = table[(table["n"] == table["n"].max()) & (table["dtype"] == dtype)]
+    table = table[table["dtype"] == dtype]
+    table = table[table["n"] == table["n"].max()]
     works = [(lengths, m) for lengths in ("grid", "long") for m in CLAIMED]
     works = sorted({*works, *table[["lengths", "m"]].itertuples(index=False, name=None)})
     rows = []
@@ -547,15 +689,32 @@ def findings(table: pd.DataFrame, dtype: str) -> pd.DataFrame:
             claimed = other == "gradient products" and m in CLAIMED
             ratio = (np.nan,) * 3
             if ours in timed.index and len(rivals):
-                one, fastest = timed.loc[ours], rivals.loc[rivals["seconds"].idxmin()]
-                ratio = (
-                    fastest.seconds / one.seconds, fastest.low / one.high, fastest.high / one.low
-                )  # fmt: skip
+                ratio = _ratio(rivals.loc[rivals["seconds"].idxmin()], timed.loc[ours])
             elif not claimed:
                 continue
             said = f"{other} over {ours.removeprefix(OURS)}, {lengths}, M = {m}"
             rows.append((said, "ratio of seconds", *ratio, table["n"].max()))
+        exact = [bool(METHODS[k].peer) and METHODS[k].needs is not _projection for k in timed.index]
+        peers = timed[np.array(exact, dtype=bool)]
+        fastest = {
+            gives: theirs.loc[theirs["seconds"].idxmin()]
+            for gives, theirs in peers.groupby("gives")
+        }
+        if {NATS, PRODUCTS} <= fastest.keys():
+            said = f"others' fastest gradient products over probing, {lengths}, M = {m}"
+            ratio = _ratio(fastest[PRODUCTS], fastest[NATS])
+            rows.append((said, "ratio of seconds", *ratio, table["n"].max()))
     return pd.DataFrame(rows, columns=["quantity", "unit", "estimate", "low", "high", "n"])
+
+
+def _ratio(one: pd.Series, other: pd.Series) -> tuple[float, float, float]:
+    """Return how many times the seconds one row takes of the other's, and the range of that.
+
+    Of single runs there is no range.
+    """
+    ranges = one.low / other.high, one.high / other.low
+    few = min(one.repeats, other.repeats) < 2
+    return (one.seconds / other.seconds, *((np.nan, np.nan) if few else ranges))
 
 
 def _rivals() -> dict[tuple[str, str], list[str]]:
@@ -615,11 +774,11 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--lengths", nargs="+", default=["grid", "long"])
     parser.add_argument("--train", type=int, default=32)
-    parser.add_argument("--queries", type=int, nargs="+", default=[48])
+    parser.add_argument("--queries", type=int, nargs="+", default=CLAIMED)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--dtype", nargs="+", default=["float32"])
     parser.add_argument("--model", default=assets.DEFAULT_MODEL)
-    parser.add_argument("--output", default="figures/laptop")
+    parser.add_argument("--output", default="figures/mine")
     parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:

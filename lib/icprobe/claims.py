@@ -215,10 +215,11 @@ CLAIMS = (
     Claim(
         "C5",
         "ICP needs no backward pass and is cheaper",
-        "seconds that exact gradient products of the same 32 training examples and M queries take "
-        "over those that probing takes, both by this library, on two CPU cores (shown: M = 48, "
-        "lengths of grid; the interval is the range that repeats allow); reproduced if they take "
-        "longer for M = 1, 12 and 48, at the lengths of grid and at long ones, partly if for some",
+        "seconds that exact gradient products of the same training examples and M queries take "
+        "over those that probing takes, both by this library, on one machine (shown: M = 48, "
+        "lengths of grid; the interval is no confidence interval, but the range that repeats "
+        "allow); reproduced if they take longer for M = 1, 12 and 48, at the lengths of grid and "
+        "at long ones, partly if for some",
         "06",
         [
             f"gradient products over probing, {lengths}, M = {m}"

@@ -5,7 +5,8 @@ operations a token, for P weights of linear layers, and 4 h L for each key that 
 (h: width of all heads, L: layers); a backward pass to the activations takes as many, and a weight's
 gradient as many again. The head (vocabulary times hidden size) works at the positions that predict
 completion tokens only. Norms, activation functions and softmax are left out: they take time, but
-hardly any operations; so are separators and beginning-of-sequence tokens. Counts are of what a
+hardly any operations; so are separators and beginning-of-sequence tokens. The layers that read
+embeddings count like any other, though nothing need go back through them. Counts are of what a
 method cannot do without, so they say how well an implementation does; bytes are what must be held
 beside the model and one pass, in float32.
 """
@@ -27,13 +28,13 @@ class Shape:
     """What of a model's shape matters.
 
     Attributes:
-        layers: (d_in, d_out) of each linear layer of the blocks.
+        groups: Linear layers of the blocks that read one input: d_in, and each one's d_out.
         head: Vocabulary times hidden size.
         attention: Width of all heads, summed over layers.
         cache: Numbers of keys and values that a token leaves, over all layers.
     """
 
-    layers: tuple[tuple[int, int], ...]
+    groups: tuple[tuple[int, tuple[int, ...]], ...]
     head: int
     attention: int
     cache: int
@@ -45,9 +46,12 @@ class Shape:
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         keys = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         count = config.num_hidden_layers
-        linear = gradients.linear_layers(lm).values()
+        groups = gradients.factors(lm, [Encoded("any", (0,), (0,))])  # tells what reads one input
         return cls(
-            tuple((layer.weight.shape[1], layer.weight.shape[0]) for layer in linear),
+            tuple(
+                (group.inputs.shape[-1], tuple(part.shape[-1] for part in group.outputs.values()))
+                for group in groups
+            ),
             lm.model.get_output_embeddings().weight.numel(),
             config.num_attention_heads * size * count,
             2 * keys * size * count,
@@ -56,12 +60,12 @@ class Shape:
     @property
     def weights(self) -> int:
         """P, weights of the blocks' linear layers."""
-        return sum(d_in * d_out for d_in, d_out in self.layers)
+        return sum(d_in * sum(d_outs) for d_in, d_outs in self.groups)
 
     @property
     def factors(self) -> int:
         """Numbers that a token's gradient factors take."""
-        return sum(d_in + d_out for d_in, d_out in self.layers)
+        return sum(d_in + sum(d_outs) for d_in, d_outs in self.groups)
 
 
 @dataclass(frozen=True)
@@ -113,7 +117,9 @@ class Cost:
 
 
 def probing(shape: Shape, lengths: Lengths, sharing: bool = True) -> Cost:
-    """Return the cost of log-likelihoods of all queries after all demonstrations (and none).
+    """Return the cost of log-likelihoods of all queries after all demonstrations.
+
+    Those of no demonstration, which gains need too, take as much as one that is empty.
 
     Args:
         shape: The model's.
@@ -121,7 +127,7 @@ def probing(shape: Shape, lengths: Lengths, sharing: bool = True) -> Cost:
         sharing: Whether each demonstration, and each beginning that queries share, is read once;
             else every pair is a sequence of its own.
     """
-    shown = np.append(lengths.train + 1, 0)  # of a demonstration, all tokens are read
+    shown = lengths.train + 1  # of a demonstration, all tokens are read
     if sharing:
         tokens = shown + lengths.distinct
         keys = shown * (shown + 1) / 2 + shown * lengths.distinct + lengths.depths
@@ -137,16 +143,16 @@ def probing(shape: Shape, lengths: Lengths, sharing: bool = True) -> Cost:
 def gradient_products(shape: Shape, lengths: Lengths) -> Cost:
     """Return the cost of exact gradient dot products of all pairs.
 
-    Each layer's products go over pairs of tokens, or over weights whose gradients are made first,
-    whichever takes less; the queries' factors are held.
+    The products of layers that read one input go over pairs of tokens, or over weights whose
+    gradients are made first, whichever takes less; the queries' factors are held.
     """
     passes = _passes(shape, lengths.train, lengths.learnt)
     passes += _passes(shape, lengths.queries, lengths.asked)
     one, other = lengths.train.sum(), lengths.queries.sum()
     pairs = len(lengths.train) * len(lengths.queries)
     products = sum(
-        2 * min(one * other * (d_in + d_out), (one + other + pairs) * d_in * d_out)
-        for d_in, d_out in shape.layers
+        2 * min(one * other * (d_in + sum(d_outs)), (one + other + pairs) * d_in * sum(d_outs))
+        for d_in, d_outs in shape.groups
     )
     return Cost(passes + products, float(FLOAT * shape.factors * other))
 
@@ -164,13 +170,13 @@ def whole_gradients(shape: Shape, lengths: Lengths) -> Cost:
 def query_set(shape: Shape, lengths: Lengths) -> Cost:
     """Return the cost of the influence on all queries together, by forward-mode autograd.
 
-    The queries' mean gradient is a pass each and a product; a pass with tangents takes three times
-    the operations of a plain one.
+    The queries' mean gradient is a pass each and a product. A pass with tangents takes three times
+    the operations of a plain one in the blocks, and twice in the head, whose weights stay.
     """
     direction = _passes(shape, lengths.queries, lengths.asked)
     direction += 2 * shape.weights * lengths.queries.sum()
-    forward = _forward(shape, lengths.train, lengths.learnt)
-    return Cost(float(direction + 3 * forward), float(FLOAT * shape.weights))
+    tangents = 3 * _blocks(shape, lengths.train) + 2 * _head(shape, lengths.learnt)
+    return Cost(float(direction + tangents), float(FLOAT * shape.weights))
 
 
 def projected(shape: Shape, lengths: Lengths, size: int) -> Cost:
@@ -179,16 +185,20 @@ def projected(shape: Shape, lengths: Lengths, size: int) -> Cost:
     passes += _passes(shape, lengths.queries, lengths.asked)
     tokens = lengths.train.sum() + lengths.queries.sum()
     n, m = len(lengths.train), len(lengths.queries)
-    width = sum(min(size, d_in) * min(size, d_out) for d_in, d_out in shape.layers)
+    width = sum(
+        min(size, d_in) * min(size, d_out) for d_in, d_outs in shape.groups for d_out in d_outs
+    )
     sides = 2 * size * shape.factors * tokens + 2 * width * tokens
     return Cost(float(passes + sides + 2 * width * n * m), float(FLOAT * width * (n + m)))
 
 
-def reading(shape: Shape, lengths: Lengths) -> Cost:
-    """Return the cost of one forward pass over each text, without the head; nothing is held."""
-    nothing = np.zeros(0)
-    passes = _forward(shape, lengths.train, nothing) + _forward(shape, lengths.queries, nothing)
-    return Cost(passes, 0.0)
+def reading(shape: Shape, lengths: Lengths, share: float = 0.5) -> Cost:
+    """Return the cost of a forward pass over each text, through a share of the blocks.
+
+    Nothing is held.
+    """
+    blocks = _blocks(shape, lengths.train + 1) + _blocks(shape, lengths.queries + 1)
+    return Cost(share * blocks, 0.0)
 
 
 def by_queries(
@@ -225,27 +235,24 @@ def by_queries(
     return pd.DataFrame(rows, columns=["method", "m", "operations", "bytes"])
 
 
-def crossing(sizes: Sequence[int], one: Sequence[float], other: Sequence[float]) -> float | None:
-    """Return where the first cost, cheaper at first, becomes the larger: M, between two sizes.
+def crossing(
+    sizes: Sequence[int], one: Sequence[float], other: Sequence[float]
+) -> tuple[float, float]:
+    """Return between which sizes the first cost, the lesser one at first, becomes the larger.
 
     Args:
         sizes: Numbers of queries, ascending.
-        one: [len(sizes)] cost of the method that is cheaper at the least size.
-        other: [len(sizes)] cost of the method that is compared with.
+        one: [len(sizes)] the cost that is in question.
+        other: [len(sizes)] the cost that it is compared with.
 
     Returns:
-        M on the line between the last size where the first is cheaper and the next; 0 if it is
-        never cheaper at the least size, None if it is cheaper at all sizes.
+        The last size at which the first is the lesser, and the next one; not a number for the
+        former if it is larger at the least size, for the latter if it is nowhere larger.
     """
-    excess = np.asarray(one) - np.asarray(other)
-    if excess[0] > 0:
-        return 0.0
-    above = np.flatnonzero(excess > 0)
-    if not len(above):
-        return None
-    k = above[0]
-    share = -excess[k - 1] / (excess[k] - excess[k - 1])
-    return float(sizes[k - 1] + share * (sizes[k] - sizes[k - 1]))
+    larger = np.flatnonzero(np.asarray(one) > np.asarray(other))
+    first = larger[0] if len(larger) else len(sizes)
+    ends = np.array([np.nan, *sizes, np.nan], dtype=float)
+    return float(ends[first]), float(ends[first + 1])
 
 
 def crossings(table: pd.DataFrame, counts: Mapping[str, pd.DataFrame], dtype: str) -> pd.DataFrame:
@@ -258,18 +265,20 @@ def crossings(table: pd.DataFrame, counts: Mapping[str, pd.DataFrame], dtype: st
         dtype: Of the timings.
 
     Returns:
-        Columns lengths, against, seconds, operations and operations of probing that shares nothing;
-        0 where probing costs more from the first query on, not a number where it never does.
+        Columns lengths, against, cheaper and dearer: the sizes timed between which the seconds
+        cross; operations and nothing_shared: the least size counted at which probing, or probing
+        that shares nothing, takes more operations. Not a number where there is no such size. A row
+        for each method that was timed beside probing.
     """
     others = {
         "gradient products": "gradient products",
         "projected": "projected gradients",
         "query set": "query set, forward mode",
     }
+    table = table[(table["dtype"] == dtype) & (table["n"] == table["n"].max())]
     rows = []
     for lengths, counted in counts.items():
-        timed = table[(table["lengths"] == lengths) & (table["dtype"] == dtype)]
-        timed = timed[timed["n"] == timed["n"].max()].sort_values("m")
+        timed = table[table["lengths"] == lengths].sort_values("m")
         seconds = {
             name.removeprefix("icprobe, "): mine.set_index("m")["seconds"]
             for name, mine in timed.groupby("method")
@@ -278,28 +287,31 @@ def crossings(table: pd.DataFrame, counts: Mapping[str, pd.DataFrame], dtype: st
             name: mine.set_index("m")["operations"] for name, mine in counted.groupby("method")
         }
         for name, other in others.items():
-            pairs = [
-                (seconds["probing"], seconds[name]),
-                (needed["probing"], needed[other]),
-                (needed["probing, nothing shared"], needed[other]),
+            if not {name, "probing"} <= seconds.keys():
+                continue
+            both = pd.concat([seconds["probing"], seconds[name]], axis=1).dropna()
+            cheaper, dearer = crossing(both.index, *both.to_numpy().T)
+            by_count = [
+                crossing(needed[other].index, needed[probing], needed[other])[1]
+                for probing in ("probing", "probing, nothing shared")
             ]
-            found = []
-            for one, two in pairs:
-                sizes = sorted(set(one.index) & set(two.index))
-                found.append(crossing(sizes, one[sizes], two[sizes]))
-            rows.append((lengths, name, *found))
-    columns = ["lengths", "against", "seconds", "operations", "operations, nothing shared"]
-    return pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(columns[2:], float))
+            rows.append((lengths, name, cheaper, dearer, *by_count))
+    columns = ["lengths", "against", "cheaper", "dearer", "operations", "nothing_shared"]
+    return pd.DataFrame(rows, columns=columns)
 
 
-def _forward(shape: Shape, tokens: np.ndarray, predicted: np.ndarray) -> float:
-    """Return the operations of one forward pass over each sequence."""
+def _blocks(shape: Shape, tokens: np.ndarray) -> float:
+    """Return the operations of one forward pass over each sequence, without the head."""
     keys = (tokens * (tokens + 1) / 2).sum()
-    inner = 2 * shape.weights * tokens.sum() + 4 * shape.attention * keys
-    return float(inner + 2 * shape.head * predicted.sum())
+    return float(2 * shape.weights * tokens.sum() + 4 * shape.attention * keys)
+
+
+def _head(shape: Shape, predicted: np.ndarray) -> float:
+    """Return the operations of the head at so many positions of each sequence."""
+    return float(2 * shape.head * predicted.sum())
 
 
 def _passes(shape: Shape, tokens: np.ndarray, predicted: np.ndarray) -> float:
     """Return the operations of a forward pass and a backward pass to the activations."""
     attention = 4 * shape.attention * (tokens * (tokens + 1) / 2).sum()  # backward, it takes twice
-    return float(2 * _forward(shape, tokens, predicted) + attention)
+    return float(2 * (_blocks(shape, tokens) + _head(shape, predicted)) + attention)

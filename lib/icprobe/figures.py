@@ -6,13 +6,14 @@ shown on a scale from orange (hurts) to purple (helps), whose ends also differ i
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -713,15 +714,7 @@ def bands(
                 axes.axhline(0, color="black", linewidth=0.8)
         for axes in grid.flat[len(panels) :]:
             axes.set_visible(False)
-        handles = {}
-        for axes in grid.flat:
-            lines, labels = axes.get_legend_handles_labels()
-            handles |= dict(zip(labels, lines, strict=True))
-        longest = 0.9 + 0.08 * max(map(len, handles))  # inches
-        figure.legend(
-            handles.values(), handles.keys(), loc="outside lower center",
-            ncols=max(1, min(len(handles), int(size[0] / longest))),
-        )  # fmt: skip
+        _one_legend(figure, grid.flat)
     return figure
 
 
@@ -729,7 +722,8 @@ def durations(panels: dict[str, pd.DataFrame]) -> Figure:
     """Seconds of each method with their range, a panel a title, fastest at the top.
 
     `panels` has, by title, frames with columns method, seconds, low, high, floor (seconds that its
-    operations take at least, a grey bar), ours (bool) and note, which stands at the right.
+    operations take at least, a grey bar), ours and exact (bool; markers of estimates are hollow)
+    and note, which stands at the right.
     """
     with mpl.rc_context(STYLE):
         columns = min(2, len(panels))
@@ -741,14 +735,17 @@ def durations(panels: dict[str, pd.DataFrame]) -> Figure:
             frame = frame.sort_values("seconds", ascending=False)
             places = np.arange(len(frame))
             axes.barh(places, frame["floor"], height=0.5, color="#CCCCCC", label="least operations")
-            for ours, colour, marker, label in (
-                (True, BLUE, "o", "this library"), (False, ORANGE, "s", "others"),
-            ):  # fmt: skip
-                mine = (frame["ours"] == ours).to_numpy()
+            for ours, exact in itertools.product((True, False), (True, False)):
+                mine = ((frame["ours"] == ours) & (frame["exact"] == exact)).to_numpy()
+                if not mine.any():
+                    continue
                 part = frame[mine]
                 errors = [part["seconds"] - part["low"], part["high"] - part["seconds"]]
+                colour = BLUE if ours else ORANGE
+                label = ("this library" if ours else "others") + ("" if exact else ", an estimate")
                 axes.errorbar(
-                    part["seconds"], places[mine], xerr=errors, fmt=marker, color=colour, capsize=3,
+                    part["seconds"], places[mine], xerr=errors, fmt="o" if ours else "s",
+                    color=colour, markerfacecolor=colour if exact else "white", capsize=3,
                     label=label,
                 )  # fmt: skip
             axes.set_yticks(places, frame["method"])
@@ -761,23 +758,25 @@ def durations(panels: dict[str, pd.DataFrame]) -> Figure:
             axes.set(title=title, xlabel="seconds")
         for axes in grid.flat[len(panels) :]:
             axes.set_visible(False)
-        handles, labels = grid[0, 0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=3)
+        _one_legend(figure, grid.flat)
     return figure
 
 
 def frontier(panels: dict[str, pd.DataFrame], x_label: str, y_label: str) -> Figure:
-    """Agreement of methods against their cost, a panel a title.
+    """Agreement of methods against their cost, a panel a title, with a line at what is best so far.
 
-    `panels` has, by title, frames with columns method, seconds, estimate, low, high.
+    `panels` has, by title, frames with columns method, seconds, estimate, low, high. Points that
+    take the same seconds are moved apart a little.
     """
     with mpl.rc_context(STYLE):
         size = (0.6 + 4.6 * len(panels), 4)
         figure, row = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False)
-        names = pd.unique(pd.concat(panels.values())["method"])
+        names = sorted(set(pd.concat(panels.values())["method"]))
         looks = dict(zip(names, zip("osD^vPX*", SERIES, strict=False), strict=False))
         for axes, (title, table) in zip(row[0], panels.items(), strict=True):
-            # those that take the same seconds stand side by side
+            table = table.sort_values(["seconds", "method"])
+            best = table.groupby("seconds")["estimate"].max().cummax()
+            axes.step(best.index, best, where="post", color="#999999", zorder=0)
             places = table["seconds"] * 1.06 ** table.groupby("seconds").cumcount()
             for place, point in zip(places, table.itertuples(), strict=True):
                 marker, colour = looks[point.method]
@@ -792,12 +791,21 @@ def frontier(panels: dict[str, pd.DataFrame], x_label: str, y_label: str) -> Fig
             axes.axhline(0, color="black", linewidth=0.8)
             axes.set(title=title, xlabel=x_label)
         row[0][0].set_ylabel(y_label)
-        handles = {}
-        for axes in row[0]:
-            found, labels = axes.get_legend_handles_labels()
-            handles |= dict(zip(labels, found, strict=True))
-        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4)
+        _one_legend(figure, row[0])
     return figure
+
+
+def _one_legend(figure: Figure, panels: Iterable[Axes]) -> None:
+    """Put one legend below all panels, each label once, in as many columns as there is room for."""
+    handles = {}
+    for axes in panels:
+        found, labels = axes.get_legend_handles_labels()
+        handles |= dict(zip(labels, found, strict=True))
+    if handles:
+        longest = 0.9 + 0.08 * max(map(len, handles))  # inches
+        columns = max(1, min(len(handles), int(figure.get_size_inches()[0] / longest)))
+        where = {"loc": "outside lower center", "ncols": columns}
+        figure.legend(handles.values(), handles.keys(), **where)
 
 
 def marked_scatters(

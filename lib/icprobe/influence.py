@@ -71,6 +71,7 @@ class GradientDot:
         layers: str = "",
         max_length: int | None = None,
         memory: float = MEMORY,
+        cosines: bool = True,
     ) -> None:
         """Compute the factors of the queries' gradients: one forward and backward pass each.
 
@@ -81,6 +82,7 @@ class GradientDot:
             max_length: Most tokens of one example, see `lm.encode`.
             memory: GiB of factors to hold in the device's memory, beside a GiB or two for the
                 passes themselves; the rest goes to a temporary file (in TMPDIR, if set).
+            cosines: Whether `products` returns them, too, which takes the norms of all gradients.
 
         Raises:
             ValueError: If no layer matches, a query cannot be learnt, or memory is negative.
@@ -95,12 +97,14 @@ class GradientDot:
         self._batches = list(gradients.batches(lm, queries))
         self._tokens = [gradients.tokens(lm, queries, batch) for batch in self._batches]
         self._shelf = Shelf(memory * 2**30)
-        self._norms = np.zeros(self.size)
+        self._norms = np.full(self.size, np.nan)
+        self._cosines = cosines
         for number, batch in enumerate(self._batches):
             groups = gradients.factors(lm, [queries[j] for j in batch], layers)
             if number == 0:
                 self._check_disk(sum(group.nbytes for group in groups) / self._tokens[0])
-            self._norms[batch] = gradients.norms(groups)
+            if cosines:
+                self._norms[batch] = gradients.norms(groups)
             self._shelf.put(groups)
 
     def products(
@@ -120,8 +124,9 @@ class GradientDot:
 
         Returns:
             Products, float32 [N, M], in nats per unit of learning rate, and cosines, float32
-            [N, M], without unit, in [-1, 1] up to rounding (0 where a gradient is zero); then
-            for each of `parts` what its layers contribute to the products, float32 [N, M].
+            [N, M], without unit, in [-1, 1] up to rounding (0 where a gradient is zero, not
+            numbers if they were not asked for); then for each of `parts` what its layers
+            contribute to the products, float32 [N, M].
 
         Raises:
             ValueError: If an example has no completion tokens.
@@ -131,13 +136,14 @@ class GradientDot:
         train = language_model.encode(self.lm, train, self.max_length)
         chosen = ("", *parts)
         dots = np.zeros((len(chosen), len(train), self.size))
-        norms = np.zeros(len(train))
-        for rows, columns, by_layer in self._blocks(train, norms, loss_on, reduction):
+        norms = np.full(len(train), np.nan)
+        kept = norms if self._cosines else None
+        for rows, columns, by_layer in self._blocks(train, kept, loss_on, reduction):
             for dot, layers in zip(dots, chosen, strict=True):
                 contributions = [part for name, part in by_layer.items() if re.search(layers, name)]
                 dot[np.ix_(rows, columns)] += sum(contributions)
         scale = np.outer(norms, self._norms)
-        cosine = np.divide(dots[0], scale, out=np.zeros_like(scale), where=scale > 0)
+        cosine = np.divide(dots[0], scale, out=0 * scale, where=scale > 0)
         return tuple(scores.astype(np.float32) for scores in (dots[0], cosine, *dots[1:]))
 
     def by_layer(
@@ -150,7 +156,7 @@ class GradientDot:
         train = language_model.encode(self.lm, train, self.max_length)
         names = gradients.linear_layers(self.lm, self.layers)
         layers = {name: np.zeros((len(train), self.size), np.float32) for name in names}
-        for rows, columns, parts in self._blocks(train, np.zeros(len(train)), loss_on, reduction):
+        for rows, columns, parts in self._blocks(train, None, loss_on, reduction):
             for name, part in parts.items():
                 layers[name][np.ix_(rows, columns)] = part
         return layers
@@ -158,9 +164,10 @@ class GradientDot:
     def _blocks(self, train, norms, *options):
         """Yield rows, columns and products by layer, for one group of layers after another.
 
-        Makes each training example's factors and notes its norm. The queries' factors are met once
-        for as many training examples as are kept together (a tile), so the cost of meeting them is
-        shared: at 4096 tokens it is less than that of the products themselves.
+        Makes each training example's factors and notes its norm, if `norms` is given. The queries'
+        factors are met once for as many training examples as are kept together (a tile), so the
+        cost of meeting them is shared: at 4096 tokens it is less than that of the products
+        themselves.
         """
         batches = list(gradients.batches(self.lm, train))
         lengths = [gradients.tokens(self.lm, train, batch) for batch in batches]
@@ -171,7 +178,8 @@ class GradientDot:
                 groups = gradients.factors(
                     self.lm, [train[i] for i in batch], self.layers, *options
                 )
-                norms[batch] = gradients.norms(groups)
+                if norms is not None:
+                    norms[batch] = gradients.norms(groups)
                 shelf.put(groups)
             rows = list(itertools.chain.from_iterable(batches[tile]))
             for group in range(len(groups)):
@@ -221,7 +229,7 @@ def gradient_dot(
     Exact, in nats per unit of learning rate; with `cosine` divided by both gradients' norms and
     without unit. See `GradientDot` for the arguments and errors, and to score block by block.
     """
-    influence = GradientDot(lm, queries, layers, max_length, memory)
+    influence = GradientDot(lm, queries, layers, max_length, memory, cosine)
     dot, cosines = influence.products(train, loss_on, reduction)
     return cosines if cosine else dot
 
@@ -275,8 +283,9 @@ def tracin(
     for model, rate in tqdm(checkpoints, desc="checkpoints"):
         if rate:  # at the end of many schedules it is zero
             influence = GradientDot(
-                language_model.load(model, dtype, device), queries, layers, max_length, memory
-            )
+                language_model.load(model, dtype, device),
+                queries, layers, max_length, memory, cosines=False,
+            )  # fmt: skip
             total += rate * influence.products(train, loss_on, reduction)[0]
     return total.astype(np.float32)
 

@@ -7,9 +7,10 @@ README says something else than the committed results.
 import json
 import re
 
+import numpy as np
 import pandas as pd
 
-from icprobe import correlation, paths, tables
+from icprobe import benchmark, correlation, paths, tables
 
 README = paths.ROOT / "README.md"
 FIGURES = paths.ROOT / "figures"
@@ -337,7 +338,8 @@ def synthetic() -> str:
 def cost() -> str:
     """Return what methods cost beside each other, in sentences and as a table."""
     folder = FIGURES / "laptop"
-    timed = pd.read_csv(folder / "cost.csv").query("dtype == 'float32'")
+    timed = pd.read_csv(folder / "cost.csv")
+    exact = timed[timed["dtype"] == "float32"]
     found = tables.in_words(pd.read_csv(folder / "06_findings.csv").dropna())
     crossings = pd.read_csv(folder / "06_crossings.csv").query("against == 'gradient products'")
     lines = []
@@ -348,41 +350,67 @@ def cost() -> str:
             for name, ratio in found.items()
             if name.startswith(begins)
         )
+        seconds = _between(row.cheaper, row.dearer)
+        operations = f"{row.operations:.0f}" if np.isfinite(row.operations) else "no number"
         lines += [
-            f"Exact gradient products of {timed['n'].max()} training examples and M queries of the "
-            f"lengths `{row.lengths}` take so many times the seconds of probing: {ratios}. They "
-            f"are the cheaper ones from {_queries(row.seconds)} on; in counted operations, from "
-            f"{_queries(row.operations)} on.",
+            f"Exact gradient products of {exact['n'].max()} training examples and M queries of the "
+            f"lengths `{row.lengths}` take so many times the seconds of probing: {ratios}. Probing "
+            f"becomes the dearer one {seconds}; in counted operations, from {operations} on, and "
+            f"if nothing were shared between pairs, from {row.nothing_shared:.0f} on.",
             "",
         ]
+    lines += [_coarser(timed), ""]
     lines += [
         "| lengths | M | method | seconds (range) | efficiency | peak, GiB | error | rank |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    counts = timed.groupby(["lengths", "m"])["method"].nunique()
-    for lengths in counts.index.unique("lengths"):
-        m = counts[lengths].idxmax()
-        for row in timed[(timed["lengths"] == lengths) & (timed["m"] == m)].itertuples():
-            ours = row.method.startswith("icprobe")
-            exact = ("–", "–") if pd.isna(row.error) else (f"{row.error:.1g}", f"{row.rank:.2f}")
+    for rows in benchmark.beside(exact).values():
+        for row in rows.itertuples():
+            ours = row.method.startswith(benchmark.OURS)
+            several = f" ({row.low:.1f} to {row.high:.1f})" if row.repeats > 1 else ""
+            errors = ("–", "–") if pd.isna(row.error) else (f"{row.error:.1g}", f"{row.rank:.2f}")
             cells = (
-                f"`{lengths}`",
-                str(m),
+                f"`{row.lengths}`",
+                str(row.m),
                 f"**{row.method}**" if ours else row.method,
-                f"{row.seconds:.1f} ({row.low:.1f} to {row.high:.1f})",
+                f"{row.seconds:.1f}{several}",
                 f"{row.efficiency:.2f}",
                 f"{row.peak:.1f}",
-                *exact,
+                *errors,
             )
             lines.append(f"| {' | '.join(cells)} |")
+    runs = exact["repeats"]
+    lines += [
+        "",
+        f"On {exact['threads'].max()} cores ({exact['machine'].iloc[0]}); medians and ranges of up "
+        f"to {runs.max()} runs (no range: a single one). *Error* and *rank* are over all training "
+        f"examples and {benchmark.CHECKED} queries.",
+    ]
     return "\n".join(lines)
 
 
-def _queries(crossing: float) -> str:
-    """Return a crossing in words, see `costs.crossing`."""
-    if pd.isna(crossing):
-        return "more queries than were looked at"
-    return f"{crossing:.1f} queries" if crossing else "the first query"
+def _between(cheaper: float, dearer: float) -> str:
+    """Return in words where seconds cross, see `costs.crossings`."""
+    if pd.isna(dearer):
+        return f"for more than {cheaper:.0f} queries, the most that were timed"
+    if pd.isna(cheaper):
+        return f"for {dearer:.0f} or less"
+    return f"between {cheaper:.0f} and {dearer:.0f} queries"
+
+
+def _coarser(timed: pd.DataFrame) -> str:
+    """Return what bfloat16 brings, in a sentence for each method."""
+    key = ["method", "lengths", "m"]
+    rows = timed[timed["dtype"] == "bfloat16"].set_index(key)
+    exact = timed[timed["dtype"] == "float32"].set_index(key)
+    rows = rows[rows.index.isin(exact.index)]
+    said = [
+        f"{method.removeprefix(benchmark.OURS)} ({lengths}, M = {m}) "
+        f"{exact.loc[(method, lengths, m), 'seconds'] / row.seconds:.1f} times as fast as in "
+        f"float32, rank {row.rank:.3f}"
+        for (method, lengths, m), row in rows.iterrows()
+    ]
+    return f"In bfloat16: {'; '.join(said)}."
 
 
 def claims() -> str:
@@ -398,7 +426,8 @@ def claims() -> str:
     for claim in records:
         # + 0.0 turns -0.0 into 0.0
         values = [round(claim[end] or 0, 2) + 0.0 for end in ("estimate", "low", "high")]
-        number = "{:.2f} ({:.2f} to {:.2f})".format(*values) if claim["n"] else "–"
+        interval = "({:.2f} to {:.2f})" if claim["id"] != "C5" else "(runs: {:.2f} to {:.2f})"
+        number = f"{{:.2f}} {interval}".format(*values) if claim["n"] else "–"
         cells = (claim["id"], claim["statement"], number, str(claim["n"] or "–"))
         verdict, allows = claim["verdict"], claim["allows"]
         more = "" if allows in (verdict, None) else f" (the interval allows: {allows})"

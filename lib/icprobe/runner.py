@@ -19,7 +19,6 @@ import re
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -37,7 +36,7 @@ from papermill.exceptions import PapermillExecutionError, strip_color
 from traitlets import Unicode, default
 from traitlets.config import Config
 
-from icprobe import __version__, paths
+from icprobe import __version__, machine, paths
 from icprobe.assets import Unavailable
 
 log = logging.getLogger("icprobe.runner")
@@ -525,32 +524,16 @@ def run_records(rows: list[Row]) -> list[dict[str, object]]:
 
 def timing_records(rows: list[Row]) -> list[dict[str, object]]:
     """Return the records of logs/timing.csv: minutes, and the machine that took them."""
-    machine = {"cores": usable_cores(), "processor": processor(), "icprobe": __version__}
+    where = {
+        "cores": machine.usable_cores(),
+        "processor": machine.processor(),
+        "icprobe": __version__,
+    }
     return [
-        {"notebook": row.notebook, "minutes": f"{row.minutes:.2f}"} | machine
+        {"notebook": row.notebook, "minutes": f"{row.minutes:.2f}"} | where
         for row in rows
         if row.status == "done"
     ]
-
-
-def usable_cores() -> int:
-    """Return the number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def processor() -> str:
-    """Return the name of the CPU model."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        found = re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), re.MULTILINE)
-        if found:
-            return found.group(1).strip()
-    if sys.platform == "darwin":
-        command = ["sysctl", "-n", "machdep.cpu.brand_string"]
-        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
-    return platform.processor() or platform.machine()
 
 
 def run(
