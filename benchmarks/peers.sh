@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Make the peers' environments: benchmarks/peers.sh [lm-eval bergson captum dattri]. About 1.5 GB each, more where pip picks a CUDA build of torch.
-# (kronfluence is in the project's own.)
+# Make the peers' environments: benchmarks/peers.sh [lm-eval bergson captum dattri]
+# About 1.5 GB each, more where pip picks a CUDA build of torch. (kronfluence is in the project's own.)
 set -euo pipefail
 cd "$(dirname "$0")"
 [ $# -gt 0 ] || set -- lm-eval bergson captum dattri

@@ -488,9 +488,8 @@ def compare(
                 del runs[name]
     for name, why in left_out.items():
         print(f"Left out: {name}: {why}", file=sys.stderr)
-    rate = statistics.median(
-        entry["rate"] for mine in runs.values() for entry in mine if "rate" in entry
-    )
+    rates = [entry["rate"] for mine in runs.values() for entry in mine if "rate" in entry]
+    rate = statistics.median(rates or [product_rate(lm)])  # other libraries' scripts tell none
     on_gpu = lm.device.type == "cuda"
     processor = torch.cuda.get_device_name(lm.device) if on_gpu else machine.processor()
     rows = []
