@@ -365,7 +365,7 @@ def cost() -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for rows in benchmark.beside(exact).values():
-        for row in rows.itertuples():
+        for row in rows.sort_values(["gives", "seconds"]).itertuples():
             ours = row.method.startswith(benchmark.OURS)
             several = f" ({row.low:.1f} to {row.high:.1f})" if row.repeats > 1 else ""
             errors = ("–", "–") if pd.isna(row.error) else (f"{row.error:.1g}", f"{row.rank:.2f}")
@@ -406,8 +406,8 @@ def _coarser(timed: pd.DataFrame) -> str:
     rows = rows[rows.index.isin(exact.index)]
     said = [
         f"{method.removeprefix(benchmark.OURS)} ({lengths}, M = {m}) "
-        f"{exact.loc[(method, lengths, m), 'seconds'] / row.seconds:.1f} times as fast as in "
-        f"float32, rank {row.rank:.3f}"
+        f"{exact.loc[(method, lengths, m), 'seconds'] / row['seconds']:.1f} times as fast as in "
+        f"float32, rank {row['rank']:.3f}"
         for (method, lengths, m), row in rows.iterrows()
     ]
     return f"In bfloat16: {'; '.join(said)}."
