@@ -454,7 +454,7 @@ def compare(
 
     Raises:
         ValueError: If a method or the lengths are unknown, or there is none that can run.
-        RuntimeError: If the process of a method of ours fails.
+        RuntimeError: If the process of a method of ours fails, or those of all others.
     """
     unknown = sorted(set(names) - METHODS.keys())
     if unknown:
@@ -487,6 +487,8 @@ def compare(
                 del runs[name]
     for name, why in left_out.items():
         print(f"Left out: {name}: {why}", file=sys.stderr)
+    if not runs:
+        raise RuntimeError(f"no method ran to its end: {left_out}")
     rates = [entry["rate"] for mine in runs.values() for entry in mine if "rate" in entry]
     rate = statistics.median(rates or [product_rate(lm)])  # other libraries' scripts tell none
     on_gpu = lm.device.type == "cuda"
@@ -699,7 +701,7 @@ def findings(table: pd.DataFrame, dtype: str) -> pd.DataFrame:
             for gives, theirs in peers.groupby("gives")
         }
         if {NATS, PRODUCTS} <= fastest.keys():
-            said = f"others' fastest gradient products over probing, {lengths}, M = {m}"
+            said = f"others' gradient products over others' probing, {lengths}, M = {m}"
             ratio = _ratio(fastest[PRODUCTS], fastest[NATS])
             rows.append((said, "ratio of seconds", *ratio, table["n"].max()))
     return pd.DataFrame(rows, columns=["quantity", "unit", "estimate", "low", "high", "n"])

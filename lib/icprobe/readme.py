@@ -426,7 +426,11 @@ def claims() -> str:
     for claim in records:
         # + 0.0 turns -0.0 into 0.0
         values = [round(claim[end] or 0, 2) + 0.0 for end in ("estimate", "low", "high")]
-        interval = "({:.2f} to {:.2f})" if claim["id"] != "C5" else "(runs: {:.2f} to {:.2f})"
+        interval = (
+            "({:.2f} to {:.2f})"
+            if claim["unit"] != "ratio of seconds"
+            else "(runs: {:.2f} to {:.2f})"
+        )
         number = f"{{:.2f}} {interval}".format(*values) if claim["n"] else "–"
         cells = (claim["id"], claim["statement"], number, str(claim["n"] or "–"))
         verdict, allows = claim["verdict"], claim["allows"]
