@@ -222,7 +222,7 @@ def test_no_example_is_passed_twice_whatever_the_memory(tiny, monkeypatch, memor
     train, queries = encoded(lm, 12, seed=1, words=20), encoded(lm, 30, seed=2, words=20)
     whole = influence.gradient_dot(lm, train, queries)
     monkeypatch.setitem(gradients.TOKENS_PER_PASS, "cpu", 60)
-    monkeypatch.setattr(influence, "TOKENS_TOGETHER", 130)
+    monkeypatch.setitem(influence.TOKENS_TOGETHER, "cpu", 130)
     monkeypatch.setattr(influence, "TOKENS_READ", 200)
     seen = []
     factors = gradients.factors
@@ -240,8 +240,9 @@ def test_no_example_is_passed_twice_whatever_the_memory(tiny, monkeypatch, memor
     close(cosine, brute_force_dot(lm, train, queries, cosine=True))
 
 
-def test_factors_lie_in_memory_or_in_a_file_without_a_name(tiny, monkeypatch, tmp_path):
-    lm = tiny()
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_factors_lie_in_memory_or_in_a_file_without_a_name(tiny, monkeypatch, tmp_path, dtype):
+    lm = tiny(dtype=dtype)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     batches = [gradients.factors(lm, encoded(lm, n, seed=n)) for n in (3, 1, 2)]
     sizes = [sum(group.nbytes for group in batch) for batch in batches]
@@ -254,6 +255,7 @@ def test_factors_lie_in_memory_or_in_a_file_without_a_name(tiny, monkeypatch, tm
             assert shelf.free == 0
             for number in range(len(batches[0])):
                 for kept, groups in zip(shelf.read(number), batches, strict=True):
+                    assert kept.inputs.dtype == lm.model.dtype  # no more memory than that
                     assert torch.equal(kept.inputs, groups[number].inputs)
                     assert list(kept.outputs) == list(groups[number].outputs)
                     for name, part in groups[number].outputs.items():

@@ -365,8 +365,13 @@ def measure(name: str, work: dict, file: Path) -> dict:
         "cpu": cpu,
         "peak": peak_memory(lm.device),
         "rate": rate,
-        "versions": f"torch {torch.__version__}, transformers {transformers.__version__}",
+        "versions": versions(),
     }
+
+
+def versions() -> str:
+    """Return those of what computes here."""
+    return f"torch {torch.__version__}, transformers {transformers.__version__}"
 
 
 def run(name: str, work: Path, scores: Path) -> dict:

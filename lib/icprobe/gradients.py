@@ -33,7 +33,7 @@ LINEAR = (nn.Linear, Conv1D)
 BLOCK = re.compile(r"\.(\d+)\.")
 
 # tokens in one forward and backward pass, padding included; more would only cost memory
-TOKENS_PER_PASS = {"cpu": 384, "cuda": 8192}
+TOKENS_PER_PASS = {"cpu": 384, "cuda": 4096}
 
 # entries of weight gradients that are made at once: on a CPU, what its cache holds
 WEIGHT_ENTRIES = {"cpu": 2**23, "cuda": 2**28}
@@ -49,7 +49,8 @@ OVER_WEIGHTS = 1.5
 class Factors:
     """Inputs and output gradients of layers that read one input, for n examples padded to T tokens.
 
-    Output gradients of padding are zero, so it adds nothing to any product.
+    In the model's dtype: wider ones would hold nothing more. Output gradients of padding are zero,
+    so it adds nothing to any product.
 
     Attributes:
         inputs: [n, T, d_in].
@@ -71,6 +72,12 @@ class Factors:
     def nbytes(self) -> int:
         """Memory of the factors in bytes."""
         return sum(part.nbytes for part in (self.inputs, *self.outputs.values()))
+
+    def widened(self) -> "Factors":
+        """Return them in float32 or better, in which sums are to be taken."""
+        dtype = torch.promote_types(self.inputs.dtype, torch.float32)
+        outputs = {name: part.to(dtype) for name, part in self.outputs.items()}
+        return Factors(self.inputs.to(dtype), outputs)
 
 
 def linear_layers(lm: LM, layers: str = "") -> dict[str, nn.Module]:
@@ -212,11 +219,10 @@ def factors(
         _check_calls(captured, linear_layers(lm, layers))
         edges = [edge for call in captured for edge in call.outputs.values()]
         found = iter(torch.autograd.grad((nats * weights).sum(), edges))
-    dtype = torch.promote_types(lm.model.dtype, torch.float32)
 
     def by_token(part: torch.Tensor) -> torch.Tensor:
         # some layers (OPT's) see the tokens of all examples in one row
-        return part.detach().to(dtype).reshape(*ids.shape, part.shape[-1])
+        return part.detach().reshape(*ids.shape, part.shape[-1])
 
     result = [
         Factors(by_token(call.inputs), {name: by_token(next(found)) for name in call.outputs})
@@ -266,12 +272,32 @@ def products(one: Sequence[Factors], other: Sequence[Factors]) -> dict[str, torc
         one: Factors of n examples for one group of layers, in any number of batches.
         other: Factors of m examples for the same layers.
     """
+    short = one[0].inputs.dtype.itemsize == 2
+    one, other = ([part.widened() for part in side] for side in (one, other))
     n, m = (sum(len(part) for part in side) for side in (one, other))
     tokens, other_tokens = (sum(part.tokens for part in side) for side in (one, other))
     d_in, d_out = one[0].inputs.shape[-1], sum(g.shape[-1] for g in one[0].outputs.values())
     over_tokens = tokens * other_tokens * (d_in + d_out)
     over_weights = OVER_WEIGHTS * (tokens + other_tokens + n * m) * d_in * d_out
-    return (_over_tokens if over_tokens < over_weights else _over_weights)(one, other)
+    with _tensor_cores(short):
+        return (_over_tokens if over_tokens < over_weights else _over_weights)(one, other)
+
+
+@contextmanager
+def _tensor_cores(wanted: bool) -> Iterator[None]:
+    """Let a GPU multiply float32 in TF32, whose 10 bits hold bfloat16 and float16 exactly.
+
+    Several times faster; what is lost is the rounding of weight gradients before their products,
+    which is finer than that of the passes that they come from.
+    """
+    settings = torch.backends.cuda.matmul
+    before = settings.fp32_precision
+    if wanted:
+        settings.fp32_precision = "tf32"
+    try:
+        yield
+    finally:
+        settings.fp32_precision = before
 
 
 def _over_tokens(one, other) -> dict[str, torch.Tensor]:
@@ -329,7 +355,7 @@ def _over_weights(one, other) -> dict[str, torch.Tensor]:
 def squared_norms(groups: Sequence[Factors]) -> dict[str, torch.Tensor]:
     """Return the squared norm of each example's gradient, by layer: float64 [n] each."""
     squares = {}
-    for group in groups:
+    for group in (part.widened() for part in groups):
         x = group.inputs @ group.inputs.mT
         for name, g in group.outputs.items():
             squares[name] = (g @ g.mT).mul_(x).sum((1, 2), dtype=torch.float64)

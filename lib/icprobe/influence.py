@@ -40,7 +40,7 @@ from icprobe.shelf import Shelf
 MEMORY = 0.75
 
 # training examples' tokens whose factors are kept together: more would save little, see _blocks
-TOKENS_TOGETHER = 4096
+TOKENS_TOGETHER = {"cpu": 4096, "cuda": 16384}
 
 # queries' tokens whose factors, of one group of layers, are read from the file at once
 TOKENS_READ = 16384
@@ -172,7 +172,8 @@ class GradientDot:
         batches = list(gradients.batches(self.lm, train))
         lengths = [gradients.tokens(self.lm, train, batch) for batch in batches]
         shelf = Shelf(self._shelf.free)
-        for tile in _runs(lengths, TOKENS_TOGETHER):
+        together = TOKENS_TOGETHER.get(self.lm.device.type, TOKENS_TOGETHER["cpu"])
+        for tile in _runs(lengths, together):
             shelf.clear()
             for batch in batches[tile]:
                 groups = gradients.factors(

@@ -146,7 +146,7 @@ def _projected(lm, examples, sizes, seed, *options) -> list[np.ndarray]:
 def _project(groups: Sequence[Factors], size: int, seed: int) -> torch.Tensor:
     """Project the gradients of n examples: float32 [n, K]."""
     blocks = []
-    for group in groups:
+    for group in (part.widened() for part in groups):
         x = group.inputs
         for name, g in group.outputs.items():
             p, q = (

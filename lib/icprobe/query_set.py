@@ -55,7 +55,8 @@ class QuerySet:
             name: torch.zeros_like(layer.weight, dtype=exact) for name, layer in chosen.items()
         }
         for batch in gradients.batches(lm, queries):
-            for group in gradients.factors(lm, [queries[j] for j in batch], layers):
+            groups = gradients.factors(lm, [queries[j] for j in batch], layers)
+            for group in (part.widened() for part in groups):
                 for name, g in group.outputs.items():
                     part = g.flatten(0, 1).T @ group.inputs.flatten(0, 1) / len(queries)
                     total[name] += part.T if _is_transposed(chosen[name]) else part

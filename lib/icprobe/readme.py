@@ -385,6 +385,8 @@ def cost() -> str:
         f"On {exact['threads'].max()} cores ({exact['machine'].iloc[0]}); medians and ranges of up "
         f"to {runs.max()} runs (no range: a single one). *Error* and *rank* are over all training "
         f"examples and {benchmark.CHECKED} queries.",
+        "",
+        _at_scale(pd.read_csv(FIGURES / "gpu" / "gpu.csv")),
     ]
     return "\n".join(lines)
 
@@ -411,6 +413,24 @@ def _coarser(timed: pd.DataFrame) -> str:
         for (method, lengths, m), row in rows.iterrows()
     ]
     return f"In bfloat16: {'; '.join(said)}."
+
+
+def _at_scale(timed: pd.DataFrame) -> str:
+    """Return what the paper's pool would take on a GPU, see benchmarks/gpu.py."""
+    said = []
+    for row in timed[timed["dtype"] == "bfloat16"].itertuples():
+        minutes = timed.loc[row.Index, "minutes of the paper's"]
+        low, high = (minutes * end / row.seconds for end in (row.low, row.high))
+        said.append(
+            f"{row.method} {minutes:.0f} minutes ({low:.0f} to {high:.0f}, from {row.repeats} runs "
+            f"of {row.n} examples; efficiency {row.efficiency:.2f}, {row.peak:.0f} GiB, error "
+            f"{row.error:.0e})"
+        )
+    return (
+        f"On one {timed['device'].iloc[0]} in bfloat16, a model of Pythia-1b's shape with random "
+        "weights would take, for 52,002 training examples of 120 tokens on average and 100 such "
+        f"queries: {'; '.join(said)}. (`benchmarks/gpu.py`)"
+    )
 
 
 def claims() -> str:

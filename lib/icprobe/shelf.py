@@ -101,4 +101,4 @@ class Shelf:
 
 def _bytes(tensor: torch.Tensor) -> memoryview:
     """Return the memory of a contiguous tensor on the CPU."""
-    return memoryview(tensor.numpy()).cast("B")
+    return memoryview(tensor.view(torch.uint8).numpy()).cast("B")  # numpy knows no bfloat16
