@@ -45,7 +45,7 @@ lacks() { # PYTHON
     "$1" - "$root" <<'PYTHON'
 import importlib.util, pathlib, sys
 
-needed = "torch transformers datasets trl sklearn torchmetrics kronfluence papermill ipykernel jupyterlab pytest"
+needed = "torch transformers datasets trl sklearn torchmetrics kronfluence papermill ipykernel jupyterlab pytest xdist"
 missing = [name for name in needed.split() if not importlib.util.find_spec(name)]
 package = importlib.util.find_spec("icprobe")
 if sys.version_info < (3, 11):
@@ -191,7 +191,8 @@ fi
 case $command in
 test)
     shift
-    exec "$python" -m pytest "$@"
+    # two workers, a file of tests each; no more, since each may load the model (-n 0: one process)
+    exec "$python" -m pytest -n 2 --dist loadfile "$@"
     ;;
 lab)
     shift

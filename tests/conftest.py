@@ -1,6 +1,7 @@
 """Shared by all tests: tiny randomly initialised models, saved to disk, without any download."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,13 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from icprobe import lm as language_model
+from icprobe import machine
 from icprobe.experiment import Experiment
+
+# notebooks and scripts that tests start get their worker's share of the cores
+workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+if workers > 1:
+    os.environ["OMP_NUM_THREADS"] = str(max(1, machine.usable_cores() // workers))
 
 # one tolerance pair for the suite: log-likelihoods of float32 models, in nats
 RTOL, ATOL = 1e-5, 1e-4

@@ -10,7 +10,7 @@ import re
 import numpy as np
 import pandas as pd
 
-from icprobe import benchmark, correlation, paths, tables
+from icprobe import benchmark, correlation, paths, tables, timings
 
 README = paths.ROOT / "README.md"
 FIGURES = paths.ROOT / "figures"
@@ -364,7 +364,7 @@ def cost() -> str:
         "| lengths | M | method | seconds (range) | efficiency | peak, GiB | error | rank |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for rows in benchmark.beside(exact).values():
+    for rows in timings.beside(exact).values():
         for row in rows.sort_values(["gives", "seconds"]).itertuples():
             ours = row.method.startswith(benchmark.OURS)
             several = f" ({row.low:.1f} to {row.high:.1f})" if row.repeats > 1 else ""

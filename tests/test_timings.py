@@ -1,0 +1,76 @@
+"""What the benchmark's timings say."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from icprobe import benchmark, timings
+from icprobe.benchmark import METHODS
+
+
+def timed(*rows):
+    """Return a table of timings from (method, m, seconds, low, high)."""
+    table = pd.DataFrame(rows, columns=["method", "m", "seconds", "low", "high"])
+    gives = [METHODS[name].gives for name in table["method"]]
+    return table.assign(lengths="grid", dtype="float32", n=4, gives=gives, repeats=3)
+
+
+def test_findings_are_ratios_of_the_same_work():
+    table = timed(
+        ("icprobe, probing", 1, 2.0, 1.0, 4.0),
+        ("icprobe, gradient products", 1, 6.0, 4.0, 8.0),
+        ("lm-eval, batch 1", 1, 9.0, 9.0, 9.0),
+        ("lm-eval, batch 8", 1, 8.0, 8.0, 12.0),
+        ("kronfluence, batch 4", 1, 12.0, 12.0, 12.0),
+        ("icprobe, gradient products", 3, 6.0, 6.0, 6.0),
+    )
+    others = table.assign(dtype="bfloat16", seconds=1.0), table.assign(n=2, seconds=1.0)
+    found = timings.findings(pd.concat([table, *others]), "float32").set_index("quantity")
+    numbers = found[["estimate", "low", "high", "n"]]
+    probing = numbers.loc["gradient products over probing, grid, M = 1"]
+    assert probing.tolist() == [3, 1, 8, 4]
+    fastest = numbers.loc["lm-eval over probing, grid, M = 1"]
+    assert fastest.tolist() == [4, 2, 12, 4]
+    library = numbers.loc["kronfluence over gradient products, grid, M = 1"]
+    assert library.tolist() == [2, 1.5, 3, 4]
+    assert "kronfluence over probing, grid, M = 1" not in found.index
+    others = numbers.loc["others' gradient products over others' probing, grid, M = 1"]
+    assert others.tolist() == [1.5, 1, 1.5, 4]
+    untimed = [f"gradient products over probing, long, M = {m}" for m in benchmark.CLAIMED]
+    assert found.loc[untimed, "estimate"].isna().all()
+    once = timings.findings(table.assign(repeats=1), "float32").set_index("quantity")
+    once = once.loc["gradient products over probing, grid, M = 1"]
+    assert once["estimate"] == 3 and np.isnan([once["low"], once["high"]]).all()
+
+
+def test_timings_are_of_the_model_and_of_the_largest_pool(tiny, tmp_path):
+    lm = tiny()
+    assert timings.read(None, lm).empty
+    key = {"model": lm.identity["name"], "dtype": "float32", "n": 4, "m": 1}
+    rows = [key, {**key, "n": 2}, {**key, "dtype": "bfloat16"}, {**key, "model": "another", "n": 9}]
+    pd.DataFrame(rows).to_csv(tmp_path / "cost.csv", index=False)
+    found = timings.read(str(tmp_path / "cost.csv"), lm)
+    assert found["dtype"].tolist() == ["float32", "bfloat16"] and (found["n"] == 4).all()
+    with pytest.raises(FileNotFoundError):
+        timings.read(str(tmp_path / "none.csv"), lm)
+
+
+def test_what_a_second_buys():
+    names = ("probing", "gradient products", "query set", "hidden states")
+    table = timed(*((f"icprobe, {name}", 3, k, k, k) for k, name in enumerate(names, 1)))
+    effects = pd.DataFrame(
+        [
+            (level, name, value, value - 0.1, value + 0.1)
+            for level in ("per query", "per example")
+            for name, value in (
+                ("gain", 0.2), ("product", 0.8), ("hidden states", 0.3), ("random", 0),
+                ("product, projected", 0.7),
+            )
+        ],
+        columns=["level", "first", "estimate", "low", "high"],
+    )  # fmt: skip
+    points = timings.bought(table, effects, "per query").set_index("method")
+    assert points["seconds"].to_dict() == {"gain": 1, "product": 2, "hidden states": 4}
+    assert points["estimate"].to_dict() == {"gain": 0.2, "product": 0.8, "hidden states": 0.3}
+    points = timings.bought(table, effects, "per example").set_index("method")
+    assert points.loc["product, query set", ["seconds", "estimate"]].tolist() == [3, 0.8]
