@@ -13,7 +13,8 @@ Reproduce everything:
         --fresh        reuse nothing, compute everything anew
       The default profile is laptop. Results appear in figures/<profile>/.
 
-  ./run_all.sh test [ARGUMENTS]    run the tests (arguments go to pytest)
+  ./run_all.sh test [ARGUMENTS]    run the tests with two workers (arguments go to pytest; -n 0
+                                   for one process, which --pdb and -s need)
   ./run_all.sh lab                 open the notebooks in JupyterLab
   ./run_all.sh python [ARGUMENTS]  the environment's Python
 
@@ -191,8 +192,7 @@ fi
 case $command in
 test)
     shift
-    # two workers, a file of tests each; no more, since each may load the model (-n 0: one process)
-    exec "$python" -m pytest -n 2 --dist loadfile "$@"
+    exec "$python" -m pytest -n 2 --dist worksteal "$@" # no more workers: each may load the model
     ;;
 lab)
     shift

@@ -1,18 +1,21 @@
-"""Time probing and gradient products on a GPU at the paper's scale, and how exact they are there.
+"""Time probing and gradient products on a GPU, for a model and queries of the paper's size.
 
-    python benchmarks/gpu.py [--output figures/gpu] [--dtype bfloat16 float32] [--probed 256]
-        [--passed 1024] [--repeats 3]
+    ./run_all.sh python benchmarks/gpu.py [--output figures/mine] [--dtype bfloat16] [--probed 256]
+        [--passed 1024] [--repeats 3] [--memory 40] [--tokens 65536]
 
-The model has Pythia-1b's shape and random weights: speed does not ask what they say. Examples are
-random tokens of Alpaca-like lengths. Both methods meet the paper's 100 queries; their seconds grow
-with the number of training examples alone, from which those of all 52,002 follow. Beside them, in
-the same run, the card's limits: the rate of matrix products in each precision, and of copying.
-Errors are those of a few pairs, relative to the largest value of plain loops in float64 on a CPU.
+The model has Pythia-1b's shape and random weights: speed does not ask what they say, though errors
+do. Examples are random tokens, 120 on average, the queries 100 as in the paper. Probing is timed
+with --probed training examples, gradient products with --passed; a run with few of them tells the
+seconds that do not grow with their number, and both those of the paper's 52,002. Beside them, in
+the same run, the card's limits: the rate of matrix products, in TF32 too, and of copying. Errors
+are those of a few of the timed pairs, relative to the largest value of plain loops in float64 on a
+CPU.
 """
 
 import argparse
 import itertools
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -24,15 +27,16 @@ import transformers
 from tokenizers import Tokenizer, models
 from tqdm import tqdm
 
-from icprobe import benchmark, costs, figures, icp, influence, lm
-from icprobe.benchmark import PLAIN, Lengths, Shape
+from icprobe import benchmark, costs, figures, icp, influence
+from icprobe import lm as language_model
+from icprobe.benchmark import NATS, PLAIN, PRODUCTS
+from icprobe.costs import Lengths, Shape
+from icprobe.lm import LM, Encoded
 
 POOL, QUERIES = 52_002, 100  # the paper's
-PROMPT, COMPLETION = (20, 80), (20, 120)  # tokens at least and at most: 120 on average
+PROMPT, COMPLETION = (20, 80), (20, 120)  # tokens at least and at most
 CHECKED = 4, 2  # training examples and queries whose pairs are compared with float64
-MEMORY = 40  # GiB of gradient factors
-TOKENS = 65536  # in one forward pass of probing
-SLOWER = 16  # times fewer training examples in float32
+FEW = 8  # training examples in the run that tells the seconds which do not grow
 
 PYTHIA_1B = {
     "vocab_size": 50304,
@@ -55,16 +59,14 @@ def random_model(folder: Path) -> Path:
     return folder
 
 
-def random_examples(rng: np.random.Generator, count: int) -> list[lm.Encoded]:
+def random_examples(rng: np.random.Generator, count: int) -> list[Encoded]:
     """Return examples of random tokens."""
 
     def tokens(low: int, high: int) -> tuple[int, ...]:
-        return tuple(rng.integers(PYTHIA_1B["vocab_size"], size=rng.integers(low, high + 1)))
+        drawn = rng.integers(PYTHIA_1B["vocab_size"], size=rng.integers(low, high + 1))
+        return tuple(drawn.tolist())
 
-    return [
-        lm.Encoded(str(k), *(tuple(map(int, tokens(*part))) for part in (PROMPT, COMPLETION)))
-        for k in range(count)
-    ]
+    return [Encoded(str(k), tokens(*PROMPT), tokens(*COMPLETION)) for k in range(count)]
 
 
 def copy_rate() -> float:
@@ -80,82 +82,108 @@ def copy_rate() -> float:
     return statistics.median(rates)
 
 
-def products(model, train, queries):
-    return influence.gradient_dot(model, train, queries, memory=MEMORY)
+def tf32_rate() -> float:
+    """Return the operations a second of products of float32 matrices in TF32; median of five."""
+    a, b = torch.randn(2, 8192, 8192, device="cuda")
+    settings, rates = torch.backends.cuda.matmul, []
+    before, settings.fp32_precision = settings.fp32_precision, "tf32"
+    for _ in range(5):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        a @ b
+        torch.cuda.synchronize()
+        rates.append(2 * 8192**3 / (time.perf_counter() - start))
+    settings.fp32_precision = before
+    return statistics.median(rates)
 
 
-def probing(model, train, queries):
-    return lm.log_likelihoods(model, queries, [icp.context(model, z) for z in train], TOKENS)
-
-
-METHODS = {
-    "probing": (benchmark.NATS, costs.probing, probing),
-    "gradient products": (benchmark.PRODUCTS, costs.gradient_products, products),
-}
+def time_one(name: str, method, lm: LM, train: list[Encoded], queries: list[Encoded], options):
+    """Return the scores [N, M], and the seconds and memory of a method as columns of a row."""
+    method(lm, train, queries)  # the first run is slower
+    torch.cuda.reset_peak_memory_stats()
+    seconds = {}
+    for part in (train[:FEW], train):
+        seconds[len(part)] = []
+        for _ in tqdm(range(options.repeats), desc=f"{name}, N = {len(part)}"):
+            start = time.perf_counter()
+            scores = method(lm, part, queries)
+            seconds[len(part)].append(time.perf_counter() - start)
+    few, many = (statistics.median(found) for found in seconds.values())
+    slope = (many - few) / (len(train) - FEW)
+    return scores, {
+        "n": len(train),
+        "m": len(queries),
+        "tokens": np.mean([len(example.ids) for example in (*train, *queries)]),
+        "seconds": many,
+        "low": min(seconds[len(train)]),
+        "high": max(seconds[len(train)]),
+        "repeats": options.repeats,
+        "seconds of few": few,
+        "minutes": (few + slope * (POOL - FEW)) / 60,
+        "peak": torch.cuda.max_memory_allocated() / 2**30,
+    }
 
 
 def main() -> None:
     """Run everything, and write gpu.csv."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", default="figures/gpu")
-    parser.add_argument("--dtype", nargs="+", default=["bfloat16", "float32"])
-    parser.add_argument("--probed", type=int, default=256, help="training examples")
-    parser.add_argument("--passed", type=int, default=1024, help="the same, of gradient products")
+    parser.add_argument("--output", default="figures/mine")
+    parser.add_argument("--dtype", nargs="+", default=["bfloat16"])
+    parser.add_argument("--probed", type=int, default=256)
+    parser.add_argument("--passed", type=int, default=1024)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--memory", type=float, default=40, help="GiB of gradient factors")
+    parser.add_argument("--tokens", type=int, default=65536, help="in a forward pass of probing")
     options = parser.parse_args()
-    counts = {"probing": options.probed, "gradient products": options.passed}
+    if not torch.cuda.is_available():
+        sys.exit("There is no GPU here.")
+    if min(options.probed, options.passed) <= FEW:
+        parser.error(f"--probed and --passed must be above {FEW}")
+
+    def probing(lm: LM, train: list[Encoded], queries: list[Encoded]) -> np.ndarray:
+        contexts = [icp.context(lm, example) for example in train]
+        return language_model.log_likelihoods(lm, queries, contexts, options.tokens)
+
+    def products(lm: LM, train: list[Encoded], queries: list[Encoded]) -> np.ndarray:
+        return influence.gradient_dot(lm, train, queries, memory=options.memory)
+
+    methods = {
+        "probing": (NATS, costs.probing, probing, options.probed),
+        "gradient products": (PRODUCTS, costs.gradient_products, products, options.passed),
+    }
     rng = np.random.default_rng(0)
-    train, queries = (random_examples(rng, n) for n in (max(counts.values()), QUERIES))
-    some, asked = train[: CHECKED[0]], queries[: CHECKED[1]]
-    copied, rows = copy_rate(), []
+    train = random_examples(rng, max(options.probed, options.passed))
+    queries, rows = random_examples(rng, QUERIES), []
+    limits = {"copied": copy_rate(), "tf32 rate": tf32_rate()}
     with tempfile.TemporaryDirectory(prefix="icprobe-") as folder:
         path = str(random_model(Path(folder)))
-        plain = lm.load(path, "float64", "cpu")
-        exact = {
-            gives: benchmark.METHODS[name].run(plain, some, asked) for gives, name in PLAIN.items()
-        }
+        some = train[: CHECKED[0]], queries[: CHECKED[1]]
+        plain = language_model.load(path, "float64", "cpu")
+        exact = {gives: benchmark.METHODS[name].run(plain, *some) for gives, name in PLAIN.items()}
         del plain
-        for dtype, (name, (gives, needs, method)) in itertools.product(
-            options.dtype, METHODS.items()
-        ):
-            model = lm.load(path, dtype, "cuda")
-            rate = benchmark.product_rate(model)
-            mine = train[: counts[name] // (SLOWER if dtype == "float32" else 1)]
-            found = benchmark.errors(gives, method(model, some, asked), exact)
-            method(model, mine[:64], queries)  # a warm-up
-            torch.cuda.reset_peak_memory_stats()
-            seconds = []
-            for _ in tqdm(range(options.repeats), desc=f"{name}, {dtype}"):
-                start = time.perf_counter()
-                method(model, mine, queries)
-                seconds.append(time.perf_counter() - start)
-            middle = statistics.median(seconds)
-            floor = needs(Shape.of(model), Lengths.of(mine, queries)).operations / rate
+        for dtype, name in itertools.product(options.dtype, methods):
+            gives, needs, method, count = methods[name]
+            lm = language_model.load(path, dtype, "cuda")
+            mine = train[:count]
+            scores, took = time_one(f"{name}, {dtype}", method, lm, mine, queries, options)
+            rate = benchmark.product_rate(lm)
+            floor = needs(Shape.of(lm), Lengths.of(mine, queries)).operations / rate
             rows.append(
                 {
                     "method": name,
                     "device": torch.cuda.get_device_name(),
                     "dtype": dtype,
-                    "n": len(mine),
-                    "m": QUERIES,
-                    "seconds": middle,
-                    "low": min(seconds),
-                    "high": max(seconds),
-                    "pairs per second": len(mine) * QUERIES / middle,
-                    "minutes of the paper's": POOL / len(mine) * middle / 60,
-                    "peak": torch.cuda.max_memory_allocated() / 2**30,
+                    **took,
                     "rate": rate,
-                    "copied": copied,
-                    "floor": floor,
-                    "efficiency": floor / middle,
-                    **found,
-                    "repeats": options.repeats,
+                    **limits,
+                    "floor": floor,  # all at the rate of the model's dtype
+                    **benchmark.errors(gives, scores[: CHECKED[0]], exact),
                     "versions": benchmark.versions(),
                 }
             )
             print(rows[-1], flush=True)
-            del model
-            figures.save_table(pd.DataFrame(rows), "gpu", options.output)
+            del lm
+    figures.save_table(pd.DataFrame(rows), "gpu", options.output)
 
 
 if __name__ == "__main__":

@@ -13,10 +13,12 @@ from icprobe import lm as language_model
 from icprobe import machine
 from icprobe.experiment import Experiment
 
-# notebooks and scripts that tests start get their worker's share of the cores
+# workers share the cores, as does what they start: with more threads they would wait for each other
 workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
 if workers > 1:
-    os.environ["OMP_NUM_THREADS"] = str(max(1, machine.usable_cores() // workers))
+    share = max(1, machine.usable_cores() // workers)
+    os.environ.setdefault("OMP_NUM_THREADS", str(share))
+    torch.set_num_threads(share)
 
 # one tolerance pair for the suite: log-likelihoods of float32 models, in nats
 RTOL, ATOL = 1e-5, 1e-4
@@ -97,3 +99,12 @@ def tiny(tmp_path_factory):
         return language_model.load(str(made[key]), dtype, device="cpu")
 
     return load
+
+
+@pytest.fixture
+def two_threads():
+    """Let torch use two threads, so that what can runs side by side."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)

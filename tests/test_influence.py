@@ -222,7 +222,7 @@ def test_no_example_is_passed_twice_whatever_the_memory(tiny, monkeypatch, memor
     train, queries = encoded(lm, 12, seed=1, words=20), encoded(lm, 30, seed=2, words=20)
     whole = influence.gradient_dot(lm, train, queries)
     monkeypatch.setitem(gradients.TOKENS_PER_PASS, "cpu", 60)
-    monkeypatch.setitem(influence.TOKENS_TOGETHER, "cpu", 130)
+    monkeypatch.setattr(influence, "TOKENS_TOGETHER", 130)
     monkeypatch.setattr(influence, "TOKENS_READ", 200)
     seen = []
     factors = gradients.factors
@@ -238,6 +238,43 @@ def test_no_example_is_passed_twice_whatever_the_memory(tiny, monkeypatch, memor
     assert [seen.count(z.id) for z in train] == [1] * 12
     assert [seen.count(q.id) for q in queries] == [1] * 30
     close(cosine, brute_force_dot(lm, train, queries, cosine=True))
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
+def test_factors_are_held_in_the_model_s_dtype_and_summed_in_a_wider_one(tiny, dtype):
+    lm = tiny(dtype=dtype)
+    one, other = (gradients.factors(lm, encoded(lm, n, seed=n)) for n in (3, 2))
+    for mine, theirs in zip(one, other, strict=True):
+        assert mine.inputs.dtype == lm.model.dtype
+        wide = [part.widened() for part in (mine, theirs)]
+        assert wide[0].inputs.dtype == (torch.float64 if dtype == "float64" else torch.float32)
+        for way in (gradients.products, gradients._over_tokens, gradients._over_weights):
+            pair = [mine, theirs] if way is gradients.products else wide
+            found = way(*([part] for part in pair))
+            for name, g in wide[0].outputs.items():
+                weights = (g.mT @ wide[0].inputs, wide[1].outputs[name].mT @ wide[1].inputs)
+                close(found[name], torch.tensordot(*weights, dims=([1, 2], [1, 2])))
+        squares = gradients.squared_norms([mine])
+        for name, part in gradients.squared_norms(wide[:1]).items():
+            assert torch.equal(squares[name], part)
+
+
+def test_a_gpu_s_tensor_cores_are_for_short_floats_only(tiny, monkeypatch):
+    settings, seen = torch.backends.cuda.matmul, []
+    before = settings.fp32_precision
+    monkeypatch.setattr(
+        gradients, "_over_tokens", lambda *_: seen.append(settings.fp32_precision) or {}
+    )
+    monkeypatch.setattr(gradients, "_over_weights", gradients._over_tokens)
+    for dtype in ("float32", "bfloat16"):
+        lm = tiny(dtype=dtype)
+        group = gradients.factors(lm, encoded(lm, 2, seed=1))[:1]
+        gradients.products(group, group)
+    assert seen == [before, "tf32"] and before != "tf32"
+    with pytest.raises(KeyError), gradients._tensor_cores(True):
+        raise KeyError
+    assert settings.fp32_precision == before
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

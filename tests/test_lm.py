@@ -44,6 +44,7 @@ def test_all_pairs_equal_one_forward_pass_per_pair(tiny, family, bos):
     assert np.std(expected) > 1, "the reference must tell pairs apart"
 
 
+@pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("tokens_per_forward", [1, 40, 100, 100_000])
 def test_batching_and_order_do_not_matter(tiny, tokens_per_forward):
     lm = tiny()

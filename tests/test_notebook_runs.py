@@ -280,7 +280,8 @@ def test_the_paper_profile_with_local_stand_ins(tmp_path):
         "queries": str(tmp_path / "kmeans.jsonl"),
     }
     arguments = [text for name, value in sources.items() for text in ("-p", name, value)]
-    # 05 would train at its full size
+    # 06 would time for ten minutes, and 05 train at its full size
+    arguments += ["-p", "m_timed", "[1, 3]", "-p", "timing_repeats", "1"]
     expected_of = {number: files for number, files in RESULTS.items() if number != "05"}
     assert run(tmp_path, "paper", "--only", ",".join(expected_of), *arguments) == 0
     for number, expected in expected_of.items():

@@ -100,7 +100,7 @@ def test_arguments_reach_python_unchanged_in_the_root(active):
 
 def test_test_runs_pytest_from_the_root(active):
     assert run("test", "--version", **active).stdout.startswith("pytest ")
-    missing = run("test", "tests/no_such_file.py", **active)
+    missing = run("test", "-n", "0", "tests/no_such_file.py", **active)
     assert missing.returncode == 4  # pytest's code for a usage error
 
 

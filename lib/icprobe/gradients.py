@@ -32,7 +32,8 @@ LINEAR = (nn.Linear, Conv1D)
 # a block's number in the name of a layer, such as model.layers.3.mlp.up_proj
 BLOCK = re.compile(r"\.(\d+)\.")
 
-# tokens in one forward and backward pass, padding included; more would only cost memory
+# tokens in one forward and backward pass, padding included; more would only cost memory (on a GPU
+# not measured)
 TOKENS_PER_PASS = {"cpu": 384, "cuda": 4096}
 
 # entries of weight gradients that are made at once: on a CPU, what its cache holds
@@ -41,7 +42,7 @@ WEIGHT_ENTRIES = {"cpu": 2**23, "cuda": 2**28}
 # share of the blocks' weights in no linear layer above which there is a warning
 LEFT_OUT = 0.01
 
-# time of an operation over weights, in that of one over tokens (measured on a CPU)
+# time of an operation over weights, in that of one over tokens (measured on a CPU, used on all)
 OVER_WEIGHTS = 1.5
 
 
@@ -287,8 +288,9 @@ def products(one: Sequence[Factors], other: Sequence[Factors]) -> dict[str, torc
 def _tensor_cores(wanted: bool) -> Iterator[None]:
     """Let a GPU multiply float32 in TF32, whose 10 bits hold bfloat16 and float16 exactly.
 
-    Several times faster; what is lost is the rounding of weight gradients before their products,
-    which is finer than that of the passes that they come from.
+    Several times faster; what is lost is the rounding of weight gradients before their products: to
+    finer numbers than passes in bfloat16 have, and as fine ones as in float16. The setting is the
+    process's: other threads' products are in TF32 meanwhile, too.
     """
     settings = torch.backends.cuda.matmul
     before = settings.fp32_precision

@@ -36,11 +36,14 @@ from icprobe.projected import projected_gradients as projected_gradients
 from icprobe.query_set import query_set_influence as query_set_influence
 from icprobe.shelf import Shelf
 
-# GiB of gradient factors to hold in memory; a token's take about a megabyte for SmolLM2-135M
+# GiB of gradient factors to hold in memory; a token's take about a megabyte for
+# SmolLM2-135M in float32
 MEMORY = 0.75
 
-# training examples' tokens whose factors are kept together: more would save little, see _blocks
-TOKENS_TOGETHER = {"cpu": 4096, "cuda": 16384}
+# training examples' tokens whose factors are kept together, see _blocks; on a CPU, more would save
+# little, and on a GPU there may be as many as memory has room for
+TOKENS_TOGETHER = 4096
+TOKENS_ON_GPU = 16384
 
 # queries' tokens whose factors, of one group of layers, are read from the file at once
 TOKENS_READ = 16384
@@ -102,7 +105,8 @@ class GradientDot:
         for number, batch in enumerate(self._batches):
             groups = gradients.factors(lm, [queries[j] for j in batch], layers)
             if number == 0:
-                self._check_disk(sum(group.nbytes for group in groups) / self._tokens[0])
+                self._bytes = sum(group.nbytes for group in groups) / self._tokens[0]  # a token's
+                self._check_disk()
             if cosines:
                 self._norms[batch] = gradients.norms(groups)
             self._shelf.put(groups)
@@ -166,13 +170,15 @@ class GradientDot:
 
         Makes each training example's factors and notes its norm, if `norms` is given. The queries'
         factors are met once for as many training examples as are kept together (a tile), so the
-        cost of meeting them is shared: at 4096 tokens it is less than that of the products
+        cost of meeting them is shared: on a CPU at 4096 tokens it is less than that of the products
         themselves.
         """
         batches = list(gradients.batches(self.lm, train))
         lengths = [gradients.tokens(self.lm, train, batch) for batch in batches]
         shelf = Shelf(self._shelf.free)
-        together = TOKENS_TOGETHER.get(self.lm.device.type, TOKENS_TOGETHER["cpu"])
+        together = TOKENS_TOGETHER
+        if self.lm.device.type == "cuda":
+            together = max(together, min(TOKENS_ON_GPU, int(shelf.free / self._bytes)))
         for tile in _runs(lengths, together):
             shelf.clear()
             for batch in batches[tile]:
@@ -191,9 +197,9 @@ class GradientDot:
                     yield rows, columns, {name: part.cpu().numpy() for name, part in parts.items()}
             del mine, groups
 
-    def _check_disk(self, bytes_per_token: float) -> None:
+    def _check_disk(self) -> None:
         """Raise OSError if the queries' factors will not fit on the disk, before all are made."""
-        size = sum(self._tokens) * bytes_per_token
+        size = sum(self._tokens) * self._bytes
         free = shutil.disk_usage(tempfile.gettempdir()).free
         if size - self._shelf.free > free:
             raise OSError(

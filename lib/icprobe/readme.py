@@ -36,6 +36,7 @@ def render(text: str) -> str:
         "lds": lds,
         "synthetic": synthetic,
         "cost": cost,
+        "gpu": on_a_gpu,
         "minutes": minutes,
     }
     return BLOCK.sub(lambda match: f"{match[1]}{blocks[match['name']]()}\n{match[3]}", text)
@@ -340,7 +341,11 @@ def cost() -> str:
     folder = FIGURES / "laptop"
     timed = pd.read_csv(folder / "cost.csv")
     exact = timed[timed["dtype"] == "float32"]
-    found = tables.in_words(pd.read_csv(folder / "06_findings.csv").dropna())
+    found = pd.read_csv(folder / "06_findings.csv").dropna(subset="estimate")
+    single = found["low"].isna()
+    found = tables.in_words(found[~single]) | {
+        row.quantity: f"{row.estimate:.2f} (one run)" for row in found[single].itertuples()
+    }
     crossings = pd.read_csv(folder / "06_crossings.csv").query("against == 'gradient products'")
     lines = []
     for row in crossings.itertuples():
@@ -361,8 +366,8 @@ def cost() -> str:
         ]
     lines += [_coarser(timed), ""]
     lines += [
-        "| lengths | M | method | seconds (range) | efficiency | peak, GiB | error | rank |",
-        "|---|---|---|---|---|---|---|---|",
+        "| lengths | M | gives | method | seconds (range) | efficiency | GiB | error | rank |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for rows in timings.beside(exact).values():
         for row in rows.sort_values(["gives", "seconds"]).itertuples():
@@ -372,6 +377,7 @@ def cost() -> str:
             cells = (
                 f"`{row.lengths}`",
                 str(row.m),
+                row.gives,
                 f"**{row.method}**" if ours else row.method,
                 f"{row.seconds:.1f}{several}",
                 f"{row.efficiency:.2f}",
@@ -385,10 +391,24 @@ def cost() -> str:
         f"On {exact['threads'].max()} cores ({exact['machine'].iloc[0]}); medians and ranges of up "
         f"to {runs.max()} runs (no range: a single one). *Error* and *rank* are over all training "
         f"examples and {benchmark.CHECKED} queries.",
-        "",
-        _at_scale(pd.read_csv(FIGURES / "gpu" / "gpu.csv")),
     ]
     return "\n".join(lines)
+
+
+def on_a_gpu() -> str:
+    """Return what `benchmarks/gpu.py` timed, in a sentence."""
+    timed = pd.read_csv(FIGURES / "gpu" / "gpu.csv").query("dtype == 'bfloat16'")
+    said = [
+        f"{row.method} of {row.n:,} training examples {row.low:.1f} to {row.high:.1f} seconds"
+        f"{f', so of 52,002 {row.minutes:.0f} minutes' if np.isfinite(row.minutes) else ''}"
+        for row in timed.itertuples()
+    ]
+    return (
+        f"On one {timed['device'].iloc[0]} in bfloat16, with a model of Pythia-1b's shape and "
+        f"random weights, {timed['m'].iloc[0]} queries, and examples of "
+        f"{timed['tokens'].mean():.0f} tokens on average: {'; '.join(said)} "
+        f"({timed['repeats'].min()} runs each)."
+    )
 
 
 def _between(cheaper: float, dearer: float) -> str:
@@ -413,24 +433,6 @@ def _coarser(timed: pd.DataFrame) -> str:
         for (method, lengths, m), row in rows.iterrows()
     ]
     return f"In bfloat16: {'; '.join(said)}."
-
-
-def _at_scale(timed: pd.DataFrame) -> str:
-    """Return what the paper's pool would take on a GPU, see benchmarks/gpu.py."""
-    said = []
-    for row in timed[timed["dtype"] == "bfloat16"].itertuples():
-        minutes = timed.loc[row.Index, "minutes of the paper's"]
-        low, high = (minutes * end / row.seconds for end in (row.low, row.high))
-        said.append(
-            f"{row.method} {minutes:.0f} minutes ({low:.0f} to {high:.0f}, from {row.repeats} runs "
-            f"of {row.n} examples; efficiency {row.efficiency:.2f}, {row.peak:.0f} GiB, error "
-            f"{row.error:.0e})"
-        )
-    return (
-        f"On one {timed['device'].iloc[0]} in bfloat16, a model of Pythia-1b's shape with random "
-        "weights would take, for 52,002 training examples of 120 tokens on average and 100 such "
-        f"queries: {'; '.join(said)}. (`benchmarks/gpu.py`)"
-    )
 
 
 def claims() -> str:

@@ -1,7 +1,7 @@
 """Where the factors of many examples' gradients lie until their products are taken.
 
-A token's factors take about a megabyte for SmolLM2-135M. They stay in memory as far as there is
-room; the rest goes to a temporary file, from which one group of layers is read at a time.
+A token's factors take about a megabyte for SmolLM2-135M in float32. They stay in memory as far as
+there is room; the rest goes to a temporary file, from which one group of layers is read at a time.
 """
 
 import tempfile

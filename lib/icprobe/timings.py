@@ -33,7 +33,7 @@ def beside(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Return timings by lengths, of that number of queries for which most methods were timed.
 
     Args:
-        table: See `compare`; of one dtype.
+        table: See `benchmark.compare`; of one dtype.
     """
     counts = table.groupby(["lengths", "m"])["method"].nunique()
     chosen = {lengths: counts[lengths].idxmax() for lengths in counts.index.unique("lengths")}
@@ -65,7 +65,7 @@ def findings(table: pd.DataFrame, dtype: str) -> pd.DataFrame:
     """Return what methods cost beside each other, one row a quantity.
 
     Args:
-        table: See `compare`; timings of the most training examples are taken.
+        table: See `benchmark.compare`; timings of the most training examples are taken.
         dtype: Whose timings.
 
     Returns:
