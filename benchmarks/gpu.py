@@ -18,6 +18,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -69,32 +70,29 @@ def random_examples(rng: np.random.Generator, count: int) -> list[Encoded]:
     return [Encoded(str(k), tokens(*PROMPT), tokens(*COMPLETION)) for k in range(count)]
 
 
-def copy_rate() -> float:
-    """Return the bytes a second that the card reads and writes when it copies; median of five."""
+def per_second(amount: float, work: Callable[[], object]) -> float:
+    """Return how much of an amount the card does in a second; median of five."""
+    rates = []
+    for _ in range(5):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        work()
+        torch.cuda.synchronize()
+        rates.append(amount / (time.perf_counter() - start))
+    return statistics.median(rates)
+
+
+def card_limits() -> dict[str, float]:
+    """Return the bytes a second of copying (read and written), and the operations in TF32."""
     source = torch.randn(2**30, device="cuda")
-    target, rates = torch.empty_like(source), []
-    for _ in range(5):
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        target.copy_(source)
-        torch.cuda.synchronize()
-        rates.append(2 * source.nbytes / (time.perf_counter() - start))
-    return statistics.median(rates)
-
-
-def tf32_rate() -> float:
-    """Return the operations a second of products of float32 matrices in TF32; median of five."""
+    target = torch.empty_like(source)
+    copied = per_second(2 * source.nbytes, lambda: target.copy_(source))
     a, b = torch.randn(2, 8192, 8192, device="cuda")
-    settings, rates = torch.backends.cuda.matmul, []
+    settings = torch.backends.cuda.matmul
     before, settings.fp32_precision = settings.fp32_precision, "tf32"
-    for _ in range(5):
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        a @ b
-        torch.cuda.synchronize()
-        rates.append(2 * 8192**3 / (time.perf_counter() - start))
+    rate = per_second(2 * 8192**3, lambda: a @ b)
     settings.fp32_precision = before
-    return statistics.median(rates)
+    return {"copied": copied, "tf32 rate": rate}
 
 
 def time_one(name: str, method, lm: LM, train: list[Encoded], queries: list[Encoded], options):
@@ -154,7 +152,7 @@ def main() -> None:
     rng = np.random.default_rng(0)
     train = random_examples(rng, max(options.probed, options.passed))
     queries, rows = random_examples(rng, QUERIES), []
-    limits = {"copied": copy_rate(), "tf32 rate": tf32_rate()}
+    limits = card_limits()
     with tempfile.TemporaryDirectory(prefix="icprobe-") as folder:
         path = str(random_model(Path(folder)))
         some = train[: CHECKED[0]], queries[: CHECKED[1]]

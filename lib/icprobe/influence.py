@@ -105,7 +105,7 @@ class GradientDot:
         for number, batch in enumerate(self._batches):
             groups = gradients.factors(lm, [queries[j] for j in batch], layers)
             if number == 0:
-                self._bytes = sum(group.nbytes for group in groups) / self._tokens[0]  # a token's
+                self._token_bytes = sum(group.nbytes for group in groups) / self._tokens[0]
                 self._check_disk()
             if cosines:
                 self._norms[batch] = gradients.norms(groups)
@@ -178,7 +178,7 @@ class GradientDot:
         shelf = Shelf(self._shelf.free)
         together = TOKENS_TOGETHER
         if self.lm.device.type == "cuda":
-            together = max(together, min(TOKENS_ON_GPU, int(shelf.free / self._bytes)))
+            together = max(together, min(TOKENS_ON_GPU, int(shelf.free / self._token_bytes)))
         for tile in _runs(lengths, together):
             shelf.clear()
             for batch in batches[tile]:
@@ -199,7 +199,7 @@ class GradientDot:
 
     def _check_disk(self) -> None:
         """Raise OSError if the queries' factors will not fit on the disk, before all are made."""
-        size = sum(self._tokens) * self._bytes
+        size = sum(self._tokens) * self._token_bytes
         free = shutil.disk_usage(tempfile.gettempdir()).free
         if size - self._shelf.free > free:
             raise OSError(
