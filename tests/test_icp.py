@@ -160,6 +160,14 @@ def test_a_part_of_an_experiment_knows_its_places(tmp_path, model):
         assert [whole[int(i)]["id"] for i in at] == list(some["id"])
     with pytest.raises(ValueError, match="is not in"):
         part.places(what)
+    scores = np.arange(8.0).reshape(4, 2)
+    among = what.spread(part, scores)
+    assert (among[np.ix_(rows, columns)] == scores).all()
+    assert np.isnan(among).sum() == among.size - 8
+    # a side that keeps all keeps its name, so that finished scores of the whole are found
+    size = len(what.load_data()[0])
+    assert what.part(size + 1, None).identity == what.part(None, None).identity == what.identity
+    assert what.part(size - 1, None).n_train == size - 1
     other = what.on("sentiment", 8, 4)
     assert (other.train, other.queries, other.n_train, other.n_query) == (*["sentiment"] * 2, 8, 4)
     assert (other.model, other.seed, other.max_length) == (what.model, what.seed, what.max_length)

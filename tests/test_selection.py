@@ -5,8 +5,10 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from conftest import ATOL, RTOL
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from icprobe import data, selection
 from icprobe.selection import Budget
@@ -350,6 +352,29 @@ def test_what_is_written_comes_back_best_first(tmp_path, rng):
         back = data.load(folder / f"{name}.jsonl")
         assert back["id"] == [pool[int(i)]["id"] for i in rows]
         assert "score" not in back.column_names
+
+
+def test_one_selection_is_written_best_first_or_as_it_is(tmp_path):
+    pool = data.load("data/demo.jsonl")
+    values = np.arange(len(pool), dtype=float)
+    file = selection.write_one(pool, [3, 9, 5], tmp_path / "new" / "chosen.jsonl", values)
+    assert data.load(file)["score"] == [9, 5, 3]
+    selection.write_one(pool, [9, 3, 5], file)
+    assert data.load(file)["id"] == [pool[i]["id"] for i in (9, 3, 5)]
+    assert [one.name for one in file.parent.iterdir()] == ["chosen.jsonl"]
+
+
+def test_a_ranking_has_means_with_students_intervals(rng):
+    scores = rng.normal(size=(6, 9))
+    found = selection.ranking(scores)
+    for row, mine in zip(scores, found.itertuples(), strict=True):
+        interval = stats.ttest_1samp(row, 0).confidence_interval(0.95)
+        np.testing.assert_allclose((mine.low, mine.high), interval, rtol=RTOL, atol=ATOL)
+        assert mine.score == pytest.approx(row.mean())
+        assert mine.helped == (row > 0).mean()
+    assert found.sort_values("place")["score"].is_monotonic_decreasing
+    assert sorted(found["place"]) == [1, 2, 3, 4, 5, 6]
+    assert selection.ranking(scores[:, :1])["low"].isna().all()  # one query has no interval
 
 
 def test_any_text_comes_back(tmp_path):

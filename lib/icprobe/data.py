@@ -143,8 +143,8 @@ def check_disjoint(
     Raises:
         DataError: If texts are equal; the message lists the ids.
     """
-    known = {_text(row): row["id"] for row in train.select_columns(list(COLUMNS))}
-    same = [(row["id"], known[_text(row)]) for row in queries if _text(row) in known]
+    known = {plain_text(row): row["id"] for row in train.select_columns(list(COLUMNS))}
+    same = [(row["id"], known[plain_text(row)]) for row in queries if plain_text(row) in known]
     if same:
         one, other = names
         pairs = _listed([f"{other} {query!r} = {one} {theirs!r}" for query, theirs in same])
@@ -368,7 +368,7 @@ def _check_pools(suite: Suite, pools: dict[str, dict[str, list[dict]]]) -> None:
         if len({row["prompt"] for row in rows}) < len(rows):
             raise DataError(f"suite {suite.name}: equal prompts in the {split} split")
         for row in rows:
-            if seen.setdefault(_text(row), split) != split:
+            if seen.setdefault(plain_text(row), split) != split:
                 raise DataError(f"suite {suite.name}: {row['id']} is in two splits")
 
 
@@ -615,7 +615,8 @@ def _checked_limit(limit: int | None, size: int, source: str | Path) -> int:
     return limit
 
 
-def _text(row: dict) -> str:
+def plain_text(row: Mapping[str, str]) -> str:
+    """Return prompt and completion with white space as single spaces: equal texts are one."""
     return " ".join((row["prompt"] + row["completion"]).split())
 
 

@@ -163,10 +163,14 @@ class Experiment:
         return found
 
     def part(self, n_train: int | None, n_query: int | None) -> "Experiment":
-        """Return the same on at most so many of its examples, None for all; for slow methods."""
+        """Return the same on at most so many of its examples, None for all; for slow methods.
+
+        A side that keeps all its examples keeps its name, too: their scores are the same ones.
+        """
+        own = self.n_train, self.n_query
         N, M = (
-            len(rows) if most is None else min(most, len(rows))
-            for rows, most in zip(self.load_data(), (n_train, n_query), strict=True)
+            n if most is None or most >= len(rows) else most
+            for rows, most, n in zip(self.load_data(), (n_train, n_query), own, strict=True)
         )
         return replace(self, n_train=N, n_query=M)
 
@@ -184,6 +188,20 @@ class Experiment:
                     f"{theirs['id'][int(found[-1].argmin())]!r} is not in {self.train}"
                 )
         return tuple(found)
+
+    def spread(self, part: "Experiment", scores: np.ndarray) -> np.ndarray:
+        """Return a smaller experiment's scores among all pairs of this one: [N, M].
+
+        Args:
+            part: The smaller experiment, see `part`.
+            scores: [n, m] of its pairs.
+
+        Returns:
+            Float [N, M], not a number for all other pairs.
+        """
+        among = np.full([len(rows) for rows in self.load_data()], np.nan)
+        among[np.ix_(*self.places(part))] = scores
+        return among
 
     def encode(self, lm: LM) -> tuple[list[Encoded], list[Encoded]]:
         """Return the training pool (N) and the queries (M) as the model's tokens.

@@ -196,6 +196,40 @@ def length_against_score(tokens: np.ndarray, scores: dict[str, np.ndarray]) -> F
     return figure
 
 
+def ranked(table: pd.DataFrame, label: str, threshold: float | None = 0.0) -> Figure:
+    """All training examples from the highest mean score to the lowest, with intervals.
+
+    Args:
+        table: See `selection.ranking`; with columns selected and copy (bool), which are marked.
+        label: Of the score, with its unit.
+        threshold: Where help ends and harm begins: drawn as a line, and those with an interval
+            below it are counted; None where a score says nothing of harm.
+    """
+    table = table.sort_values("place")
+    x, mean = table["place"].to_numpy(), table["score"].to_numpy()
+    with mpl.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(8, 3.4))
+        axes.fill_between(x, table["low"], table["high"], color="#CCCCCC", linewidth=0, step="mid")
+        axes.step(x, mean, where="mid", color="black", linewidth=1, label="mean over queries")
+        axes.fill_between([], [], color="#CCCCCC", label="95 % interval over queries")
+        marks = {"selected": ("o", BLUE, "selected"), "copy": ("X", ORANGE, "copy of a query")}
+        for column, (marker, colour, name) in marks.items():
+            at = table[column].to_numpy(bool)
+            axes.scatter(
+                x[at], mean[at], s=28, marker=marker, color=colour, edgecolor="black",
+                linewidth=0.5, zorder=3, label=f"{name} ({at.sum()})",
+            )  # fmt: skip
+        if threshold is not None:
+            axes.axhline(threshold, color="black", linewidth=0.8, linestyle=":")
+            harmful = int((table["high"] < threshold).sum())
+            axes.set_title(f"{harmful} of {len(table)} with an interval below {threshold:g}")
+        axes.set(xlabel="place among all training examples", ylabel=label)
+        axes.set_xlim(0.5, len(table) + 0.5)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        figure.legend(loc="outside lower center", ncols=4)
+    return figure
+
+
 def layer_shares(shares: dict[str, float]) -> Figure:
     """Shares of the squared gradient norm by block (column) and kind of layer (row), in percent."""
     cells = {}

@@ -12,6 +12,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from icprobe import paths
 from icprobe.data import COLUMNS
@@ -20,6 +21,7 @@ LENGTH_BINS = 10  # of a pool, within which a length-matched random choice is ma
 LEAST_IN_BIN = 10  # examples: in smaller ones hardly anything is left to chance
 
 TOP, BOTTOM, IN_TURN = "top", "bottom", "in turn"
+UNITS = ("examples", "tokens")  # of a budget
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Budget:
             raise ValueError(
                 f"budget is {self.share!r}, expected a share above 0, up to 1 (the whole pool)"
             )
-        if self.unit not in ("examples", "tokens"):
+        if self.unit not in UNITS:
             raise ValueError(f"unit is {self.unit!r}, expected 'examples' or 'tokens'")
 
     def examples(self, N: int) -> int:
@@ -77,6 +79,30 @@ def values(scores: np.ndarray, N: int, columns: Sequence[int] | None = None) -> 
         raise ValueError(f"the score of row {row} and query {columns[column]} is not finite")
     # ties of whole numbers stay ties in a sum, and need not in a mean
     return chosen.sum(1) / len(columns)
+
+
+def ranking(scores: np.ndarray) -> pd.DataFrame:
+    """Return what the scores say of each training example over all queries, in the pool's order.
+
+    Args:
+        scores: [N, M], positive = helps.
+
+    Returns:
+        N rows: score (mean over queries), low and high (95 %, Student's t over queries; not a
+        number for a single query), helped (share of queries with a positive score) and place (1 =
+        the highest mean; ties in the order of the pool).
+    """
+    N, M = scores.shape
+    mean = values(scores, N)
+    half = np.full(N, np.nan)
+    if M > 1:
+        half = stats.t.ppf(0.975, M - 1) * scores.std(axis=1, ddof=1, dtype=float) / np.sqrt(M)
+    place = np.empty(N, dtype=int)
+    place[np.argsort(-mean, kind="stable")] = np.arange(1, N + 1)
+    helped = (scores > 0).mean(axis=1)
+    return pd.DataFrame(
+        {"score": mean, "low": mean - half, "high": mean + half, "helped": helped, "place": place}
+    )
 
 
 def named(known: Mapping[str, np.ndarray], names: Sequence[str]) -> dict[str, np.ndarray]:
@@ -288,13 +314,33 @@ def write(
     for name, rows in selections.items():
         method, _, end = name.rpartition(", ")
         values = ranked[method] if end in (TOP, BOTTOM) else None
-        order = sorted(map(int, rows), key=lambda row: 0 if values is None else -values[row])
-        lines = []
-        for row in order:
-            line = {column: examples[row][column] for column in COLUMNS}
-            line |= {} if values is None else {"score": float(values[row])}
-            lines.append(json.dumps(line, ensure_ascii=False) + "\n")
         file = folder / f"{name.replace(',', '').replace(' ', '_').lower()}.jsonl"
-        temporary = file.with_suffix(".tmp")
-        temporary.write_text("".join(lines), encoding="utf-8")
-        temporary.replace(file)
+        write_one(examples, rows, file, values)
+
+
+def write_one(
+    examples: datasets.Dataset,
+    rows: Sequence[int],
+    file: str | Path,
+    values: np.ndarray | None = None,
+) -> Path:
+    """Write one selection as JSON lines that TRL trains on as they are; return the file.
+
+    Args:
+        examples: The pool, N rows.
+        rows: Row numbers of the selection.
+        file: Where to; a relative path starts at the repository root.
+        values: [N] what ranks the pool: lines then have a score, and the best come first; without
+            it they are in the order given.
+    """
+    file = paths.resolve(file)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for row in sorted(map(int, rows), key=lambda row: 0 if values is None else -values[row]):
+        line = {column: examples[row][column] for column in COLUMNS}
+        line |= {} if values is None else {"score": float(values[row])}
+        lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text("".join(lines), encoding="utf-8")
+    temporary.replace(file)
+    return file

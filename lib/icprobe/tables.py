@@ -98,7 +98,7 @@ def ranked_first(
             "place": place,
             "value": values[i],
             "task": train[int(i)]["task"],
-            "training example": _text(train[int(i)], width),
+            "training example": line(train[int(i)], width),
         }
         for name, values in ranked.items()
         for place, i in enumerate(np.argsort(-values, kind="stable")[:top], 1)
@@ -131,11 +131,11 @@ def extremes(
         for end, found in ends.items():
             rows += [
                 {
-                    "query": _text(queries[int(j)], width),
+                    "query": line(queries[int(j)], width),
                     "end": f"{end} {place}",
                     "score": scores[i, j],
                     "same task": train[int(i)]["task"] == queries[int(j)]["task"],
-                    "training example": _text(train[int(i)], width),
+                    "training example": line(train[int(i)], width),
                 }
                 for place, i in enumerate(found, 1)
             ]
@@ -154,8 +154,8 @@ def by_group(matrices: dict[str, np.ndarray], groups: dict[str, np.ndarray]) -> 
     ).set_index(pd.Index([name for name, mask in groups.items() if mask.any()], name="pairs of"))
 
 
-def _text(row: dict, width: int) -> str:
-    """One line of an example: the end of the prompt matters more than its beginning."""
+def line(row: dict, width: int = 160) -> str:
+    """Return an example in one line: the end of the prompt matters more than its beginning."""
     prompt = " ".join(row["prompt"].split())
     room = max(0, width - len(row["completion"]))
     return (
