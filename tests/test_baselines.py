@@ -1,19 +1,15 @@
 """Rivals against closed forms and one plain forward pass per example."""
 
-import json
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from conftest import ATOL, FAMILIES, RTOL, experiment_on
+from conftest import ATOL, FAMILIES, RTOL
 from test_lm import examples
 
 from icprobe import baselines, gradients
 from icprobe import lm as language_model
-from icprobe.experiment import Experiment
-from icprobe.store import ScoresNotFound
 
 
 def row(text, completion=" "):
@@ -164,80 +160,3 @@ def test_the_same_answer_is_the_same_whatever_its_case():
     queries = [{"completion": text} for text in (" yes.", " No")]
     expected = [[1, 0], [0, 1], [1, 0]]
     assert baselines.same_completion(train, queries).tolist() == expected
-
-
-@pytest.fixture
-def what(tmp_path):
-    """Return an experiment of 5 training examples and 3 queries with a tiny model."""
-    return experiment_on(tmp_path, examples(5), examples(3, seed=1), max_length=100)
-
-
-def test_rivals_through_the_store(what, monkeypatch, capsys):
-    pool, asked = what.load_data()
-    lm = what.load_model()
-    scores = baselines.measure(what, lm)
-    assert list(scores) == list(baselines.UNITS)
-    direct = {
-        "length": baselines.length(lm, pool, asked),
-        "completion_length": baselines.length(lm, pool, asked, part="completion"),
-        "query_length": baselines.length(lm, asked, pool, part="completion").T,
-        "lexical": baselines.lexical(pool, asked),
-        "embedding": baselines.embedding(lm, pool, asked),
-        "same_completion": baselines.same_completion(pool, asked),
-        "own_loss": baselines.own_loss(lm, pool, asked),
-        "random": baselines.random(5, 3, np.random.default_rng(0)),
-    }
-    for method, matrix in scores.items():
-        assert (matrix == direct[method]).all(), method
-
-    # finished scores are found without model and data, and are not computed again
-    for name in ("mean_states", "lexical", "own_loss", "length", "random"):
-        monkeypatch.setattr(baselines, name, None)
-    monkeypatch.setattr(Experiment, "_data", property(lambda _: pytest.fail("data were loaded")))
-    found = baselines.find(replace(what), "run notebook 03")  # a copy without data
-    assert all((found[method] == matrix).all() for method, matrix in scores.items())
-    monkeypatch.undo()
-    capsys.readouterr()
-    again = baselines.measure(what, lm)
-    assert all((again[method] == matrix).all() for method, matrix in scores.items())
-    assert capsys.readouterr().out.count("reused 5 of 5 rows") == len(scores)
-
-
-def test_parts_of_a_store_make_the_same_whole(what, tmp_path, monkeypatch):
-    lm = what.load_model()
-    whole = baselines.measure(what, lm)
-    monkeypatch.setattr(baselines, "BLOCK_SIZE", 2)
-    parts = baselines.measure(what, lm, fresh=True)
-    for method, matrix in whole.items():
-        assert (parts[method] == matrix).all(), method
-    assert len(list((tmp_path / "scores").glob("*/part-00002.parquet"))) == len(whole)
-
-
-def test_another_option_is_another_store(what):
-    lm = what.load_model()
-    first = baselines.measure(what, lm)
-    for change, method in (
-        ({"layer": -1}, "embedding"),
-        ({"centre": False}, "embedding"),
-        ({"seed": 1}, "random"),
-    ):
-        (name,) = change
-        with pytest.raises(ScoresNotFound, match=rf"identity\.options\.{name}") as error:
-            baselines.find(what, "run notebook 03", **change)
-        assert "run notebook 03" in str(error.value)
-        other = baselines.measure(what, lm, **change)
-        differing = [key for key in first if (first[key] != other[key]).any()]
-        assert differing == [method]
-
-
-def test_nothing_is_begun_that_cannot_be_finished(what, tiny, tmp_path):
-    with pytest.raises(ValueError, match="is not"):
-        baselines.measure(what, tiny("gpt2"))
-    lm = what.load_model()
-    with pytest.raises(ValueError, match="layer is 9"):
-        baselines.measure(what, lm, layer=9)
-    plain = tmp_path / "plain.jsonl"
-    plain.write_text(json.dumps({"id": "plain", "prompt": "", "completion": "a text"}))
-    with pytest.raises(ValueError, match="'plain': the prompt has no tokens"):
-        baselines.measure(replace(what, train=str(plain)), lm)
-    assert not (tmp_path / "scores").exists()

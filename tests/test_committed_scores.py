@@ -11,7 +11,7 @@ import pytest
 import yaml
 from scipy.stats import spearmanr
 
-from icprobe import baselines, correlation, icp, influence, paths, retraining, store
+from icprobe import correlation, icp, influence, methods, paths, retraining, store
 from icprobe.experiment import Experiment
 
 
@@ -39,14 +39,14 @@ def test_a_fresh_clone_finds_its_scores_without_model_and_data(monkeypatch, tmp_
 
     listed = ["git", "ls-files", "*/manifest.json"]
     files = subprocess.check_output(listed, cwd=paths.resolve(profile["scores_dir"]), text=True)
-    methods = sorted(Path(file).parent.name.rpartition("-")[0] for file in files.split())
+    kept = sorted(Path(file).parent.name.rpartition("-")[0] for file in files.split())
     pools = 1 + len(profile["condition_pools"])
     kinds, bands = 7, 6
     expected = ["clamped_log", "ekfac", "icp_neutral", "tracin", *["projected"] * 5]
     expected += ["training_effect"] * len(profile["steps"])
     expected += ["gradient_dot"] * (kinds + bands + 1)
-    expected += ["gradient_cosine", "gradient_dot", "icp", "zero_shot", *baselines.UNITS] * pools
-    assert methods == sorted(expected), "no scores of other parameters"
+    expected += ["gradient_cosine", "gradient_dot", "icp", "zero_shot", *methods.REGISTERED] * pools
+    assert kept == sorted(expected), "no scores of other parameters"
 
     found = influence.find(experiment, "run ./run_all.sh --fresh", loss_on=profile["loss_on"])
     table = pd.read_csv(paths.resolve(profile["output_dir"]) / "02_training_examples.csv")

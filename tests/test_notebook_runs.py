@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pandas as pd
 import papermill
 import pyarrow
@@ -14,7 +15,7 @@ import pytest
 import yaml
 from conftest import save_tiny
 
-from icprobe import data, icp, paths, runner
+from icprobe import advice, data, icp, parameters, paths, runner
 from icprobe.experiment import Experiment
 
 # of the notebooks that compute; 07, which reads published files, is run in test_published.py
@@ -34,6 +35,7 @@ FIGURES = {
         "learning_curve", "levels", "scatter", "shifts",
     ],
     "06": ["frontier", "libraries", "operations", "seconds"],
+    "08": ["scores", "training_effect"],
 }  # fmt: skip
 TABLES = {
     "01": ["findings", "queries", "training_examples"],
@@ -73,11 +75,14 @@ TABLES = {
         "shifts",
     ],
     "06": ["crossings", "findings", "frontier", "here", "operations", "profile"],
+    "08": ["agreements", "findings", "scores", "verdict"],
 }
+TEXTS = {"08": ["08_explorer.html", "08_selected.jsonl"]}  # files with the data's texts
 RESULTS = {
     number: sorted(
         [f"{number}_{name}.{kind}" for name in FIGURES[number] for kind in ("pdf", "png")]
         + [f"{number}_{name}.csv" for name in TABLES[number]]
+        + TEXTS.get(number, [])
     )
     for number in FIGURES
 }
@@ -168,11 +173,74 @@ def take_files(folder):
         str(file.relative_to(folder)): file.read_bytes()
         for part in ("figures", "scores")
         for file in (folder / part).rglob("*")
-        if file.is_file() and not {"notebooks", "logs"} & set(file.parts) and file.name != "run.csv"
+        if file.is_file() and not {"notebooks", "logs"} & set(file.parts)
+        if file.name not in {"run.csv", "run.json", "report.html"}  # of run_all.sh alone
     }
     shutil.rmtree(folder / "figures")
     shutil.rmtree(folder / "scores")
     return kept
+
+
+def test_your_own_data_need_three_parameters(tmp_path, own):
+    """By papermill, by run_all.sh, and once more from finished scores: the same files."""
+    three = {name: own[name] for name in ("train", "queries", "model")}
+    where = {name: own[name] for name in ("output_dir", "scores_dir")}
+    arguments = [text for name, value in (three | where).items() for text in ("-p", name, value)]
+    copy = tmp_path / "copy.ipynb"
+    made = []
+    for _ in range(2):
+        papermill.execute_notebook(
+            NOTEBOOKS["08"], copy, three | where, cwd=tmp_path, progress_bar=False,
+            kernel_name="python3",
+        )  # fmt: skip
+        assert results(tmp_path, "08") == RESULTS["08"]
+        made.append({f.name: f.read_bytes() for f in (tmp_path / "figures").glob("08_*")})
+    said = "".join(
+        o.get("text", "") for c in nbformat.read(copy, 4).cells for o in c.get("outputs", [])
+    )
+    assert "sample: 14 of 14 training examples, 5 of 5 queries" in said
+    assert "reused 14 of 14 rows" in said and "reused 0 of" not in said
+    assert made[0] == made[1]
+    take_files(tmp_path)
+    assert runner.main(["laptop", "--only", "08", *arguments]) == 0
+    assert made[0] == {f.name: f.read_bytes() for f in (tmp_path / "figures").glob("08_*")}
+
+
+def test_of_your_own_data_a_sample_decides_and_the_pool_is_scored(tmp_path, own):
+    """With a copy of a query in the pool, which is found, marked, and not selected."""
+    pool, queries = (Path(own[name]) for name in ("train", "queries"))
+    pool.write_text(pool.read_text() + "\n" + queries.read_text().splitlines()[0])
+    settings = {"n_sample": 6, "m_sample": 3, "budget": 0.5, "method": "ICP", "resamples": 50}
+    own = {name: value for name, value in own.items() if name != "condition_pools"} | settings
+    arguments = [text for name, value in own.items() for text in ("-p", name, str(value))]
+    with pytest.warns(UserWarning, match="1 texts are both query and training example"):
+        train, asked = Experiment(
+            scores_dir="", model="", train=own["train"], queries=own["queries"]
+        ).load_data()
+    assert runner.main(["laptop", "--only", "08", *arguments]) == 0
+    folder = tmp_path / "figures"
+    scores = pd.read_csv(folder / "08_scores.csv")
+    assert scores["id"].to_list() == train["id"]
+    (copy,) = scores.index[scores["copy_of"].notna()]
+    assert copy == 14 and scores["copy_of"][copy] == asked["id"][0]
+    assert not scores["selected"][copy] and scores["selected"].sum() == 7  # half of 14
+    assert not set(scores) & {"prompt", "completion", "text"}
+    chosen = data.load(folder / "08_selected.jsonl")
+    assert set(chosen["id"]) == set(scores["id"][scores["selected"]])
+    assert chosen["score"] == sorted(chosen["score"], reverse=True)
+    found = icp.find(
+        Experiment(
+            **{k: own[k] for k in ("scores_dir", "model", "train", "queries")}, max_length=512
+        ),
+        "notebook 08",
+        neutral=False,
+    )
+    np.testing.assert_allclose(scores["score"], found.gain.mean(axis=1), rtol=1e-5)
+    verdict = pd.read_csv(folder / "08_verdict.csv").iloc[0]
+    agreed = pd.read_csv(folder / "08_findings.csv")
+    assert verdict["verdict"] == advice.advise(agreed).verdict
+    assert set(agreed["n"]) == {6} and set(agreed["m"]) == {3}
+    assert "1 of 15 training examples copy a query" in printed(tmp_path, "08")
 
 
 def test_correlation_comes_from_finished_scores(tmp_path, own, capsys):
@@ -236,7 +304,7 @@ def test_finetuning_goes_on_where_it_stopped_and_gives_the_same_files(tmp_path, 
 def test_synthetic_regression_reuses_its_networks(tmp_path):
     """Small, and without any model: the same tables again from networks that are kept."""
     small = yaml.safe_load((paths.NOTEBOOKS / "profiles" / "smoke.yaml").read_text())
-    known = runner.read_parameters(NOTEBOOKS["05"])
+    known = parameters.read(NOTEBOOKS["05"])
     kept = ("profile", "fresh", "output_dir", "scores_dir", "networks_dir")
     changes = {name: v for name, v in small.items() if name in known and name not in kept}
     changes |= {"network_steps": 20, "networks_dir": f"{tmp_path}/networks"}

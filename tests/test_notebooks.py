@@ -1,16 +1,15 @@
 """What every notebook must keep to: thin, parameterised, committed without outputs."""
 
 import ast
-import io
 import re
-import tokenize
 
 import nbformat
-import papermill
 import pytest
 import yaml
+from click.testing import CliRunner
+from papermill.cli import papermill as papermill_command
 
-from icprobe import paths
+from icprobe import parameters, paths, runner
 
 PATHS = sorted(paths.NOTEBOOKS.glob("[0-9]*.ipynb"))
 PROFILES = sorted((paths.NOTEBOOKS / "profiles").glob("*.yaml"))
@@ -30,9 +29,15 @@ def code_cells(path) -> list[nbformat.NotebookNode]:
 
 
 def defaults(path) -> dict[str, object]:
-    """Return the parameters that the first code cell declares."""
-    body = ast.parse(code_cells(path)[0].source).body
-    return {line.targets[0].id: ast.literal_eval(line.value) for line in body}
+    """Return the parameters that the parameters cell declares."""
+    return {name: one.default for name, one in parameters.read(path).items()}
+
+
+def merged(profile, path) -> dict[str, object]:
+    """Return what a profile gives to a notebook: its own section wins over what all share."""
+    return runner.merged(
+        yaml.safe_load(profile.read_text()), runner.Notebook(path, parameters.read(path))
+    )
 
 
 def without_magics(source: str) -> str:
@@ -64,28 +69,45 @@ def test_committed_without_outputs(path):
 
 
 @each_notebook
-def test_parameters_are_commented_literals_in_the_first_code_cell(path):
+def test_parameters_are_one_literal_a_line_with_type_and_comment(path):
     cells = code_cells(path)
     tagged = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
     assert tagged == cells[:1]
-    source = tagged[0].source
-    body = ast.parse(source).body
-    assert [line.lineno for line in body] == list(range(1, len(source.splitlines()) + 1))
-    for line in body:
-        assert isinstance(line, ast.Assign), ast.unparse(line)
-        assert isinstance(
-            ast.literal_eval(line.value), str | int | float | bool | list | dict | None
-        )
-    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    commented = [token.start[0] for token in tokens if token.type == tokenize.COMMENT]
-    assert commented == [line.lineno for line in body], "each line needs one comment"
-    assert set(defaults(path)) >= REQUIRED
+    declared = parameters.read(path)
+    lines = tagged[0].source.splitlines()
+    assert [line.partition(":")[0] for line in lines] == list(declared)
+    for line, one in zip(lines, declared.values(), strict=True):
+        assert line.startswith(f'{one.name}: "{one.words}" = ') and one.typed, line
+        assert line.endswith(f"  # {one.comment}") and one.comment, line
+        assert len(line) <= 100, line
+    assert set(declared) >= REQUIRED
 
 
 @each_notebook
-def test_papermill_sees_the_same_parameters(path, caplog):
+def test_papermills_help_tells_name_type_default_and_meaning(path, caplog):
     # its parser is a regular expression, which an equals sign in a comment confuses
-    assert set(papermill.inspect_notebook(path)) == set(defaults(path)), caplog.text
+    shown = CliRunner().invoke(papermill_command, ["--help-notebook", str(path)])
+    assert shown.exit_code == 0 and not caplog.text
+    assert "Unknown type" not in shown.output
+    text = " ".join(shown.output.split())
+    lines = code_cells(path)[0].source.splitlines()
+    for one, line in zip(parameters.read(path).values(), lines, strict=True):
+        default = line.partition(" = ")[2].removesuffix(f"  # {one.comment}")
+        assert f" {one.name}: {one.words} (default {default}) {one.comment}" in text
+
+
+def test_a_parameter_has_one_type_in_all_notebooks_that_have_it():
+    words = {}
+    for path in PATHS:
+        for name, one in parameters.read(path).items():
+            assert words.setdefault(name, one.words) == one.words, (path.stem, name)
+
+
+@each_notebook
+def test_the_first_cell_after_the_parameters_checks_them(path):
+    cells = [cell for cell in read(path).cells if cell.cell_type == "code"]
+    call = ast.parse(cells[1].source).body[-1]
+    assert ast.unparse(call) == f"check('{path.stem[:2]}', globals())"
 
 
 @each_notebook
@@ -112,18 +134,33 @@ def test_no_shell_commands(path):
 
 @each_notebook
 def test_defaults_are_the_laptop_profile(path):
-    laptop = yaml.safe_load((paths.NOTEBOOKS / "profiles" / "laptop.yaml").read_text())
-    shared = {name: value for name, value in defaults(path).items() if name in laptop}
-    assert shared == {name: laptop[name] for name in shared}
-    assert set(shared) >= REQUIRED
+    laptop = merged(paths.NOTEBOOKS / "profiles" / "laptop.yaml", path)
+    assert laptop == {name: defaults(path)[name] for name in laptop}
+    assert set(laptop) >= REQUIRED
 
 
 @each_profile
-def test_profiles_name_declared_parameters_and_themselves(profile):
+def test_profiles_name_themselves_and_their_folders(profile):
     values = yaml.safe_load(profile.read_text())
-    declared = set().union(*(defaults(path) for path in PATHS))
-    assert set(values) <= declared
     assert set(values) >= REQUIRED
     assert values["profile"] == profile.stem
     assert values["output_dir"] == f"figures/{profile.stem}"
     assert values["scores_dir"] == f"data/scores/{profile.stem}"
+
+
+@each_profile
+def test_all_values_of_a_profile_are_right_for_all_notebooks(profile):
+    notebooks = runner.find_notebooks(paths.ROOT)
+    planned = runner.plan(
+        notebooks, notebooks, yaml.safe_load(profile.read_text()), profile.name, {}, fresh=False
+    )
+    for notebook, given in zip(notebooks, planned, strict=True):
+        values = notebook.defaults | given
+        parameters.check(f"{notebook.number:02}", values)
+        assert values == notebook.defaults | given  # nothing is left to convert
+
+
+@each_profile
+def test_papermill_can_take_every_profile(profile):
+    # it makes a Python variable of each key
+    assert all(key.isidentifier() for key in yaml.safe_load(profile.read_text()))

@@ -386,5 +386,6 @@ def test_a_run_without_network_skips_the_notebook(tmp_path, cache, monkeypatch, 
     assert runner.main(["smoke", "--only", "07", *where]) == 0
     said = capsys.readouterr().out
     assert "SKIPPED: 07_published_scores" in said and "git clone" in said
-    assert runner.main(["smoke", "--only", "07", *where, "-p", "published_dir", "nowhere"]) == 1
+    lacking = ["-p", "published_dir", str(tmp_path)]  # a folder, but none of the files
+    assert runner.main(["smoke", "--only", "07", *where, *lacking]) == 1
     assert "FAILED: 07_published_scores" in capsys.readouterr().out

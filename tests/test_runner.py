@@ -113,7 +113,10 @@ def test_runs_in_order_with_the_profile_in_this_environment(root, monkeypatch, t
     out, err = capsys.readouterr()
     assert "[2/2] 02_second" in out
     assert "02_second  cell 3/3" in err
-    assert "notebook   minutes  status" in out
+    assert "notebook   minutes    GiB  status" in out
+    assert all(0.01 < float(row["gib"]) < 4 for row in rows)  # a kernel with nothing loaded
+    assert f"{float(rows[0]['minutes']):7.2f}  {float(rows[0]['gib']):5.2f}  done" in out
+    assert f"report: {folder / 'report.html'}" in out
 
 
 def test_overrides_only_and_another_output_dir(root):
@@ -170,12 +173,15 @@ def test_fresh_is_passed_where_declared_and_timed(root):
         (["--only", "01,07"], ["no notebook '07'", "01_first, 02_second"]),
         (["--only", "first"], ["no notebook 'first'"]),
         (["-p", "label2", "y"], ["-p label2: no notebook declares", "Did you mean label?"]),
-        (["-p", "n", "many"], ["-p: n is str 'many'", "01_first expects int", "default is 4"]),
-        (["-p", "n", "1.5"], ["n is float 1.5", "expects int"]),
-        (["-p", "fresh", "1"], ["fresh is int 1", "expects bool"]),
-        (["-p", "rate", "true"], ["rate is bool True", "expects float"]),
-        (["-p", "names", "a"], ["names is str 'a'", "expects list"]),
-        (["-p", "fresh", "None"], ["fresh is NoneType None", "expects bool"]),
+        (
+            ["-p", "n", "many"],
+            ["-p: n is 'many', expected int", "default is 4", "(01_first, 02_second)"],
+        ),
+        (["-p", "n", "1.5"], ["n is 1.5, expected int"]),
+        (["-p", "fresh", "1"], ["fresh is 1, expected bool", "true or false"]),
+        (["-p", "rate", "true"], ["rate is True, expected float"]),
+        (["-p", "names", "a"], ["names is 'a', expected list"]),
+        (["-p", "fresh", "None"], ["fresh is None, expected bool"]),
         (["-p", "n"], ["-p n: write -p NAME VALUE"]),
         (["-p"], ["-p: write -p NAME VALUE"]),
         (["--only", "01", "-p", "steps", "2"], ["-p steps", "--only", "02_second does"]),
@@ -196,9 +202,9 @@ def test_usage_errors_come_before_anything_runs(root, capsys, arguments, parts):
     ("profile", "parts"),
     [
         ("rtae: 1", ["laptop.yaml rtae: no notebook declares", "Did you mean rate?"]),
-        ("n: '4'", ["laptop.yaml: n is str '4'", "expects int", "write 4 without quotes"]),
-        ("rate: 1e-4", ["rate is str '1e-4'", "expects float", "write 1.0e-4"]),
-        ("n: true", ["n is bool True", "expects int"]),
+        ("n: '4'", ["laptop.yaml: n is '4', expected int", "write 4 without quotes"]),
+        ("rate: 1e-4", ["rate is '1e-4', expected float", "write 1.0e-4"]),
+        ("n: true", ["n is True, expected int"]),
         ("- n", ["laptop.yaml must be a mapping"]),
         ("n: [", ["laptop.yaml is not valid YAML"]),
     ],
@@ -246,29 +252,90 @@ def test_no_notebooks_is_an_error(root, capsys):
 
 
 @pytest.mark.parametrize(
-    ("text", "default", "value"),
+    ("text", "words", "value"),
     [
-        ("12", "text", "12"),
-        ("True", "text", "True"),
-        ("", "text", ""),
-        ("12", 1, 12),
-        ("1e-4", 0.5, 1e-4),
-        ("-3", 0.5, -3),
-        ("false", True, False),
-        ("True", False, True),
-        ("[a, 1]", ["b"], ["a", 1]),
-        ("{a: 1}", {}, {"a": 1}),
-        ("None", None, None),
-        ("None", 4, None),
-        ("{prompt: question}", None, {"prompt": "question"}),
-        ("1e-4", None, 1e-4),
-        ("plain", None, "plain"),
+        ("12", "str", "12"),
+        ("True", "str", "True"),
+        ("", "str", ""),
+        ("none", "str", "none"),
+        ("None", "str or None", None),
+        ("1e-4", "str or None", "1e-4"),
+        ("12", "int", 12),
+        ("None", "int or None", None),
+        ("1e-4", "float", 1e-4),
+        ("-3", "float", -3),
+        ("false", "bool", False),
+        ("True", "bool", True),
+        ("[a, 1]", "list", ["a", 1]),
+        ("[[sgd, 1.0e-4]]", "list[list]", [["sgd", 1e-4]]),
+        ("{a: 1}", "dict", {"a": 1}),
+        ("null", "dict or None", None),
+        ("{prompt: question}", "dict[str, str] or None", {"prompt": "question"}),
+        ("[a", "list[str]", "[a"),  # for the check to judge, like the next ones
+        ("plain", "list[str]", "plain"),
+        ("many", "int", "many"),
     ],
 )
-def test_values_are_read_as_the_declared_type(text, default, value):
-    parsed = runner.parse(text, default)
+def test_values_are_read_as_the_declared_type(root, text, words, value):
+    path = write_notebook(root, "03_third", f'a: "{words}" = None  # anything')
+    parsed = runner.parse(text, runner.read_parameters(path)["a"])
     assert parsed == value
     assert type(parsed) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("None", None), ("1e-4", 1e-4), ("{a: b}", {"a": "b"}), ("plain", "plain")]
+)
+def test_without_a_declared_type_values_are_read_as_they_look(root, text, value):
+    path = write_notebook(root, "03_third", "a = None  # anything")
+    assert runner.parse(text, runner.read_parameters(path)["a"]) == value
+
+
+def test_all_wrong_values_are_listed_before_anything_runs(root, capsys):
+    arguments = ["-p", "n", "many", "-p", "rate", "fast", "-p", "names", "a", "-p", "steps", "1.5"]
+    assert runner.main(arguments, root) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and not (root / "figures").exists()
+    for part in ("n is 'many'", "rate is 'fast'", "names is 'a'", "steps is 1.5, expected int"):
+        assert f"-p: {part}" in err
+    assert err.count("(01_first, 02_second)") == 1  # both have n, which is said once
+    assert len(err.splitlines()) == 4
+
+
+def test_a_notebook_may_have_a_section_of_its_own_in_a_profile(root):
+    section = {"n": 7, "output_dir": "figures/own"}
+    write_profile(root, "smoke", profile="smoke", n=1, rate=2, for_01_first=section)
+    assert runner.main(["smoke"], root) == 0
+    first, second = told(root)
+    assert (first["n"], first["output_dir"], first["rate"]) == (7, "figures/own", 2.0)
+    assert second["n"] == 1
+    # where the run itself is recorded is the profile's
+    assert (root / "figures" / "smoke" / "notebooks" / "01_first.ipynb").exists()
+    assert [row["notebook"] for row in records(root / "figures" / "smoke" / "run.csv")]
+
+    assert runner.main(["smoke", "-p", "n", "9"], root) == 0
+    assert [line["n"] for line in told(root)[2:]] == [9, 9]  # -p wins over both
+
+
+@pytest.mark.parametrize(
+    ("section", "parts"),
+    [
+        ({"for_03_third": {"n": 2}}, ["laptop.yaml for_03_third: there is no", "02_second"]),
+        ({"for_1": {"n": 2}}, ["laptop.yaml for_1: there is no such notebook", "01_first"]),
+        ({"for_01_first": 3}, ["laptop.yaml for_01_first: expected a mapping"]),
+        (
+            {"for_01_first": {"steps": 3}},
+            ["for_01_first: it does not declare steps", "names"],
+        ),
+        ({"for_01_first": {"n": "4"}}, ["laptop.yaml: n is '4', expected int", "(01_first)"]),
+    ],
+)
+def test_mistakes_in_a_section(root, capsys, section, parts):
+    (root / "notebooks" / "profiles" / "laptop.yaml").write_text(yaml.safe_dump(section))
+    assert runner.main(["--only", "02"], root) == 2
+    err = capsys.readouterr().err
+    assert all(part in err for part in parts), err
+    assert not (root / "figures").exists()
 
 
 def test_a_failing_notebook_stops_the_run(root, capsys):
@@ -321,7 +388,7 @@ def test_a_notebook_that_cannot_be_had_is_skipped(root, capsys):
     rows = records(folder / "run.csv")
     assert [row["status"] for row in rows] == ["skipped", "done"]
     assert rows[0]["minutes"] == "" and float(rows[1]["minutes"]) > 0
-    assert re.search(r"01_first +- +skipped", out)
+    assert re.search(r"01_first +- +- +skipped", out)
 
     assert runner.main(["--fresh"], root) == 0
     timed = records(folder / "logs" / "timing.csv")
@@ -348,6 +415,35 @@ def test_a_dead_kernel_is_called_so(root, capsys):
     assert "./run_all.sh smoke" in out
     assert "Traceback" not in out + err
     assert (root / "figures" / "smoke" / "notebooks" / "01_first.failed.ipynb").exists()
+
+
+def test_peak_memory_counts_what_a_notebook_starts_and_what_it_gave_back(root):
+    # touches every page of 300 MiB
+    hold = "held = bytearray(300 * 2**20)\nheld[::4096] = bytes(300 * 2**8)"
+    code = f"import time\n{hold}\ntime.sleep(2.5)"
+    start = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {code!r}], check=True)"
+    write_notebook(root, "01_first", PARAMETERS, start)
+    write_notebook(root, "02_second", "n = 4  # how many", f"{hold}\ndel held", "1 + 1")
+    write_notebook(root, "03_third", "n = 4  # how many", "1 + 1")
+    write_profile(root, "laptop", n=4)
+    assert runner.main([], root) == 0
+    rows = records(root / "figures" / "laptop" / "run.csv")
+    started, own, nothing = (float(row["gib"]) for row in rows)
+    assert own - nothing == pytest.approx(300 / 1024, abs=0.05)
+    assert started - nothing == pytest.approx(300 / 1024, abs=0.05)
+
+
+def test_what_was_reused_is_noted(root):
+    for path in (root / "notebooks").glob("*.ipynb"):
+        path.unlink()
+    counts = {"01_all": (4, 4), "02_some": (4, 0), "03_none": (0,), "04_silent": ()}
+    for name, numbers in counts.items():
+        write_notebook(root, name, PARAMETERS, *(f"print('icp: reused {n} of 4')" for n in numbers))
+    write_notebook(root, "05_keeps_nothing", "n = 4  # how many", "print('n')")
+    assert runner.main([], root) == 0
+    rows = records(root / "figures" / "laptop" / "run.csv")
+    expected = ["reused", "reused in part", "fresh", "fresh", ""]
+    assert [row["scores"] for row in rows] == expected
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -2,10 +2,10 @@
 
 Each is a float32 matrix [N, M] for N training examples and M queries. Positive = presumed to help:
 a rival presumes that long, similar or surprising examples help more, and has not tried. Where a
-method's scores follow a rival, the rival explains them until shown otherwise.
+method's scores follow a rival, the rival explains them until shown otherwise. `methods` has them by
+name, with titles, units and score stores.
 """
 
-import functools
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -15,36 +15,12 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from icprobe import gradients
 from icprobe import lm as language_model
-from icprobe.experiment import Experiment
 from icprobe.lm import LM, Encoded
-
-UNITS = {
-    "length": "tokens of the training example; positive = presumed to help",
-    "completion_length": "tokens of its completion; positive = presumed to help",
-    "query_length": "tokens of the query's completion; a control, no rival: the same for all rows",
-    "lexical": "cosine of TF-IDF vectors, without unit, 0 to 1; positive = presumed to help",
-    "embedding": "cosine of mean hidden states, without unit; positive = presumed to help",
-    "same_completion": "1 where the completions are equal, else 0; positive = presumed to help",
-    "own_loss": "the training example's own loss, nats per token; positive = presumed to help",
-    "random": "standard normal, without unit; no reason to help",
-}
-# rivals by how figures call them
-TITLES = {
-    "length": "length",
-    "completion length": "completion_length",
-    "words (TF-IDF)": "lexical",
-    "hidden states": "embedding",
-    "same completion": "same_completion",
-    "own loss": "own_loss",
-    "random": "random",
-}
-VERSION = 1  # raise it when the same options begin to give other scores
 
 # scikit-learn's defaults, but for words of one letter or digit, which it would drop
 TFIDF = {"token_pattern": r"(?u)\w+", "lowercase": True, "sublinear_tf": False, "smooth_idf": True}
 
 TOGETHER = 256  # examples in one call of own_loss: packing makes a mask for all of them
-BLOCK_SIZE = 1024  # training examples in one part of a store
 
 
 def length(
@@ -80,7 +56,7 @@ def query_length(
     return length(lm, queries, train, max_length, part="completion").T
 
 
-def lexical(train: Iterable[dict], queries: Iterable[dict]) -> np.ndarray:
+def lexical(train: Iterable[dict], queries: Iterable[dict], **settings) -> np.ndarray:
     """Return the cosine of the texts' TF-IDF vectors: float32 [N, M] in [0, 1].
 
     A text is prompt and completion, whole (`max_length` does not cut it), as words in lower case.
@@ -91,12 +67,13 @@ def lexical(train: Iterable[dict], queries: Iterable[dict]) -> np.ndarray:
     Args:
         train: N rows with prompt and completion.
         queries: M rows like them.
+        **settings: Of scikit-learn's TfidfVectorizer, where not as in `TFIDF`.
 
     Raises:
         ValueError: If there is no word in any text.
     """
     texts = [[row["prompt"] + row["completion"] for row in rows] for rows in (train, queries)]
-    vectorizer = TfidfVectorizer(**TFIDF, dtype=np.float64).fit(texts[0] + texts[1])
+    vectorizer = TfidfVectorizer(**TFIDF | settings, dtype=np.float64).fit(texts[0] + texts[1])
     one, other = (vectorizer.transform(part) for part in texts)
     return np.minimum((one @ other.T).toarray(), 1).astype(np.float32)
 
@@ -152,7 +129,7 @@ def mean_states(lm: LM, examples: Sequence[Encoded], layer: int | None = None) -
     errors are those of `embedding`.
     """
     layer = _checked_layer(lm, layer)
-    _check_readable(lm, examples)
+    check_readable(lm, examples)
     means = np.zeros((len(examples), lm.model.config.get_text_config().hidden_size))
 
     def read(batch: list[int]) -> None:
@@ -221,8 +198,8 @@ def _checked_layer(lm: LM, layer: int | None) -> int:
     return layer
 
 
-def _check_readable(lm: LM, examples: Sequence[Encoded]) -> None:
-    """Raise ValueError where an example is too short for a mean or too long for the model."""
+def check_readable(lm: LM, examples: Sequence[Encoded]) -> None:
+    """Raise ValueError where an example is too short or too long for `mean_states`."""
     for example in examples:
         size = len(lm.bos) + len(example.ids)
         if size < 2:
@@ -286,110 +263,3 @@ def _along_rows(values: Sequence[float], queries: Iterable) -> np.ndarray:
     """Return one value per training example for every query: float32 [N, M]."""
     column = np.asarray(values, dtype=np.float32)[:, None]
     return np.repeat(column, len(list(queries)), axis=1)
-
-
-def measure(
-    experiment: Experiment,
-    lm: LM,
-    layer: int | None = None,
-    centre: bool = True,
-    seed: int = 0,
-    fresh: bool = False,
-) -> dict[str, np.ndarray]:
-    """Score all pairs of the experiment with every rival, through its stores.
-
-    Finished matrices are reused.
-
-    Args:
-        experiment: What is scored (its pool of N, its M queries) and where the scores lie.
-        lm: The experiment's model.
-        layer: See `embedding`.
-        centre: See `embedding`.
-        seed: Of the random scores.
-        fresh: Compute everything anew.
-
-    Returns:
-        float32 [N, M] for each of `UNITS`: length, completion_length, query_length, lexical,
-        embedding, same_completion, own_loss, random.
-
-    Raises:
-        ValueError: If the model is not the experiment's, there is no such layer, or an example has
-            no prompt or is too long; before anything is computed.
-        FloatingPointError: If a hidden state or a loss is not finite; names the example.
-    """
-    experiment.check_model(lm)
-    language_model.check_packing(lm)
-    texts = experiment.load_data()
-    pool, asked = (language_model.encode(lm, rows, experiment.max_length) for rows in texts)
-    _checked_layer(lm, layer)
-    _check_readable(lm, asked)
-    language_model.check_lengths(lm, pool, [()])
-    compute = {
-        "length": lambda: length(lm, pool, asked),
-        "completion_length": lambda: length(lm, pool, asked, part="completion"),
-        "query_length": lambda: query_length(lm, pool, asked),
-        "lexical": lambda: lexical(*texts),
-        "embedding": lambda: embedding(lm, pool, asked, layer=layer, centre=centre),
-        "same_completion": lambda: same_completion(*texts),
-        "own_loss": lambda: own_loss(lm, pool, asked),
-        "random": lambda: random(len(pool), len(asked), np.random.default_rng(seed)),
-    }
-    train_ids, query_ids = ([row.id for row in rows] for rows in (pool, asked))
-    scores = {}
-    for method, options in _options(layer, centre, seed).items():
-        kept = experiment.store(
-            method,
-            train_ids,
-            query_ids,
-            options,
-            fresh=fresh,
-            block_size=BLOCK_SIZE,
-            description=UNITS[method],
-        )
-        # some depend on all examples at once: made whole, at the first missing block
-        whole = functools.cache(compute[method])
-        scores[method] = kept.fill(lambda rows, whole=whole: whole()[rows.start : rows.stop])
-    return scores
-
-
-def find(
-    experiment: Experiment,
-    made_by: str,
-    layer: int | None = None,
-    centre: bool = True,
-    seed: int = 0,
-) -> dict[str, np.ndarray]:
-    """Return finished scores; needs neither the model nor the data.
-
-    Args:
-        experiment: What was scored.
-        made_by: What to run if the scores are not there, for the error message.
-        layer: See `measure`.
-        centre: See `measure`.
-        seed: See `measure`.
-
-    Returns:
-        As `measure`.
-
-    Raises:
-        store.ScoresNotFound: If they are not there.
-    """
-    return {
-        method: experiment.find(method, options, made_by).matrix()
-        for method, options in _options(layer, centre, seed).items()
-    }
-
-
-def _options(layer: int | None, centre: bool, seed: int) -> dict[str, dict]:
-    """Return the options that determine each method's scores, beside the experiment."""
-    own = {
-        "length": {"part": "text"},
-        "completion_length": {"part": "completion"},
-        "query_length": {},
-        "lexical": TFIDF,
-        "embedding": {"layer": layer, "centre": centre},
-        "same_completion": {},
-        "own_loss": {},
-        "random": {"seed": seed},
-    }
-    return {method: {"version": VERSION, **options} for method, options in own.items()}

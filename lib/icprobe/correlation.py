@@ -12,12 +12,13 @@ import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
 
-from icprobe import baselines, icp, influence, statistics
+from icprobe import icp, influence, statistics
+from icprobe import methods as registry
 from icprobe.experiment import Experiment
 
 CONDITIONS = ("same task", "same type", "same content", "neither")
 
-# rivals that are similarities, as `baselines.TITLES` calls them
+# rivals that are similarities, by their titles in `methods`
 SIMILARITIES = ("words (TF-IDF)", "hidden states")
 
 # methods by name, each a matrix [N, M]
@@ -113,7 +114,7 @@ class Pool:
         gain: From probing, nats.
         product: Gradient dot products, nats per unit of learning rate.
         cosine: The same over both gradients' norms.
-        rivals: See `baselines`.
+        rivals: All registered `methods`, by name.
         parts: Of the products, see `influence.Influence`.
     """
 
@@ -139,7 +140,7 @@ class Pool:
             icp.find(experiment, made_by, preamble, neutral=False).gain,
             found.dot,
             found.cosine,
-            baselines.find(experiment, made_by),
+            registry.find(experiment, made_by),
             found.parts,
         )
 

@@ -27,7 +27,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging
 
-from icprobe import assets
+from icprobe import assets, gradients
 from icprobe import lm as language_model
 from icprobe.lm import LM
 
@@ -233,7 +233,7 @@ def _rows(lm: LM, examples: Iterable, loss_on: str) -> datasets.Dataset:
     Raises:
         ValueError: If there are none, or loss_on is unknown.
     """
-    if loss_on not in ("completion", "text"):
+    if loss_on not in gradients.LOSSES:
         raise ValueError(f"loss_on is {loss_on!r}, expected 'completion' or 'text'")
     rows = language_model.training_rows(lm, examples)
     if not len(rows):

@@ -29,6 +29,9 @@ from icprobe.lm import LM, Encoded
 
 LINEAR = (nn.Linear, Conv1D)
 
+# what the loss of a training example is taken over
+LOSSES = ("completion", "text")
+
 # a block's number in the name of a layer, such as model.layers.3.mlp.up_proj
 BLOCK = re.compile(r"\.(\d+)\.")
 
@@ -392,7 +395,7 @@ def loss_inputs(
             numbers random) or inference mode is on, or an example has no prompt or completion or is
             too long for the model.
     """
-    if loss_on not in ("completion", "text"):
+    if loss_on not in LOSSES:
         raise ValueError(f"loss_on is {loss_on!r}, expected 'completion' or 'text'")
     if reduction not in ("sum", "mean"):
         raise ValueError(f"reduction is {reduction!r}, expected 'sum' or 'mean'")

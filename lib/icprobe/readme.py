@@ -10,7 +10,7 @@ import re
 import numpy as np
 import pandas as pd
 
-from icprobe import benchmark, correlation, paths, tables, timings
+from icprobe import advice, benchmark, correlation, parameters, paths, tables, timings
 
 README = paths.ROOT / "README.md"
 FIGURES = paths.ROOT / "figures"
@@ -37,7 +37,9 @@ def render(text: str) -> str:
         "synthetic": synthetic,
         "cost": cost,
         "gpu": on_a_gpu,
+        "your-data": your_data,
         "minutes": minutes,
+        "parameters": parameter_tables,
     }
     return BLOCK.sub(lambda match: f"{match[1]}{blocks[match['name']]()}\n{match[3]}", text)
 
@@ -396,19 +398,32 @@ def cost() -> str:
 
 
 def on_a_gpu() -> str:
-    """Return what `benchmarks/gpu.py` timed, in a sentence."""
-    timed = pd.read_csv(FIGURES / "gpu" / "gpu.csv").query("dtype == 'bfloat16'")
-    said = [
-        f"{row.method} of {row.n:,} training examples {row.low:.1f} to {row.high:.1f} seconds"
-        f"{f', so of 52,002 {row.minutes:.0f} minutes' if np.isfinite(row.minutes) else ''}"
-        for row in timed.itertuples()
+    """Return what `benchmarks/gpu.py` timed, as a table."""
+    timed = pd.read_csv(FIGURES / "gpu" / "gpu.csv")
+    lines = [
+        f"On one {timed['device'].iloc[0]}, with a model of Pythia-1b's shape and random weights, "
+        f"{timed['m'].iloc[0]} queries, and examples of {timed['tokens'].mean():.0f} tokens on "
+        "average; minutes for 52,002 training examples are from the runs of N and of a few:",
+        "",
+        "| dtype | method | N | seconds (range) | 52,002 (minutes) | efficiency | GiB | error |",
+        "|---|---|---|---|---|---|---|---|",
     ]
-    return (
-        f"On one {timed['device'].iloc[0]} in bfloat16, with a model of Pythia-1b's shape and "
-        f"random weights, {timed['m'].iloc[0]} queries, and examples of "
-        f"{timed['tokens'].mean():.0f} tokens on average: {'; '.join(said)} "
-        f"({timed['repeats'].min()} runs each)."
-    )
+    for row in timed.itertuples():
+        lines.append(
+            f"| {row.dtype} | {row.method} | {row.n:,} | {row.seconds:.1f} ({row.low:.1f} to "
+            f"{row.high:.1f}) | {row.minutes:.0f} | {row.floor / row.seconds:.2f} | {row.peak:.1f} "
+            f"| {row.error:.1g} |"
+        )
+    return "\n".join(lines)
+
+
+def your_data() -> str:
+    """Return the verdict of 08 on the demo data."""
+    agreed = pd.read_csv(FIGURES / "demo" / "08_findings.csv")
+    scored = pd.read_csv(FIGURES / "demo" / "08_scores.csv")
+    n, m = agreed[["n", "m"]].iloc[0]
+    said = advice.in_words(advice.advise(agreed), advice.MARGIN, (len(scored), m))
+    return f"> {said}\n\nfrom {n} of its {len(scored)} training examples and {m} queries."
 
 
 def _between(cheaper: float, dearer: float) -> str:
@@ -500,6 +515,39 @@ def minutes() -> str:
     machine = runs["laptop"].iloc[0]
     lines.append(f"\nEverything computed anew, on {machine.cores} cores ({machine.processor}).")
     return "\n".join(lines)
+
+
+def parameter_tables() -> str:
+    """Return what the notebooks' parameters cells say: a table for each, and one of what is alike.
+
+    A parameter is in the first table if several notebooks say the same of it.
+    """
+    rows = pd.DataFrame(
+        [
+            (path.stem, f"`{one.name}`", one.words, f"`{one.default!r}`", one.comment)
+            for path in sorted(paths.NOTEBOOKS.glob("[0-9]*.ipynb"))
+            for one in parameters.read(path).values()
+        ],
+        columns=["notebook", "parameter", "type", "default", "meaning"],
+    )
+    alike = ["parameter", "type", "default", "meaning"]
+    rows["notebooks"] = rows.groupby(alike)["notebook"].transform(
+        lambda names: ", ".join(name[:2] for name in names)
+    )
+    several = rows["notebooks"].str.contains(",")
+    shared = rows[several].drop_duplicates(alike)
+    parts = [_folded("Of several notebooks", shared[[*alike, "notebooks"]])]
+    for name, own in rows[~several].groupby("notebook"):
+        parts.append(_folded(f"Only of {name}", own[alike]))
+    return "\n".join(parts)
+
+
+def _folded(title: str, table: pd.DataFrame) -> str:
+    """Return a table that opens when its title is clicked on."""
+    lines = [" | ".join(table.columns), "|".join(["---"] * table.shape[1])]
+    lines += [" | ".join(row) for row in table.itertuples(index=False)]
+    body = "\n".join(f"| {line} |" for line in lines)
+    return f"<details><summary>{title}</summary>\n\n{body}\n\n</details>"
 
 
 if __name__ == "__main__":

@@ -3,15 +3,15 @@
     python -m icprobe.runner [smoke|laptop|paper] [-p NAME VALUE ...] [--only 01,03] [--fresh]
 
 `run_all.sh` calls this inside the right environment. Everything a user can get wrong is checked
-before anything runs. Executed copies, one log per run and the table of minutes go to
-`figures/<profile>/`, or to the folder given with `-p output_dir FOLDER`.
+before anything runs. Executed copies, one log per run, the table of minutes and memory, run.json
+(what made the results, see provenance.py) and report.html go to `figures/<profile>/`, or to the
+folder given with `-p output_dir FOLDER`.
 """
 
 import argparse
-import ast
 import contextlib
 import csv
-import difflib
+import itertools
 import logging
 import os
 import platform
@@ -22,12 +22,14 @@ import signal
 import sys
 import threading
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
 import nbformat
 import papermill
+import psutil
 import yaml
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
@@ -36,10 +38,15 @@ from papermill.exceptions import PapermillExecutionError, strip_color
 from traitlets import Unicode, default
 from traitlets.config import Config
 
-from icprobe import __version__, machine, paths
+from icprobe import __version__, machine, paths, provenance, report
 from icprobe.assets import Unavailable
+from icprobe.parameters import Parameter, ParameterError, did_you_mean, fits, problems
+from icprobe.parameters import read as read_parameters
 
 log = logging.getLogger("icprobe.runner")
+
+# begins the names of sections in profiles; papermill's -f makes a variable of each name
+SECTION = "for_"
 
 
 class UsageError(Exception):
@@ -48,10 +55,15 @@ class UsageError(Exception):
 
 @dataclass(frozen=True)
 class Notebook:
-    """One notebook and the parameters it declares, with their defaults."""
+    """One notebook and the parameters it declares."""
 
     path: Path
-    defaults: dict[str, object]
+    declared: dict[str, Parameter]
+
+    @property
+    def defaults(self) -> dict[str, object]:
+        """The values in the parameters cell, by name."""
+        return {name: parameter.default for name, parameter in self.declared.items()}
 
     @property
     def name(self) -> str:
@@ -71,39 +83,13 @@ class Row:
     notebook: str
     minutes: float | None = None
     status: str = "not run"
+    gib: float | None = None  # peak memory
+    reused: list[str] = field(default_factory=list)  # what it said of finished scores
+    scores: str = ""  # reused, reused in part, fresh; "" where it keeps none
+    error: str = ""  # why it stopped
 
 
 # ---------------------------------------------------------------- what there is, and what is asked
-
-
-def read_parameters(path: Path) -> dict[str, object]:
-    """Return the names and defaults in the notebook's cell tagged `parameters`.
-
-    Raises:
-        UsageError: there is not exactly one such cell, or it holds anything but literals.
-    """
-    try:
-        notebook = nbformat.read(path, as_version=4)
-    except nbformat.reader.NotJSONError:
-        raise UsageError(f"{path.name} is not a notebook (it is not valid JSON)") from None
-    cells = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
-    if len(cells) != 1:
-        raise UsageError(f"{path.name} has {len(cells)} cells tagged 'parameters', it needs one")
-    try:
-        body = ast.parse(cells[0].source).body
-    except SyntaxError as error:
-        raise UsageError(f"{path.name}, parameters cell: {error}") from None
-    defaults = {}
-    for line in body:
-        try:
-            (target,) = line.targets
-            defaults[target.id] = ast.literal_eval(line.value)
-        except (AttributeError, TypeError, ValueError):
-            raise UsageError(
-                f"{path.name}, parameters cell: expected NAME = literal, found "
-                f"'{ast.unparse(line)}'"
-            ) from None
-    return defaults
 
 
 def find_notebooks(root: Path) -> list[Notebook]:
@@ -129,11 +115,15 @@ def select(notebooks: list[Notebook], only: str | None) -> list[Notebook]:
 
 
 def read_profile(root: Path, profile: str) -> dict[str, object]:
-    """Return the parameters in `notebooks/profiles/<profile>.yaml`."""
+    """Return what `notebooks/profiles/<profile>.yaml` says.
+
+    That is the parameters of all notebooks and, under a notebook's name, a mapping of those that it
+    gets instead of these; see `plan`.
+    """
     folder = root / "notebooks" / "profiles"
     known = sorted(path.stem for path in folder.glob("*.yaml"))
     if profile not in known:
-        close = _did_you_mean(profile, known)
+        close = did_you_mean(profile, known)
         raise UsageError(f"unknown profile '{profile}'.{close} There are: {', '.join(known)}")
     path = folder / f"{profile}.yaml"
     try:
@@ -171,48 +161,75 @@ def plan(
     overrides: dict[str, str],
     fresh: bool,
 ) -> list[dict[str, object]]:
-    """Return the parameters for each chosen notebook; every name and type is checked first.
+    """Return the parameters for each chosen notebook; all names and values are checked first.
 
     Args:
         notebooks: All notebooks: a name in the profile must be declared by one of them.
         chosen: The notebooks to run: an override must be declared by one of these.
-        profile: Values from the profile; each notebook gets those that it declares.
+        profile: What the profile says; each notebook gets the shared values that it declares, and
+            those in its own section in their place.
         source: File name of the profile, for messages.
         overrides: Values as typed after -p; they win over the profile.
         fresh: Pass `fresh=True` to each notebook that declares it.
+
+    Raises:
+        UsageError: If a name is unknown, or values are wrong; names all of these.
     """
+    _check_sections(profile, notebooks, source)
     for name in profile:
-        _check_declared(name, notebooks, notebooks, source)
+        if not _is_section(name):
+            _check_declared(name, notebooks, notebooks, source)
     for name in overrides:
         _check_declared(name, chosen, notebooks, "-p")
+    planned, wrong = {}, {}
     for notebook in notebooks:
-        _matching(profile, notebook, source)
-    planned = []
-    for notebook in chosen:
-        parameters = _matching(profile, notebook, source)
-        if fresh and "fresh" in notebook.defaults:
-            parameters["fresh"] = True
-        parsed = {
-            name: parse(text, notebook.defaults[name])
-            for name, text in overrides.items()
-            if name in notebook.defaults
-        }
-        planned.append(parameters | _matching(parsed, notebook, "-p"))
-    return planned
+        values = merged(profile, notebook)
+        origin = dict.fromkeys(values, source)
+        if notebook in chosen:
+            if fresh and "fresh" in notebook.declared:
+                values["fresh"] = True
+            for name, text in overrides.items():
+                if name in notebook.declared:
+                    values[name] = parse(text, notebook.declared[name])
+                    origin[name] = "-p"
+        for name, problem in _problems(notebook, values).items():
+            where = wrong.setdefault(f"{origin.get(name, notebook.path.name)}: {problem}", [])
+            where.append(notebook.name)
+        planned[notebook.name] = {n: notebook.declared[n].converted(x) for n, x in values.items()}
+    if wrong:
+        lines = [f"{problem} ({', '.join(where)})" for problem, where in wrong.items()]
+        raise UsageError("\n       ".join(lines))
+    return [planned[notebook.name] for notebook in chosen]
 
 
-def parse(text: str, default: object) -> object:
-    """Return what was typed after -p as the type of the notebook's default, where that is possible.
+def merged(profile: dict[str, object], notebook: Notebook) -> dict[str, object]:
+    """Return what a profile gives to a notebook: its section, and what it declares of the rest."""
+    shared = {name: value for name, value in profile.items() if name in notebook.declared}
+    return shared | profile.get(f"{SECTION}{notebook.name}", {})
 
-    A default of str keeps the text as it is. Anything that does not fit comes back as the most
-    natural type, so that the type check can say what was given.
+
+def _problems(notebook: Notebook, values: dict[str, object]) -> dict[str, str]:
+    """Return what is wrong with values for a notebook, by name."""
+    defaults = notebook.defaults
+    # what the cell says anyway needs no judging, for which there may be much to import
+    others = [name for name in values if repr(values[name]) != repr(defaults[name])]
+    return problems(notebook.declared, defaults | values, others)
+
+
+def parse(text: str, parameter: Parameter) -> object:
+    """Return what was typed after -p as a value of the parameter's type, where that is possible.
+
+    Where text is allowed it is kept as it is. Anything that does not fit comes back as the most
+    natural type, so that the check can say what was given.
     """
-    if isinstance(default, str):
-        return text
-    if isinstance(default, list | dict) or (default is None and text.startswith(("[", "{"))):
+    words = {"true": True, "false": False, "none": None, "null": None}
+    kind = parameter.kind
+    if kind is not object and fits(text, kind):
+        nothing = text.lower() in ("none", "null") and fits(None, kind)
+        return None if nothing else text
+    if text.strip().startswith(("[", "{")):
         with contextlib.suppress(yaml.YAMLError):
             return yaml.safe_load(text)
-    words = {"true": True, "false": False, "none": None, "null": None}
     if text.lower() in words:
         return words[text.lower()]
     for number in (int, float):
@@ -221,51 +238,31 @@ def parse(text: str, default: object) -> object:
     return text
 
 
-def _matching(values: dict[str, object], notebook: Notebook, source: str) -> dict[str, object]:
-    """Return those of `values` that the notebook declares, with their types checked."""
-    return {
-        name: _typed(name, value, notebook, source)
-        for name, value in values.items()
-        if name in notebook.defaults
-    }
+def _is_section(name: object) -> bool:
+    """Tell whether a key of a profile is a notebook's section."""
+    return str(name).startswith(SECTION)
 
 
-def _typed(name: str, value: object, notebook: Notebook, source: str) -> object:
-    """Return `value` if it has the type of the declared default.
-
-    An int will do for a float. None, "no limit" in many parameters, is for the notebook to judge.
-    """
-    default = notebook.defaults[name]
-    if default is None or type(value) is type(default):
-        return value
-    if value is None and not isinstance(default, bool):
-        return None
-    if type(default) is float and type(value) is int:
-        return float(value)  # 1 and 1.0 must not make two different score stores
-    expected, given = type(default).__name__, type(value).__name__
-    message = (
-        f"{source}: {name} is {given} {value!r}, but {notebook.name} expects {expected} "
-        f"(its default is {default!r})"
-    )
-    if type(default) in (int, float) and isinstance(value, str) and _is_number(value):
-        message += f". YAML reads it as text: write {_yaml_number(value)}"
-    raise UsageError(message)
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _yaml_number(text: str) -> str:
-    """Return `text` as PyYAML wants it: 1e-4 needs a dot and a signed exponent, 1.0e-4."""
-    mantissa, _, exponent = text.lower().partition("e")
-    if not exponent:
-        return f"{text} without quotes"
-    return f"{mantissa}{'' if '.' in mantissa else '.0'}e{int(exponent):+d}"
+def _check_sections(profile: dict[str, object], notebooks: list[Notebook], source: str) -> None:
+    """Raise UsageError where a section of a profile is of no notebook, or has what it lacks."""
+    known = {f"{SECTION}{notebook.name}": notebook for notebook in notebooks}
+    for key, section in profile.items():
+        if not _is_section(key):
+            continue
+        if key not in known:
+            raise UsageError(
+                f"{source} {key}: there is no such notebook.{did_you_mean(str(key), known)} "
+                f"There are: {', '.join(known)}"
+            )
+        if not isinstance(section, dict):
+            raise UsageError(f"{source} {key}: expected a mapping of its parameters to values")
+        for name in section:
+            if name not in known[key].declared:
+                raise UsageError(
+                    f"{source} {key}: it does not declare {name}."
+                    f"{did_you_mean(str(name), known[key].declared)} "
+                    f"There are: {', '.join(known[key].declared)}"
+                )
 
 
 def _check_declared(
@@ -282,13 +279,8 @@ def _check_declared(
     declared = sorted({name for notebook in notebooks for name in notebook.defaults})
     raise UsageError(
         f"{source} {name}: no notebook declares this parameter."
-        f"{_did_you_mean(name, declared)} There are: {', '.join(declared)}"
+        f"{did_you_mean(name, declared)} There are: {', '.join(declared)}"
     )
-
-
-def _did_you_mean(word: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(word, known)
-    return f" Did you mean {' or '.join(close)}?" if close else ""
 
 
 # ---------------------------------------------------------------------------- running one notebook
@@ -317,7 +309,8 @@ class Progress:
     """Shows which notebook and cell run, for how long, and the last line that the cell printed.
 
     In a terminal this is one line, redrawn every second; elsewhere one line per cell, and one a
-    minute while a cell runs. It also takes the notebook's prints (`write`, `flush`) for the log.
+    minute while a cell runs. It also takes the notebook's prints (`write`, `flush`) for the log,
+    and looks once a second how much memory the kernel holds.
     """
 
     def __init__(self, name: str, cells: int, stream: TextIO):
@@ -325,12 +318,14 @@ class Progress:
         self.cell = 0
         self.source = ""
         self.printed = ""  # the last line, shown beside the cell
+        self.reused: list[str] = []  # lines that say which finished scores there were
+        self.peak = 0  # bytes held by the kernel and what it started, the most that was seen
         self._unfinished = ""  # text since the last line break, such as a progress bar
         self._started = time.monotonic()
         self._redrawn = stream.isatty()
         self._clear = "\r\x1b[K" if self._redrawn else ""
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._keep_showing, daemon=True)
+        self._thread = threading.Thread(target=self._keep_watching, daemon=True)
 
     def __enter__(self) -> "Progress":
         self._thread.start()
@@ -356,6 +351,7 @@ class Progress:
         defaults = "parameters" in cell.metadata.get("tags", [])
         self.source = "default parameters" if defaults else cell.source
         log.info("%s, cell %d of %d\n%s", self.name, self.cell, self.cells, _indent(cell.source))
+        self._measure()
         self._show()
 
     def write(self, text: str) -> None:
@@ -364,6 +360,7 @@ class Progress:
         for line in lines:
             self._log_line(line)
             if ": reused " in line:  # what a run did not compute is worth a line of its own
+                self.reused.append(_visible(line))
                 self.stream.write(f"{self._clear}      {_visible(line)}\n")
         for line in [*lines, self._unfinished]:
             self.printed = _visible(line) or self.printed
@@ -375,9 +372,22 @@ class Progress:
         if _visible(line):
             log.info("    | %s", _visible(line))
 
-    def _keep_showing(self) -> None:
-        while not self._stop.wait(1 if self._redrawn else 60):
-            self._show()
+    def _keep_watching(self) -> None:
+        for second in itertools.count(1):
+            if self._stop.wait(1):
+                return
+            self._measure()
+            if self._redrawn or second % 60 == 0:
+                self._show()
+
+    def _measure(self) -> None:
+        """Note the memory of all processes below this one: the kernel, and what it started."""
+        held = 0
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):  # it has just ended
+                held += process.memory_info().rss
+                self.peak = max(self.peak, _most_held(process.pid))
+        self.peak = max(self.peak, held)
 
     def _show(self) -> None:
         seconds = int(time.monotonic() - self._started)
@@ -389,6 +399,16 @@ class Progress:
             line += "\n"
         self.stream.write(line)
         self.stream.flush()
+
+
+def _most_held(pid: int) -> int:
+    """Return the most memory that a process ever held, in bytes, where Linux tells; else 0."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0
+    found = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
+    return int(found.group(1)) * 1024 if found else 0
 
 
 def _visible(line: str) -> str:
@@ -453,7 +473,9 @@ def execute(
         report = f"{type(error).__name__}: {error}"
         log.exception("could not run %s", notebook.name)
 
-    row = Row(notebook.name, progress.minutes, status)
+    row = Row(notebook.name, progress.minutes, status, progress.peak / 2**30 or None)
+    row.reused, row.error = progress.reused, report
+    row.scores = _scores(progress.reused, "fresh" in notebook.defaults)
     if status == "done":
         partial.replace(copy)
         failed.unlink(missing_ok=True)
@@ -461,7 +483,8 @@ def execute(
     if status == "skipped":
         partial.unlink(missing_ok=True)
         say(f"\nSKIPPED: {notebook.name}\n\n{_indent(report)}\n")
-        return Row(notebook.name, None, status)  # what it took says nothing about the notebook
+        # what it took says nothing about the notebook
+        return Row(notebook.name, None, status, error=report)
     if partial.exists():
         partial.replace(failed)
     if status == "failed":
@@ -469,6 +492,20 @@ def execute(
         say(f"\nFAILED: {notebook.name}, cell In [{progress.cell}]\n\n{head}\n\n{report}\n")
     say(f"half-executed copy: {paths.shown(failed)}")
     return row
+
+
+def _scores(reused: list[str], keeps: bool) -> str:
+    """Return whether a notebook reused scores, by its lines such as "icp: reused 0 of 132 rows".
+
+    Args:
+        reused: The lines.
+        keeps: Whether the notebook computes what it keeps (it has a parameter `fresh`).
+    """
+    counts = [re.search(r": reused (\d+) of (\d+)", line) for line in reused]
+    there, all_of_them = (sum(int(c.group(i)) if c else 1 for c in counts) for i in (1, 2))
+    if not there:
+        return "fresh" if keeps or reused else ""
+    return "reused" if there == all_of_them else "reused in part"
 
 
 def _describe_error(error: PapermillExecutionError) -> str:
@@ -493,10 +530,10 @@ def say(text: str) -> None:
 def table(rows: list[Row]) -> str:
     """Return the closing table."""
     width = max(len("notebook"), *(len(row.notebook) for row in rows))
-    lines = [f"{'notebook':<{width}}  minutes  status"]
+    lines = [f"{'notebook':<{width}}  minutes    GiB  status"]
     for row in rows:
-        minutes = "-" if row.minutes is None else f"{row.minutes:.2f}"
-        lines.append(f"{row.notebook:<{width}}  {minutes:>7}  {row.status}")
+        minutes, gib = ("-" if x is None else f"{x:.2f}" for x in (row.minutes, row.gib))
+        lines.append(f"{row.notebook:<{width}}  {minutes:>7}  {gib:>5}  {row.status}")
     return "\n".join(lines)
 
 
@@ -517,6 +554,8 @@ def run_records(rows: list[Row]) -> list[dict[str, object]]:
             "notebook": row.notebook,
             "minutes": "" if row.minutes is None else f"{row.minutes:.2f}",
             "status": row.status,
+            "gib": "" if row.gib is None else f"{row.gib:.2f}",
+            "scores": row.scores,
         }
         for row in rows
     ]
@@ -560,6 +599,50 @@ def run(
         elif rows[i].status != "skipped":
             break
     return rows
+
+
+def write_up(
+    rows: list[Row],
+    chosen: list[Notebook],
+    planned: list[dict[str, object]],
+    folder: Path,
+    made: dict,
+    root: Path,
+) -> Path:
+    """Write run.json and report.html; return the latter's path.
+
+    A notebook whose `output_dir` is another folder, where it left results, has a page there, too.
+
+    Args:
+        rows: As `run` returns them.
+        chosen: The notebooks.
+        planned: What each was given.
+        folder: Of this run's results.
+        made: What the run was made with, see `provenance.of_run`.
+        root: Of the checkout.
+    """
+    found, identities = {folder: {}}, {}
+    for row, notebook, parameters in zip(rows, chosen, planned, strict=True):
+        given = notebook.defaults | parameters
+        record = {
+            "status": row.status,
+            "minutes": row.minutes and round(row.minutes, 3),
+            "gib": row.gib and round(row.gib, 3),
+            "scores": row.scores,
+            "reused": row.reused,
+            "parameters": given,
+            "sources": {} if row.status == "not run" else provenance.sources(given, identities),
+        }
+        own = root / Path(str(given.get("output_dir", folder))).expanduser()
+        elsewhere = os.path.relpath(own, folder)
+        found[folder][notebook.name] = record | ({} if elsewhere == "." else {"results": elsewhere})
+        if elsewhere != "." and list(own.glob(f"{notebook.name.partition('_')[0]}_*")):
+            copies = os.path.relpath(folder / "notebooks", own)
+            found.setdefault(own, {})[notebook.name] = record | {"copies": copies}
+    for place in reversed(found):  # the run's own page last: it links to the others
+        provenance.update(place, made, found[place])
+        page = report.write(place, root)
+    return page
 
 
 @contextlib.contextmanager
@@ -612,7 +695,7 @@ def main(argv: list[str] | None = None, root: Path = paths.ROOT) -> int:
         chosen = select(notebooks, args.only)
         source = f"{args.profile}.yaml"
         planned = plan(notebooks, chosen, profile, source, overrides, args.fresh)
-    except UsageError as error:
+    except (UsageError, ParameterError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
@@ -621,10 +704,17 @@ def main(argv: list[str] | None = None, root: Path = paths.ROOT) -> int:
     log_file = folder / "logs" / time.strftime("%Y%m%d-%H%M%S.log")
     with logging_to(log_file):
         command = shlex.join(["./run_all.sh", *argv])
+        made = provenance.of_run(command, args.profile, root)
         log.info("%s\nicprobe %s, Python %s", command, __version__, platform.python_version())
         say(f"profile {args.profile}: {len(chosen)} notebook(s), results in {paths.shown(folder)}")
         rows = run(chosen, planned, folder, log_file, root)
         say(f"\n{table(rows)}\n\nlog: {paths.shown(log_file)}")
+        try:
+            page = write_up(rows, chosen, planned, folder, made, root)
+            say(f"report: {paths.shown(page)}")
+        except Exception as error:  # the results are there, with or without a page
+            log.exception("no report")
+            say(f"no report could be written: {type(error).__name__}: {error}")
     statuses = {row.status for row in rows}
     if statuses <= {"done", "skipped"}:
         # only a fresh run of the profile as it stands may say how long its notebooks take
@@ -635,13 +725,13 @@ def main(argv: list[str] | None = None, root: Path = paths.ROOT) -> int:
     return 130 if "interrupted" in statuses else 1
 
 
-def command(root: Path = paths.ROOT) -> None:
-    """Set up this process for running notebooks, run the command line, and exit."""
+def command(root: Path = paths.ROOT, start: Callable[..., int] = main) -> None:
+    """Set up this process for running notebooks, run a command line, and exit."""
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # as papermill's own command does
     os.environ.pop("MPLBACKEND", None)  # kernels choose theirs, so that figures show in the copies
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that no kernel is left behind
     try:
-        sys.exit(main(root=root))
+        sys.exit(start(root=root))
     except KeyboardInterrupt:  # between two notebooks
         sys.exit(130)
 

@@ -106,42 +106,6 @@ def ranked_first(
     return pd.DataFrame(rows).set_index(["method", "place"])
 
 
-def extremes(
-    scores: np.ndarray,
-    train: datasets.Dataset,
-    queries: datasets.Dataset,
-    columns: Sequence[int],
-    top: int = 2,
-    width: int = 160,
-) -> pd.DataFrame:
-    """Return the training examples with the highest and the lowest score for a few queries.
-
-    Args:
-        scores: [N, M], positive = helps.
-        train: N rows.
-        queries: M rows.
-        columns: Which queries.
-        top: How many at each end.
-        width: Characters of text shown.
-    """
-    rows = []
-    for j in columns:
-        order = np.argsort(-scores[:, j], kind="stable")
-        ends = {"highest": order[:top], "lowest": order[::-1][:top]}
-        for end, found in ends.items():
-            rows += [
-                {
-                    "query": line(queries[int(j)], width),
-                    "end": f"{end} {place}",
-                    "score": scores[i, j],
-                    "same task": train[int(i)]["task"] == queries[int(j)]["task"],
-                    "training example": line(train[int(i)], width),
-                }
-                for place, i in enumerate(found, 1)
-            ]
-    return pd.DataFrame(rows).set_index(["query", "end"])
-
-
 def by_group(matrices: dict[str, np.ndarray], groups: dict[str, np.ndarray]) -> pd.DataFrame:
     """Return the mean of each matrix [N, M] over each group of pairs ([N, M] bool), and its size.
 
@@ -184,10 +148,17 @@ def compared(findings: pd.DataFrame, difference: str) -> str:
 def wrapped(frame: pd.DataFrame) -> HTML:
     """Show a table with its text wrapped and numbers at two decimals; unknown ones are a dash."""
     digits = {name: _digits(frame[name]) for name in frame.columns}
-    style = frame.style.format(digits, na_rep="–").set_properties(
+    style = frame.style.format(digits, na_rep="–", escape="html").set_properties(
         **{"white-space": "pre-wrap", "text-align": "left", "vertical-align": "top"}
     )
+    for axis in (0, 1):
+        style = style.format_index(_escaped, axis=axis)
     return HTML(style.to_html())
+
+
+def _escaped(label: object) -> object:
+    """Return a label whose text is no HTML."""
+    return html.escape(label) if isinstance(label, str) else label
 
 
 def _digits(column: pd.Series) -> str | None:

@@ -1,0 +1,253 @@
+"""One page for the browser: pick a query or a training example and see what each method says.
+
+The page is one file that opens from disk and loads nothing: texts and numbers, the code of
+`page/explorer.js`, DataTables (from itables) and Bokeh are all inside, and a content security
+policy forbids it to ask for more, or to run other code. Whatever comes from data stands in JSON
+that nothing executes, and the page's code puts it in as text. All numbers are those of `views.py`,
+computed here: the page sorts and filters them.
+"""
+
+import base64
+import hashlib
+import html
+import importlib.metadata
+import importlib.resources
+import json
+import os
+import string
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from bokeh.embed import json_item
+from bokeh.models import ColumnDataSource, HoverTool, Plot, Span, TapTool
+from bokeh.plotting import figure
+from bokeh.resources import Resources
+
+from icprobe import paths, views
+
+BLUE, ORANGE, GREY = "#0072B2", "#E69F00", "#555555"  # Okabe and Ito's, as in figures.py
+FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
+
+# in the page, ranks are whole numbers, and 0 says that there is none
+_WHOLE = ("rank", "rank_low", "rank_high")
+
+_TOOLTIP = f"""
+<div style="max-width: 340px; font: 14px/1.4 {FONT}; color: #1a1a1a; white-space: normal">
+  <div><b>@id</b> &middot; @task</div>
+  <div>@prompt <b>&#9656;@completion</b></div>
+  <div style="color: {GREY}">@numbers</div>
+</div>"""
+
+
+def write(
+    scores: views.Scores,
+    file: str | Path,
+    title: str,
+    description: str = "",
+    examples: int = 1000,
+) -> Path:
+    """Write the page; return its file.
+
+    Args:
+        scores: N training examples, M queries and what methods say of each pair.
+        file: Where to, such as `figures/mine/explorer.html`; a relative path starts at the
+            repository root.
+        title: Of the page.
+        description: What the scores are of, such as the model and the data; plain text.
+        examples: How many training examples the page holds at most. Of more, those stay whose
+            scores are the most extreme for any query, task or all queries, by any method; the page
+            says so. Ranks and agreements are always among all N.
+
+    Raises:
+        ValueError: If `examples` is not positive.
+    """
+    if examples < 1:
+        raise ValueError(f"examples is {examples}, expected at least 1")
+    file = paths.resolve(file)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    page = importlib.resources.files("icprobe") / "page"
+    tables = importlib.resources.files("itables") / "html"
+    parts = {name: (page / f"explorer.{name}").read_text("utf-8") for name in ("html", "js", "css")}
+    bokeh = _script(Resources(mode="inline", components=["bokeh"]).js_raw[0])
+    own = _script(parts["js"])
+    content = string.Template(parts["html"]).substitute(
+        allowed=f"{_digest(bokeh)} {_digest(own)}",
+        title=html.escape(title),
+        description=html.escape(description),
+        css=parts["css"],
+        js=own,
+        tables_css=(tables / "dt_bundle.css").read_text("utf-8"),
+        tables_js=_json((tables / "dt_bundle.js").read_text("utf-8")),
+        bokeh_js=bokeh,
+        data=_json(_content(scores, examples) | {"plot": json_item(_plot(), "scatter")}),
+        licences=_licences(),
+    )
+    handle, temporary = tempfile.mkstemp(suffix=".tmp", dir=file.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as out:
+            out.write(content)
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(file)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+    return file
+
+
+def _json(content: object) -> str:
+    """Return JSON that may stand inside a script element: nothing in it can end the element."""
+    text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c")
+
+
+def _script(code: str) -> str:
+    """Return code that may stand inside a script element.
+
+    Raises:
+        ValueError: If it would end the element, or hide its end.
+    """
+    for bad in ("</script", "<script", "<!--"):
+        if bad in code.lower():
+            raise ValueError(f"a script has {bad!r} inside and cannot be part of a page")
+    return code
+
+
+def _digest(code: str) -> str:
+    """Return what lets a page run this code, and no other, in its content security policy."""
+    digest = base64.b64encode(hashlib.sha256(code.encode()).digest())
+    return f"'sha256-{digest.decode()}'"
+
+
+def _licences() -> str:
+    """Return the licences of the libraries inside the page, as HTML."""
+    shown = []
+    for name, what in (
+        ("itables", "DataTables and jQuery, bundled by itables"),
+        ("bokeh", "Bokeh"),
+    ):
+        found = importlib.metadata.distribution(name)
+        texts = [file.read_text("utf-8") for file in found.files if "licenses/" in str(file)]
+        text = html.escape("\n".join(texts))
+        shown.append(f"<h3>{what} {found.version}</h3>\n<pre>{text}</pre>")
+    return "\n".join(shown)
+
+
+def _content(scores: views.Scores, examples: int) -> dict:
+    """Return all that the page shows."""
+    choices = _choices(scores)
+    tables = [
+        {name: views.ranking(scores, name, **choice["of"]) for name in scores.methods}
+        for choice in choices
+    ]
+    kept, depth = _kept([found["rank"] for table in tables for found in table.values()], examples)
+    for choice, table in zip(choices, tables, strict=True):
+        choice["methods"] = [_packed(found, kept) for found in table.values()]
+        agreed = views.agreements(scores, **choice.pop("of"))
+        choice["agreements"] = json.loads(agreed.to_json(orient="values", double_precision=4))
+    return {
+        "examples": len(scores.train),
+        "depth": depth,
+        "note": scores.note,
+        "methods": [
+            {"name": name, "unit": scores.units[name], "decimals": views.decimals(scores, name)}
+            for name in scores.methods
+        ],
+        "train": _texts(scores.train.iloc[kept]),
+        "queries": _texts(scores.queries),
+        "choices": choices,
+    }
+
+
+def _texts(frame: pd.DataFrame) -> dict[str, list[str]]:
+    """Return ids, tasks and texts by column."""
+    return {name: frame[name].astype(str).tolist() for name in ("id", "task", *views.TEXTS)}
+
+
+def _choices(scores: views.Scores) -> list[dict]:
+    """Return what can be picked: all queries, then by task its queries together, and each alone."""
+    choices = [{"kind": "all", "task": None, "query": None, "of": {}}]
+    for task in scores.tasks:
+        if len(scores.tasks) > 1:
+            choices.append({"kind": "task", "task": task, "query": None, "of": {"task": task}})
+        for column in scores.columns(task=task):
+            of = {"query": scores.queries["id"].iloc[column]}
+            choices.append({"kind": "query", "task": task, "query": int(column), "of": of})
+    return choices
+
+
+def _kept(placed: list[pd.Series], examples: int) -> tuple[np.ndarray, int]:
+    """Return which rows the page holds, in their order, and to which place both ends are whole.
+
+    Args:
+        placed: Ranks [N] by every method for every choice of queries.
+        examples: How many rows.
+
+    Returns:
+        Row numbers, and the largest place from either end down to which every ranking has all its
+        examples on the page (0 if none, N if all are).
+    """
+    N = len(placed[0])
+    if examples >= N:
+        return np.arange(N), N
+    extreme = np.full(N, np.inf)
+    for rank in (series.to_numpy() for series in placed):
+        # places from the high and from the low end; those without a place say nothing
+        extreme = np.fmin(extreme, np.fmin(rank, views.ranks(rank)))
+    order = np.argsort(extreme, kind="stable")
+    return np.sort(order[:examples]), int(min(extreme[order[examples]] - 1, N))
+
+
+def _packed(table: pd.DataFrame, kept: np.ndarray) -> dict:
+    """Return a ranking of the kept rows, base64 of little-endian numbers, without empty columns."""
+    packed = {"ranked": int(table["rank"].count()), "queries": int(table["queries"].max())}
+    for name in ("score", "low", "high", *_WHOLE):
+        column = table[name].to_numpy()
+        if np.isfinite(column).any():
+            whole = name in _WHOLE
+            column = np.nan_to_num(column[kept]) if whole else column[kept]
+            places = "<u2" if len(table) < 2**16 else "<u4"
+            numbers = column.astype(places if whole else "<f4")
+            packed[name] = base64.b64encode(numbers.tobytes()).decode("ascii")
+    return packed
+
+
+def _plot() -> Plot:
+    """Return the scatter of two methods; the page's code fills its sources and names its axes."""
+    plot = figure(
+        name="plot", sizing_mode="stretch_width", height=430, x_axis_label=" ", y_axis_label=" ",
+        tools="pan,box_zoom,reset", toolbar_location="above", active_drag=None,
+    )  # fmt: skip
+    plot.toolbar.logo = None
+    for dimension in ("width", "height"):
+        zero = Span(location=0, dimension=dimension, line_color="#999999", line_dash="dotted")
+        plot.add_layout(zero)
+    empty = {name: [] for name in ("x", "y", "row", "marker", "colour")}
+    others = ColumnDataSource({"x": [], "y": []}, name="others")
+    points = ColumnDataSource(
+        empty | {name: [] for name in ("id", "task", "prompt", "completion", "numbers")},
+        name="points",
+    )
+    picked = ColumnDataSource({"x": [], "y": []}, name="picked")
+    plot.scatter("x", "y", source=others, size=5, color="#BBBBBB", alpha=0.5)
+    drawn = plot.scatter(
+        "x", "y", source=points, marker="marker", size=9, fill_color="colour", fill_alpha=0.65,
+        line_color="black", line_width=0.4,
+        # a tapped point is marked by a ring; Bokeh would dim all others
+        nonselection_fill_alpha=0.65, nonselection_line_color="black",
+    )  # fmt: skip
+    plot.scatter(
+        "x", "y", source=picked, size=18, fill_color=None, line_color="black", line_width=2.5
+    )
+    plot.add_tools(
+        HoverTool(renderers=[drawn], tooltips=_TOOLTIP, limit=2), TapTool(renderers=[drawn])
+    )
+    plot.grid.grid_line_color = "#EEEEEE"
+    plot.outline_line_color = None
+    for axis in plot.axis:
+        axis.axis_label_text_font = axis.major_label_text_font = FONT
+        axis.axis_label_text_font_style = "normal"
+        axis.axis_label_text_font_size, axis.major_label_text_font_size = "15px", "13px"
+        axis.axis_line_color = axis.major_tick_line_color = "#777777"
+        axis.minor_tick_line_color = None
+    return plot

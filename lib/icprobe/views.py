@@ -1,0 +1,381 @@
+"""What several methods say of the same pairs, as tables that people look through.
+
+One looks from the queries' side (a query, the queries of a task, or all: which training examples
+rank highest and lowest) or from a training example's (whom it helps, whom it hurts). The page of
+`explorer.py` and the browser of `browser.py` show these tables and nothing else.
+"""
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import datasets
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from icprobe import statistics
+
+COLUMNS = ("id", "task", "type", "content", "prompt", "completion")
+TEXTS = ["prompt", "completion"]
+
+# resamples of queries behind the intervals of ranks and agreements; enough for their ends
+RESAMPLES = 400
+SEED = 0  # every table is the same whenever it is made, and in whichever order
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """N training examples, M queries, and what methods say of each pair.
+
+    Attributes:
+        train: N rows with the columns id, task, type, content, prompt and completion.
+        queries: M rows with the same columns.
+        methods: By name, scores [N, M], positive = the training example helps the query; not a
+            number where a pair was not measured.
+        units: By the same names, such as "nats".
+        note: What readers should know of these scores.
+    """
+
+    train: pd.DataFrame
+    queries: pd.DataFrame
+    methods: Mapping[str, np.ndarray]
+    units: Mapping[str, str]
+    note: str = ""
+
+    def __post_init__(self):
+        for name, frame in (("training examples", self.train), ("queries", self.queries)):
+            missing = [column for column in COLUMNS if column not in frame.columns]
+            if missing:
+                raise ValueError(f"{name} have no column {missing[0]!r}, expected {list(COLUMNS)}")
+            if not len(frame):
+                raise ValueError(f"there are no {name}")
+            twice = frame["id"][frame["id"].duplicated()]
+            if len(twice):
+                raise ValueError(f"two {name} have the id {twice.iloc[0]!r}")
+        if not self.methods:
+            raise ValueError("there are no methods, expected at least one")
+        for name in [*self.methods, *self.units]:
+            if name not in self.units:
+                raise ValueError(f"method {name!r} has no unit, such as 'nats'")
+            if name not in self.methods:
+                raise ValueError(f"there is a unit for {name!r}, but no scores")
+        for name, matrix in self.methods.items():
+            if np.shape(matrix) != self.shape:
+                raise ValueError(
+                    f"scores of {name!r} are {list(np.shape(matrix))}, expected "
+                    f"{list(self.shape)}: training examples by queries"
+                )
+            if np.isinf(matrix).any():
+                raise ValueError(f"scores of {name!r} have an infinite number")
+            if np.isnan(matrix).all():
+                raise ValueError(f"{name!r} has no score of any pair")
+
+    @classmethod
+    def of(
+        cls,
+        pool: datasets.Dataset,
+        queries: datasets.Dataset,
+        methods: Mapping[str, np.ndarray],
+        units: Mapping[str, str],
+        note: str = "",
+    ) -> "Scores":
+        """Return the scores of data sets as `data.load` gives them; see this class.
+
+        Raises:
+            ValueError: If a column, method or unit is missing, or a matrix is not [N, M].
+        """
+        for name, rows in (("training examples", pool), ("queries", queries)):
+            missing = [column for column in COLUMNS if column not in rows.column_names]
+            if missing:
+                raise ValueError(f"{name} have no column {missing[0]!r}, expected {list(COLUMNS)}")
+        train, asked = (rows.select_columns(list(COLUMNS)).to_pandas() for rows in (pool, queries))
+        return cls(train=train, queries=asked, methods=methods, units=units, note=note)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, M)."""
+        return len(self.train), len(self.queries)
+
+    @property
+    def tasks(self) -> list[str]:
+        """The tasks of the queries, as they come."""
+        return list(self.queries["task"].unique())
+
+    def matrix(self, method: str) -> np.ndarray:
+        """Return a method's scores in double precision, [N, M].
+
+        Raises:
+            ValueError: If there is no such method.
+        """
+        if method not in self.methods:
+            raise ValueError(f"there is no method {method!r}, expected one of {[*self.methods]}")
+        return np.asarray(self.methods[method], dtype=float)
+
+    def columns(self, query: str | None = None, task: str | None = None) -> np.ndarray:
+        """Return which queries are meant: one by its id, those of a task, or all.
+
+        Raises:
+            ValueError: If there is no such query or task, or both are named.
+        """
+        if query is not None and task is not None:
+            raise ValueError("a query and a task are named, expected one of them or neither")
+        if query is None and task is None:
+            return np.arange(len(self.queries))
+        column, name, kind = ("id", query, "query") if task is None else ("task", task, "task")
+        found = np.flatnonzero(self.queries[column] == name)
+        if not len(found):
+            raise ValueError(f"no query has the {'id' if kind == 'query' else 'task'} {name!r}")
+        return found
+
+    def row(self, example: str) -> int:
+        """Return the row number of a training example.
+
+        Raises:
+            ValueError: If there is none with this id.
+        """
+        found = np.flatnonzero(self.train["id"] == example)
+        if not len(found):
+            raise ValueError(f"no training example has the id {example!r}")
+        return int(found[0])
+
+
+def decimals(scores: Scores, method: str) -> int:
+    """Return how many decimals show a method's scores at about three digits."""
+    sizes = np.abs(scores.matrix(method))
+    typical = np.nanpercentile(sizes, 90) or np.nanmax(sizes)
+    return int(np.clip(2 - np.floor(np.log10(typical)), 0, 9)) if typical else 0
+
+
+def number(value: float, decimals: int) -> str:
+    """Return a score as people read it, with its sign; what rounds to zero has none."""
+    shown = f"{abs(value):.{decimals}f}"
+    return shown if float(shown) == 0 else f"{'−' if value < 0 else '+'}{shown}"
+
+
+def ranks(values: np.ndarray) -> np.ndarray:
+    """Return places along the first axis: 1 = the highest, equal values share the better place.
+
+    Args:
+        values: [N, ...], not a number where unknown: that has no place, and takes none.
+    """
+    known = ~np.isnan(values)
+    placed = stats.rankdata(np.where(known, -values, np.inf), method="min", axis=0)
+    return np.where(known, placed, np.nan)
+
+
+def ranking(
+    scores: Scores, method: str, query: str | None = None, task: str | None = None
+) -> pd.DataFrame:
+    """Return what a method says of all training examples for a query, a task's queries, or all.
+
+    Args:
+        scores: N training examples, M queries.
+        method: Its name.
+        query: The id of one query; or
+        task: a task, for the mean over its queries. Without either, the mean over all queries.
+
+    Returns:
+        N rows, in the pool's order, indexed by id. score: the query's, or the mean over those of
+        the queries that were measured; low and high: its 95 % interval over these queries
+        (Student's t); queries: how many were measured; rank: 1 = the highest (equal scores share
+        the better place); rank_low and rank_high: its 95 % interval over resampled queries. For a
+        single query there are no intervals, for pairs not measured no numbers at all.
+
+    Raises:
+        ValueError: If there is no such method, query or task.
+    """
+    values = scores.matrix(method)[:, scores.columns(query, task)]
+    mean, count = _means(values)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        spread = np.where(np.isfinite(values), values - mean[:, None], 0)
+        error = np.sqrt((spread**2).sum(1) / (count - 1) / count)
+    half = np.full(len(values), np.nan)
+    several = count > 1
+    half[several] = stats.t.ppf(0.975, count[several] - 1) * error[several]
+    rank = ranks(mean)
+    rank_low, rank_high = _rank_interval(values, rank)
+    return pd.DataFrame(
+        {
+            "score": mean, "low": mean - half, "high": mean + half, "queries": count,
+            "rank": rank, "rank_low": rank_low, "rank_high": rank_high,
+        },
+        index=pd.Index(scores.train["id"], name="id"),
+    )  # fmt: skip
+
+
+def _means(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the means of the known values of each row, and how many these are: two of [N]."""
+    count = np.isfinite(values).sum(1)
+    with np.errstate(invalid="ignore"):
+        return np.nansum(values, axis=1) / count, count
+
+
+def _rank_interval(values: np.ndarray, rank: np.ndarray) -> np.ndarray:
+    """Return the ends [2, N] of the 95 % intervals of ranks by the mean over queries.
+
+    Args:
+        values: [N, m], not a number where not measured.
+        rank: [N] by the mean.
+    """
+    # queries that this method did not measure at all are none that it could have been asked for
+    values = values[:, np.isfinite(values).any(0)]
+    found = np.full((2, len(values)), np.nan)
+    rows, m = np.isfinite(values).any(1), values.shape[1]
+    if m < 2:
+        return found
+    rng = np.random.default_rng(SEED)
+    drawn = rng.multinomial(m, np.full(m, 1 / m), size=RESAMPLES).T.astype(float)  # how often each
+    known = np.isfinite(values[rows])
+    with np.errstate(invalid="ignore", divide="ignore"):
+        means = (np.where(known, values[rows], 0) @ drawn) / (known @ drawn)
+    placed = ranks(means)
+    some = np.isfinite(placed).mean(1) >= statistics.DEFINED
+    ends = np.nanpercentile(placed[some], [2.5, 97.5], axis=1, method="closest_observation")
+    at = np.flatnonzero(rows)[some]
+    found[:, at] = np.minimum(ends[0], rank[at]), np.maximum(ends[1], rank[at])
+    found[:, ~(np.isfinite(values).sum(1) > 1)] = np.nan
+    return found
+
+
+def extremes(
+    scores: Scores,
+    method: str,
+    query: str | None = None,
+    task: str | None = None,
+    top: int = 5,
+    among: str | None = None,
+) -> pd.DataFrame:
+    """Return the training examples that a method ranks highest and lowest, with all methods' ranks.
+
+    Args:
+        scores: N training examples, M queries.
+        method: What ranks them.
+        query: See `ranking`.
+        task: See `ranking`.
+        top: How many at each end; an example stands at one end only.
+        among: Only training examples of this task; ranks are among all of them.
+
+    Returns:
+        Indexed by end ("highest", "lowest") and place there. Columns: id, task, those of
+        `ranking`, then "rank by NAME" for each of the other methods, prompt and completion.
+
+    Raises:
+        ValueError: If there is no such method, query or task, or top is not positive.
+    """
+    if top < 1:
+        raise ValueError(f"top is {top}, expected at least 1")
+    if among is not None and among not in set(scores.train["task"]):
+        raise ValueError(f"no training example is of the task {among!r}")
+    table, columns = ranking(scores, method, query, task), scores.columns(query, task)
+    others = {
+        f"rank by {name}": ranks(_means(scores.matrix(name)[:, columns])[0])
+        for name in scores.methods
+        if name != method
+    }
+    about = scores.train.set_index("id")
+    table = about[["task"]].join(table).join(pd.DataFrame(others, index=table.index))
+    table = table.join(about[TEXTS]).reset_index()
+    if among is not None:
+        table = table[table["task"] == among]
+    table = table[table["rank"].notna()].sort_values("rank", kind="stable")
+    ends = {"highest": table.head(top), "lowest": table.iloc[top:].iloc[::-1].head(top)}
+    placed = {end: rows.set_axis(range(1, len(rows) + 1)) for end, rows in ends.items()}
+    return pd.concat(placed, names=["end", "place"])
+
+
+def helped(scores: Scores, example: str, top: int = 5) -> pd.DataFrame:
+    """Return whom a training example helps most and hurts most, by each method.
+
+    Args:
+        scores: N training examples, M queries.
+        example: The training example's id.
+        top: How many queries of each kind.
+
+    Returns:
+        Columns: method, end ("helps", a positive score; "hurts", a negative one), place (1 = most),
+        query (its id), task, score, rank (of the example among all training examples for
+        this query), ranked (how many have a rank), prompt and completion.
+
+    Raises:
+        ValueError: If there is no such training example, or top is not positive.
+    """
+    if top < 1:
+        raise ValueError(f"top is {top}, expected at least 1")
+    row = scores.row(example)
+    found = {}
+    for method in scores.methods:
+        matrix = scores.matrix(method)
+        table = scores.queries[["id", "task"]].rename(columns={"id": "query"})
+        table["score"] = matrix[row]
+        # better ones, and itself
+        table["rank"] = np.where(np.isnan(matrix[row]), np.nan, (matrix > matrix[row]).sum(0) + 1)
+        table["ranked"] = np.isfinite(matrix).sum(0)
+        table = table.join(scores.queries[TEXTS])
+        table = table[table["score"].notna()].sort_values("score", ascending=False, kind="stable")
+        ends = {
+            "helps": table[table["score"] > 0].head(top),
+            "hurts": table[table["score"] < 0].iloc[::-1].head(top),
+        }
+        for end, rows in ends.items():
+            found[method, end] = rows.set_axis(range(1, len(rows) + 1))
+    return pd.concat(found, names=["method", "end", "place"]).reset_index()
+
+
+def agreements(scores: Scores, query: str | None = None, task: str | None = None) -> pd.DataFrame:
+    """Return how alike each two methods rank the training examples: Spearman, with 95 % intervals.
+
+    Args:
+        scores: N training examples, M queries.
+        query: See `ranking`.
+        task: See `ranking`.
+
+    Returns:
+        One row for each two methods: first, second, estimate, low, high, examples and queries (what
+        both methods measured; all of these examples for all of these queries). Intervals of means
+        are over training examples and queries, see `statistics.crossed_interval`; those of a single
+        query over training examples, by Fisher's transformation with the variance of Bonett and
+        Wright (2000). Not a number where fewer than `statistics.LEAST` examples are left, or a
+        method gives all of them the same score.
+
+    Raises:
+        ValueError: If there is no such query or task.
+    """
+    columns = scores.columns(query, task)
+    matrices = {name: scores.matrix(name)[:, columns] for name in scores.methods}
+    blocks = {}  # pairs of methods that measured the same pairs share their resamples
+    for pair in itertools.combinations(matrices, 2):
+        both = np.logical_and(*(np.isfinite(matrices[name]) for name in pair))
+        asked = both.any(0)
+        block = both[:, asked].all(1) if asked.any() else asked[:0], asked
+        blocks.setdefault(tuple(np.concatenate(block).tolist()), (*block, []))[2].append(pair)
+    found = {}
+    for examples, asked, pairs in blocks.values():
+        sizes = int(examples.sum()), int(asked.sum())
+        names = list(dict.fromkeys(itertools.chain.from_iterable(pairs)))
+        parts = np.stack([matrices[name][examples][:, asked] for name in names])
+        estimate, low, high = _agreements(parts)
+        for first, second in pairs:
+            at = names.index(first), names.index(second)
+            found[first, second] = (estimate[at], low[at], high[at], *sizes)
+    rows = [(*pair, *found[pair]) for pair in itertools.combinations(matrices, 2)]
+    names = ["first", "second", "estimate", "low", "high", "examples", "queries"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def _agreements(parts: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Return estimates, lower and upper ends [K, K] of the agreements of K methods [K, n, m]."""
+    K, n, m = parts.shape
+    if n < statistics.LEAST or not m:
+        return (np.full([K, K], np.nan),) * 3
+    measure = statistics.agreements(parts, parts, level="example")
+    estimate = measure(np.arange(n), np.arange(m))[0]
+    if m > 1:
+        rng = np.random.default_rng(SEED)
+        ends = statistics.crossed_interval(
+            lambda rows, asked: measure(rows, asked)[0], (n, m), rng, RESAMPLES, kind="fisher"
+        )
+        return estimate, *ends
+    z = np.arctanh(np.clip(estimate, -1 + 1e-9, 1 - 1e-9))
+    half = stats.norm.ppf(0.975) * np.sqrt((1 + estimate**2 / 2) / (n - 3))
+    return estimate, np.tanh(z - half), np.tanh(z + half)

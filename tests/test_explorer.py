@@ -1,0 +1,552 @@
+"""The explorer's page in a real browser: what it shows, and that it loads and runs nothing else."""
+
+import itertools
+import os
+import re
+import shutil
+import subprocess
+import urllib.parse
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from icprobe import explorer, paths, views
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="no Playwright: pip install '.[dev]'")
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+    "--disable-background-networking", "--disable-component-update",
+]  # fmt: skip
+
+N, M = 30, 9
+TASKS = ("colours", "animals", "sums")
+HOSTILE = "</script><img src=x onerror='window.hacked = true'><!--<script>"
+
+
+def installed(playwright) -> str | None:
+    """Return a Chromium of this machine."""
+    named = os.environ.get("PLAYWRIGHT_CHROMIUM") or os.environ.get("ICPROBE_CHROMIUM")
+    own = playwright.chromium.executable_path
+    found = [named, *map(shutil.which, NAMES), own if Path(own).exists() else None]
+    return next(filter(None, found), None)
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    with sync_api.sync_playwright() as playwright:
+        asked = os.environ.get("CI") or os.environ.get("ICPROBE_INSTALL_BROWSER")
+        if not installed(playwright) and asked and os.getuid() == 0 and shutil.which("apt-get"):
+            command = ["apt-get", "install", "-y", "--no-install-recommends", "chromium"]
+            subprocess.run(command, capture_output=True, timeout=600)
+        file = installed(playwright)
+        if not file:
+            pytest.skip(
+                "no Chromium: apt install chromium, or python -m playwright install chromium"
+            )
+        browser = playwright.chromium.launch(executable_path=file, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+class Opened:
+    """A page, with all that it asked for or complained about."""
+
+    def __init__(self, browser, file: Path, width: int = 1280, address: str = ""):
+        self.page = browser.new_page(viewport={"width": width, "height": 900})
+        self.asked, self.complaints = [], []
+        self.page.route("**/*", self._route)
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("console", self._console)
+        self.file = file
+        self.open(address)
+
+    def open(self, address: str) -> None:
+        """Open the file anew."""
+        self.page.goto("about:blank")
+        self.page.goto(self.file.as_uri() + address)
+        self.page.wait_for_selector("html[data-ready]", timeout=30_000)
+
+    def _route(self, route) -> None:
+        if route.request.url.startswith(("file:", "blob:", "data:", "about:")):
+            route.continue_()
+        else:
+            self.asked.append(route.request.url)
+            route.abort()
+
+    def _console(self, message) -> None:
+        if message.type in ("error", "warning"):
+            self.complaints.append(message.text)
+
+    def choose(self, label: str) -> None:
+        """Choose queries by the beginning of their label."""
+        options = self.page.locator("#choice option").all_inner_texts()
+        self.page.select_option("#choice", index=[o.startswith(label) for o in options].index(True))
+
+    def cards(self, method: str, end: str, within: str = "#columns") -> list[str]:
+        """Return the ids of a list: end 0 is the first list of a method's column."""
+        column = self.page.locator(f'{within} .column[data-method="{method}"]')
+        return [
+            card.get_attribute("data-id")
+            for card in column.locator("> div").nth(end).locator("li").all()
+        ]
+
+    def rows(self) -> list[list[str]]:
+        """Return the cells that the table of all training examples shows."""
+        return self.page.evaluate(
+            "[...document.querySelectorAll('#table tbody tr')].map(r => "
+            "[...r.cells].map(c => c.innerText.replace(/\\s+/g, ' ').trim()))"
+        )
+
+    @property
+    def hash(self) -> dict[str, str]:
+        """What the address says of the view."""
+        return dict(urllib.parse.parse_qsl(urllib.parse.urlsplit(self.page.url).fragment))
+
+
+def frame(count: int, kind: str) -> pd.DataFrame:
+    return pd.DataFrame({
+        "id": [f"{kind}-{i}" for i in range(count)],
+        "task": [TASKS[i % 3] for i in range(count)],
+        "type": "naming",
+        "content": "things",
+        "prompt": [f"Look at this.\nQuestion {i} of the {kind}:" for i in range(count)],
+        "completion": [f" answer {i}" for i in range(count)],
+    })  # fmt: skip
+
+
+def matrices() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(1)
+    gain = rng.normal(size=(N, 1)) + rng.normal(size=(N, M))
+    step = np.full((N, M), np.nan)
+    step[:12, 2:8] = 1e-4 * (gain + rng.normal(size=(N, M)))[:12, 2:8]
+    return {"gain": gain, "cosine": np.tanh(gain + rng.normal(size=(N, M))), "step": step}
+
+
+UNITS = {"gain": "nats", "cosine": "cosine", "step": "nats"}
+
+
+@pytest.fixture(scope="module")
+def scores() -> views.Scores:
+    train = frame(N, "example")
+    train.loc[7, "prompt"] = "word " * 400 + "the last words:"
+    return views.Scores(
+        train=train, queries=frame(M, "query"), methods=matrices(), units=UNITS, note="Made up."
+    )
+
+
+@pytest.fixture(scope="module")
+def file(scores, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("explorer")
+    return explorer.write(scores, folder / "page.html", "Which help?", "A tiny model & data")
+
+
+@pytest.fixture(scope="module")
+def opened(chromium, file):
+    page = Opened(chromium, file)
+    yield page
+    page.page.close()
+
+
+@pytest.fixture
+def shown(opened):
+    """Return the page as it opens; loading it for each test would be most of the tests' time."""
+    opened.page.set_viewport_size({"width": 1280, "height": 900})
+    opened.page.emulate_media(media="screen")
+    opened.page.select_option(".dt-length select", "10")
+    opened.page.evaluate("location.hash = '#'")
+    opened.page.wait_for_function("location.hash.includes('example=')")
+    yield opened
+    assert opened.asked == [] and opened.complaints == []
+
+
+def told(scores, method: str, x: float) -> str:
+    """Return a score as the page, which has single precision, shows it."""
+    return views.number(float(np.float32(x)), views.decimals(scores, method))
+
+
+def test_the_page_says_what_it_is(shown):
+    page = shown.page
+    assert page.title() == page.inner_text("h1") == "Which help?"
+    assert page.get_attribute("html", "lang") == "en"
+    facts = page.inner_text("body")
+    for said in ("A tiny model & data", "30 training examples, 9 queries, 3 methods", "Made up."):
+        assert said in facts
+    # whoever cannot see the layout needs headings in order, and names of all controls
+    levels = page.evaluate("[...document.querySelectorAll('h1,h2,h3,h4')].map(h => +h.tagName[1])")
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
+    nameless = page.evaluate(
+        "[...document.querySelectorAll('input,select,button')].filter(e => "
+        "!e.labels?.length && !e.innerText.trim() && !e.ariaLabel).map(e => e.outerHTML)"
+    )
+    assert nameless == []
+
+
+def test_the_file_is_whole_and_small(scores, file):
+    text = file.read_text("utf-8")
+    assert len(text.encode()) < 2.3e6
+    assert not re.search(
+        r"""<(script|img|iframe)[^>]+src=|<link|@import""", text.split("<body>")[0]
+    )
+    for notice in ("Copyright (c) Anaconda", "SpryMedia Ltd", "Permission is hereby granted"):
+        assert notice in text
+    assert list(file.parent.iterdir()) == [file]
+    with pytest.raises(ValueError, match="examples is 0"):
+        explorer.write(scores, file, "none", examples=0)
+
+
+def test_numbers_are_those_of_the_views(shown, scores):
+    shown.page.select_option(".dt-length select", "100")
+    check_numbers(shown, scores, {})
+    shown.choose("animals: mean")
+    check_numbers(shown, scores, {"task": "animals"})
+    shown.choose("query-5:")
+    check_numbers(shown, scores, {"query": "query-5"})
+
+
+def check_numbers(shown: Opened, scores: views.Scores, of: dict[str, str]) -> None:
+    """Check all numbers that the page shows for a choice of queries."""
+    several = "query" not in of
+    for method in scores.methods:
+        table = views.extremes(scores, method, **of, top=5)
+        column = shown.page.locator(f'#columns .column[data-method="{method}"]')
+        for place, end in enumerate(("highest", "lowest")):
+            wanted = table.loc[end]
+            assert shown.cards(method, place) == wanted["id"].tolist()
+            heads = [
+                " ".join(text.split())
+                for text in column.locator("> div").nth(place).locator(".head").all_inner_texts()
+            ]
+            for head, row in zip(heads, wanted.to_dict("records"), strict=True):
+                sign = {1: "▲ ", -1: "▼ ", 0: ""}[np.sign(row["score"])]
+                whole = f"Rank {row['rank']:.0f}"
+                whole += f" ({row['rank_low']:.0f} to {row['rank_high']:.0f})" if several else ""
+                score = told(scores, method, row["score"])
+                ends = [told(scores, method, row[name]) for name in ("low", "high")]
+                score += " ({} to {})".format(*ends) if several else ""
+                assert re.sub(r"([▲▼]) ?", r"\1 ", head) == f"{whole} {sign}{score}"
+        texts = column.locator("> div").first.locator("li .completion").all_inner_texts()
+        assert texts == [text.strip() for text in table.loc["highest", "completion"]]
+    agreed = views.agreements(scores, **of)
+    agreed = agreed[agreed["examples"] > 0]
+    cells = shown.page.locator("#agreement tbody tr").all_inner_texts()
+    assert [cell.split("\t") for cell in cells] == [
+        [
+            f"{row.first}, {row.second}",
+            f"{row.estimate:.2f}".replace("-", "−"),
+            f"{row.low:.2f} to {row.high:.2f}".replace("-", "−"),
+            str(row.examples),
+        ]
+        for row in agreed.itertuples()
+    ]
+    ranked = {name: views.ranking(scores, name, **of) for name in scores.methods}
+    order = ranked["gain"]["rank"].sort_values(kind="stable").index
+    found = shown.rows()
+    assert [row[0] for row in found] == order.tolist()
+    for row in found:
+        for cell, (method, table) in zip(row[3:], ranked.items(), strict=True):
+            wanted = table.loc[row[0]]
+            if np.isnan(wanted["score"]):
+                assert cell == "–"
+            else:
+                assert told(scores, method, wanted["score"]) in cell
+                assert f"rank {wanted['rank']:.0f}" in cell
+
+
+def test_a_training_example_is_picked_and_shows_whom_it_helps(shown, scores):
+    column = shown.page.locator('#columns .column[data-method="cosine"]')
+    card = column.locator("li").nth(1)
+    name = card.get_attribute("data-id")
+    card.locator(".text").click()
+    assert shown.hash["example"] == name
+    assert shown.page.inner_text("#helped-title") == f"Whom {name} helps and hurts"
+    table = views.helped(scores, name)
+    for method in scores.methods:
+        for place, end in enumerate(("helps", "hurts")):
+            wanted = table[(table["method"] == method) & (table["end"] == end)]
+            assert shown.cards(method, place, "#helped-columns") == wanted["query"].tolist()
+            heads = shown.page.locator(
+                f'#helped-columns .column[data-method="{method}"] > div >> nth={place} >> .head'
+            ).all_inner_texts()
+            for head, row in zip(heads, wanted.itertuples(), strict=True):
+                assert told(scores, method, row.score) in head
+                assert f"rank {row.rank:.0f} of {row.ranked}" in head
+    assert shown.page.locator(f'#table tr.picked[data-id="{name}"]').count() <= 1
+    # from there to one of the queries
+    other = table["query"].iloc[0]
+    shown.page.locator("#helped-columns button", has_text=re.compile(f"^{other}$")).first.click()
+    assert shown.hash["query"] == other and shown.hash["example"] == name
+    assert shown.page.inner_text("#query-title") == f"Query {other}"
+    # and by its id
+    shown.page.fill("#pick", "example-3")
+    shown.page.keyboard.press("Enter")
+    assert shown.hash["example"] == "example-3"
+    shown.page.fill("#pick", "example-99")
+    shown.page.keyboard.press("Enter")
+    assert "example-99" in shown.page.inner_text("#message")
+    assert shown.hash["example"] == "example-3"
+
+
+def test_search_and_filter_by_task(shown, scores):
+    shown.choose("query-4:")
+    shown.page.select_option("#task", "sums")
+    wanted = views.extremes(scores, "gain", query="query-4", among="sums")
+    assert shown.cards("gain", 0) == wanted.loc["highest", "id"].tolist()
+    assert "10 training examples of 30 pass the filter (sums)" in shown.page.inner_text("#filtered")
+    assert {row[1] for row in shown.rows()} == {"sums"}
+    # query-4 is about animals, and so are every third example
+    shown.page.select_option("#task", label="the query's own task")
+    assert {row[1] for row in shown.rows()} == {"animals"}
+    shown.page.select_option("#task", label="other tasks than the query's")
+    assert "20 training examples of 30" in shown.page.inner_text("#filtered")
+    shown.page.select_option("#task", "")
+    shown.page.fill("#search", "QUESTION answer 12")
+    assert [row[0] for row in shown.rows()] == ["example-12"]
+    assert shown.cards("gain", 0) == ["example-12"] and shown.cards("gain", 1) == []
+    shown.page.fill("#search", "nowhere to be found")
+    assert shown.cards("gain", 0) == []
+    assert "No training example passes" in shown.page.inner_text("#table")
+
+
+def test_methods_are_switched_on_and_off(shown):
+    shown.page.uncheck("#methods input >> nth=1")
+    assert shown.page.locator("#columns .column").count() == 2
+    assert shown.page.locator('#columns .column[data-method="cosine"]').count() == 0
+    assert len(shown.rows()[0]) == 5
+    assert "cosine" not in shown.page.inner_text("#agreement")
+
+
+def test_the_table_sorts_by_its_headings(shown, scores):
+    ranked = views.ranking(scores, "step")["rank"].dropna()
+    by_gain = views.ranking(scores, "gain")["rank"].sort_values().index.tolist()
+    heading = shown.page.locator("#table thead th", has_text="step (nats)")
+    heading.click()
+    shown.page.wait_for_selector("th[aria-sort=ascending]:has-text('step')")
+    assert [row[0] for row in shown.rows()] == ranked.sort_values().index[:10].tolist()
+    heading.locator("[tabindex='0']").first.focus()
+    shown.page.keyboard.press("Enter")
+    shown.page.wait_for_selector("th[aria-sort=descending]:has-text('step')")
+    # what was not measured comes last either way
+    assert [row[0] for row in shown.rows()] == ranked.sort_values().index[::-1][:10].tolist()
+    for name, order in (("Id", sorted(scores.train["id"])), ("gain", by_gain)):
+        shown.page.locator("#table thead th", has_text=name).first.click()
+        shown.page.wait_for_selector(f"th[aria-sort=ascending]:has-text('{name}')")
+        assert [row[0] for row in shown.rows()] == order[:10]
+
+
+def test_everything_goes_by_keyboard(shown):
+    page, queries = shown.page, []
+    for key in ("j", "ArrowRight", "j", "ArrowLeft", "k"):
+        page.keyboard.press(key)
+        queries.append(page.input_value("#choice"))
+    assert queries == ["1", "2", "3", "2", "1"]
+    page.keyboard.press("k")
+    page.keyboard.press("k")
+    assert page.input_value("#choice") == "0" and page.is_disabled("#previous")
+    page.keyboard.press("/")
+    page.keyboard.type("jk answer 7")  # in a field, letters are letters
+    assert page.input_value("#search") == "jk answer 7" and page.input_value("#choice") == "0"
+    page.fill("#search", "")
+    page.keyboard.press("Escape")
+    page.keyboard.press("j")
+    assert page.input_value("#choice") == "1"
+    # Tab alone goes through controls and training examples, and on to the table's headings
+    seen = set()
+    for start in ("#to-ranked", "#columns button >> nth=-1", "#wide"):
+        page.focus(start)
+        for _ in range(25):
+            page.keyboard.press("Tab")
+            seen.add(page.evaluate(
+                "(e => e.id || e.dataset.key || e.closest('th')?.innerText.trim() || e.type)"
+                "(document.activeElement)"
+            ))  # fmt: skip
+    assert {"choice", "previous", "next", "task", "search", "top", "x", "y", "pick"} <= seen
+    assert {"checkbox", "step (nats)"} <= seen and any(" high " in key for key in seen)
+    # whoever picks by keyboard stays where they are
+    button = page.locator('#columns .column[data-method="gain"] li button.pick').nth(2)
+    name = button.inner_text()
+    button.focus()
+    page.keyboard.press("Enter")
+    assert shown.hash["example"] == name
+    assert page.evaluate("document.activeElement.innerText") == name
+    for said in ("←", "→", "j", "/"):
+        assert said in page.inner_text("#keys")
+
+
+def test_the_address_keeps_the_view(shown, chromium, file):
+    page = shown.page
+    shown.choose("query-8:")
+    page.select_option("#task", "animals")
+    page.fill("#search", "question")
+    page.select_option("#top", "3")
+    page.select_option("#x", label="step (nats)")
+    page.uncheck("#methods input >> nth=0")
+    page.fill("#pick", "example-4")
+    page.keyboard.press("Enter")
+    main = page.inner_text("main")
+    again = Opened(chromium, file, address="#" + urllib.parse.urlsplit(page.url).fragment)
+    assert again.page.inner_text("main") == main
+    assert again.page.url == page.url
+    # an address that is typed into the open page counts, too
+    again.page.evaluate("location.hash = '#queries=sums&example=example-2'")
+    again.page.wait_for_function(
+        "document.getElementById('query-title').innerText.includes('sums')"
+    )
+    again.page.evaluate("location.hash = '#query=query-77'")
+    again.page.wait_for_function("document.getElementById('message').innerText.includes('77')")
+    assert again.page.inner_text("#query-title") == "All queries"
+    again.page.close()
+
+
+def test_hostile_texts_are_texts(chromium, tmp_path):
+    train, queries = frame(N, "example"), frame(M, "query")
+    for column in ("id", "prompt", "completion"):
+        train[column] = [f"{HOSTILE} {text}" for text in train[column]]
+        queries[column] = [f"{HOSTILE} {text}" for text in queries[column]]
+    train["task"] = queries["task"] = HOSTILE
+    methods = {f"{HOSTILE} {name}": matrix for name, matrix in matrices().items()}
+    scores = views.Scores(
+        train=train, queries=queries, methods=methods, units=dict.fromkeys(methods, HOSTILE),
+        note=HOSTILE,
+    )  # fmt: skip
+    file = explorer.write(scores, tmp_path / "page.html", HOSTILE, HOSTILE)
+    opened = Opened(chromium, file)
+    page = opened.page
+    page.keyboard.press("j")
+    page.locator("#columns li").first.click()
+    point(opened, 0)
+    page.locator(".bk-Tooltip").filter(has_text="onerror").first.wait_for()
+    assert page.inner_text("h1") == HOSTILE
+    assert HOSTILE in page.inner_text("#query-text")
+    assert HOSTILE in page.inner_text("#table tbody tr >> nth=0")
+    assert page.locator("img[src=x]").count() == 0
+    assert page.evaluate("window.hacked") is None
+    assert opened.asked == [] and opened.complaints == []
+    page.close()
+
+
+def point(opened: Opened, row: int) -> None:
+    """Move to a point of the scatter."""
+    x, y = opened.page.evaluate(
+        """(row) => {
+          const plot = [...Bokeh.index.roots][0];
+          document.getElementById("scatter").scrollIntoView({block: "center"});
+          const {x, y, row: rows} = plot.model.document.get_model_by_name("points").data;
+          const k = Array.from(rows).indexOf(row);
+          const box = plot.canvas_view.el.getBoundingClientRect();
+          const {x_scale, y_scale} = plot.frame;
+          return [box.x + x_scale.compute(x[k]), box.y + y_scale.compute(y[k])];
+        }""",
+        row,
+    )
+    opened.page.mouse.move(x - 3, y)
+    opened.page.mouse.move(x, y)
+
+
+def test_the_scatter_shows_a_text_and_picks_it(shown, scores):
+    shown.choose("query-5:")
+    page = shown.page
+    page.wait_for_timeout(200)  # a frame to draw in
+    point(shown, 7)
+    tooltip = page.locator(".bk-Tooltip").filter(has_text="the last words: ▸ answer 7").first
+    tooltip.wait_for()
+    said = tooltip.evaluate("e => e.shadowRoot.textContent")
+    assert told(scores, "gain", scores.methods["gain"][7, 5]) in said
+    page.mouse.down()
+    page.mouse.up()
+    page.wait_for_function("location.hash.includes('example=example-7')")
+    assert "example-7" in page.inner_text("#picked")
+    # other axes, a filter
+    page.select_option("#y", label="step (nats)")
+    page.select_option("#task", "sums")
+    drawn = page.evaluate(
+        "(d => ({rows: [...d('points').data.row], rest: d('others').data.x.length}))"
+        "(name => [...Bokeh.index.roots][0].model.document.get_model_by_name(name))"
+    )
+    assert drawn == {"rows": [2, 5, 8, 11], "rest": 8}
+    assert "4 training examples measured by both" in page.inner_text("#compare-remark")
+
+
+def test_long_texts_are_clipped_and_can_be_seen_whole(shown, scores):
+    page = shown.page
+    page.fill("#search", "example-7")
+    card = page.locator("#columns li").first
+    prompt = card.locator(".prompt")
+    assert len(prompt.inner_text()) == 200 and prompt.inner_text().endswith("the last words:")
+    card.get_by_role("button", name="whole text").click()
+    assert prompt.inner_text() == scores.train["prompt"][7]
+    card.get_by_role("button", name="shorter").click()
+    assert len(prompt.inner_text()) == 200
+
+
+def test_nothing_overflows_on_a_telephone(chromium, file):
+    opened = Opened(chromium, file, width=390)
+    assert opened.page.evaluate("document.documentElement.scrollWidth") == 390
+    opened.choose("query-5:")
+    opened.page.wait_for_timeout(300)
+    assert opened.page.evaluate("document.documentElement.scrollWidth") == 390
+    small = opened.page.evaluate(
+        "[...document.querySelectorAll('main *')].filter(e => e.innerText && "
+        "parseFloat(getComputedStyle(e).fontSize) < 12).map(e => e.outerHTML.slice(0, 80))"
+    )
+    assert small == []
+    opened.page.close()
+
+
+def test_print_has_tables_and_no_controls(shown):
+    page = shown.page
+    page.set_viewport_size({"width": 690, "height": 1000})  # A4 less its margins
+    page.emulate_media(media="print")
+    for name in ("#controls", "#bar", "#pick", ".dt-length select"):
+        assert not page.locator(name).first.is_visible()
+    for name in ("#agreement table", "#example-scores table", "#table", "#columns li"):
+        box = page.locator(name).first.bounding_box()
+        assert box["width"] > 100 and box["x"] >= 0 and box["x"] + box["width"] <= 691
+    assert page.evaluate("getComputedStyle(document.body).color") == "rgb(0, 0, 0)"
+    assert page.pdf(format="A4")[:4] == b"%PDF"
+
+
+def test_of_many_examples_the_extreme_ones_stay(chromium, scores, tmp_path):
+    file = explorer.write(scores, tmp_path / "page.html", "part", examples=27)
+    opened = Opened(chromium, file)
+    said = opened.page.inner_text("#kept")
+    assert "holds the 27 training examples" in said and "among all 30" in said
+    whole = int(re.search(r"Places 1 to (\d+) from either end", said)[1])
+    held = set(
+        opened.page.evaluate("[...document.querySelectorAll('#ids option')].map(o => o.value)")
+    )
+    assert len(held) == 27
+    choices = [{}, {"task": "sums"}, *({"query": f"query-{j}"} for j in range(M))]
+    ends = [
+        set(views.extremes(scores, method, **of, top=whole)["id"])
+        for of in choices
+        for method in scores.methods
+    ]
+    assert set().union(*ends) <= held
+    # ranks are still among all
+    for method in scores.methods:
+        wanted = [name for name in views.extremes(scores, method, top=N)["id"] if name in held]
+        assert opened.cards(method, 0) == wanted[:5]
+    opened.page.close()
+
+
+def test_one_method_and_one_query_are_enough(chromium, tmp_path):
+    scores = views.Scores(
+        train=frame(5, "example"), queries=frame(1, "query"),
+        methods={"gain": np.arange(5.0)[:, None]}, units={"gain": "nats"},
+    )  # fmt: skip
+    opened = Opened(chromium, explorer.write(scores, tmp_path / "page.html", "small"))
+    assert opened.cards("gain", 0) == [f"example-{i}" for i in (4, 3, 2, 1, 0)]
+    opened.page.keyboard.press("j")
+    assert opened.page.inner_text("#query-title") == "Query query-0"
+    assert opened.asked == [] and opened.complaints == []
+    opened.page.close()
+
+
+def test_relative_paths_start_at_the_root(scores, monkeypatch, tmp_path):
+    monkeypatch.setattr(paths, "ROOT", tmp_path)
+    assert explorer.write(scores, "figures/page.html", "a") == tmp_path / "figures" / "page.html"
