@@ -86,6 +86,12 @@ def test_a_registered_method_is_scored_ranked_and_chosen_like_all_others(what, d
     assert row["estimate"] == pytest.approx(rho.mean(), rel=1e-5)
     assert {"words (TF-IDF)", "random"} < set(table["first"])
 
+    # the explorer: a column, with its unit
+    shown, units = methods.browsed(methods.by_title(rivals))
+    assert list(shown) == ["words (TF-IDF)", "hidden states", "shared words"]
+    assert list(units.values()) == ["cosine", "cosine", "share"]
+    assert (shown["shared words"] == scores["word_overlap"]).all()
+
     # notebook 04: chooses by its title
     chosen = selection.named(methods.by_title(rivals), ["shared words"])
     assert (chosen["shared words"] == scores["word_overlap"]).all()
@@ -172,11 +178,12 @@ def test_names_and_titles_are_taken_once(registry):
 def test_titles_that_notebooks_give_themselves_cannot_be_taken():
     cells = [
         cell.source
-        for name in ("03_correlation", "04_finetuning")
+        for name in ("03_correlation", "04_finetuning", "08_your_data")
         for cell in nbformat.read(paths.NOTEBOOKS / f"{name}.ipynb", 4).cells
         if cell.cell_type == "code"
     ]
-    own = {"probing", "gradient", "methods"}  # dictionaries of methods by title
+    # dictionaries of methods by title
+    own = {"probing", "gradient", "gradients", "methods", "explored", "of_sample"}
     given = {
         key.value
         for line in (line for cell in cells for line in ast.parse(cell).body)

@@ -34,8 +34,3 @@ def test_every_notebook_and_module_is_listed():
         assert f"notebooks/{notebook.name}" in text
     for module in (paths.ROOT / "lib" / "icprobe").glob("[!_]*.py"):
         assert f"    {module.name} " in text
-
-
-def test_links_lead_somewhere():
-    for target in re.findall(r"\]\(([^)#]+)\)", readme.README.read_text()):
-        assert (paths.ROOT / target).exists(), target

@@ -25,7 +25,7 @@ NAMES = (
 )
 TITLES = (
     *("ICP score", "gain", "gain per token", "gain over neutral"),
-    *("product", "product per token", "cosine", "TracIn"),
+    *("product", "product per token", "cosine", "TracIn", "gradients"),
 )
 
 ALL_AT_ONCE = 1024  # training examples in one part of the store of a method that sees all at once
@@ -67,7 +67,8 @@ class Method:
         name: Of its score stores and of 01's tables; letters, digits, dots, dashes, underscores.
         title: What figures and 04's `rivals` call it; None for a control, which is scored and not
             ranked with the rest.
-        unit: Unit and sign of a score, such as "nats; positive = the training example helps".
+        unit: The unit of a score, a semicolon, and what its sign means, such as "nats; positive =
+            the training example helps".
         score: `score(pairs, **options)` returns the scores, float [N, M]; see `Pairs`.
         options: What else it takes. They belong to the scores' key: others make scores of their
             own, beside the old ones.
@@ -76,6 +77,7 @@ class Method:
         at_once: How many training examples the function is given in one call, after which their
             scores are kept, so that an interrupted run goes on there. None if it must see all of
             them to score one, or is quick.
+        browsed: Whether pages for looking at single pairs show it, see `browsed`.
 
     Raises:
         ValueError: If a field is not what it should be; names it.
@@ -88,6 +90,7 @@ class Method:
     options: Mapping = field(default_factory=dict)
     version: int = 1
     at_once: int | None = None
+    browsed: bool = True
 
     def __post_init__(self):
         whole = {"version": self.version, "at_once": 1 if self.at_once is None else self.at_once}
@@ -167,6 +170,17 @@ def by_title(scores: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         scores: By name, see `measure`.
     """
     return {m.title: scores[m.name] for m in REGISTERED.values() if m.title and m.name in scores}
+
+
+def browsed(scores: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Return what pages for looking at single pairs show: the scores, and their units, by title.
+
+    Args:
+        scores: By title, see `by_title`.
+    """
+    among = [titled(title) for title in scores]
+    units = {one.title: one.unit.partition(";")[0] for one in among if one.browsed}
+    return {title: scores[title] for title in units}, units
 
 
 def titled(title: str) -> Method:
@@ -263,6 +277,7 @@ register(
         "tokens of the training example; positive = presumed to help",
         lambda pairs, part: baselines.length(pairs.lm, *pairs.encoded, part=part),
         {"part": "text"},
+        browsed=False,
     )
 )
 register(
@@ -272,6 +287,7 @@ register(
         "tokens of its completion; positive = presumed to help",
         lambda pairs, part: baselines.length(pairs.lm, *pairs.encoded, part=part),
         {"part": "completion"},
+        browsed=False,
     )
 )
 register(
@@ -286,7 +302,7 @@ register(
     Method(
         "lexical",
         "words (TF-IDF)",
-        "cosine of TF-IDF vectors, without unit, 0 to 1; positive = presumed to help",
+        "cosine; of TF-IDF vectors, 0 to 1, positive = presumed to help",
         lambda pairs, **tfidf: baselines.lexical(pairs.train, pairs.queries, **tfidf),
         baselines.TFIDF,
     )
@@ -295,7 +311,7 @@ register(
     Method(
         "embedding",
         "hidden states",
-        "cosine of mean hidden states, without unit; positive = presumed to help",
+        "cosine; of mean hidden states, positive = presumed to help",
         lambda pairs, **options: baselines.embedding(pairs.lm, *pairs.encoded, **options),
         {"layer": None, "centre": True},
     )
@@ -306,6 +322,7 @@ register(
         "same completion",
         "1 where the completions are equal, else 0; positive = presumed to help",
         lambda pairs: baselines.same_completion(pairs.train, pairs.queries),
+        browsed=False,
     )
 )
 register(
@@ -314,6 +331,7 @@ register(
         "own loss",
         "the training example's own loss, nats per token; positive = presumed to help",
         lambda pairs: baselines.own_loss(pairs.lm, *pairs.encoded),
+        browsed=False,
     )
 )
 register(
@@ -323,5 +341,6 @@ register(
         "standard normal, without unit; no reason to help",
         lambda pairs, seed: baselines.random(*pairs.shape, np.random.default_rng(seed)),
         {"seed": 0},
+        browsed=False,
     )
 )
