@@ -106,7 +106,7 @@ def test_in_plain_python_there_are_tables(scores):
     shown = browser.browse(scores, top=2).data
     assert "all queries (mean)" in shown
     best = views.extremes(scores, "gain", query="query-0", top=1).loc[("highest", 1)]
-    assert f"{best['id']}: {best['prompt']} ▸{best['completion']}" in shown
+    assert f"{best['id']}: {best['prompt']} ▸ {best['completion'].strip()}" in shown
     assert "query-0: Question 0" in shown and "query-1: Question 1" in shown
     with pytest.raises(ValueError, match="top is 0"):
         browser.browse(scores, top=0)

@@ -224,7 +224,8 @@ def check_numbers(shown: Opened, scores: views.Scores, of: dict[str, str]) -> No
             for head, row in zip(heads, wanted.to_dict("records"), strict=True):
                 sign = {1: "▲ ", -1: "▼ ", 0: ""}[np.sign(row["score"])]
                 whole = f"Rank {row['rank']:.0f}"
-                whole += f" ({row['rank_low']:.0f} to {row['rank_high']:.0f})" if several else ""
+                ranged = np.isfinite(row["rank_low"])
+                whole += f" ({row['rank_low']:.0f} to {row['rank_high']:.0f})" if ranged else ""
                 score = told(scores, method, row["score"])
                 ends = [told(scores, method, row[name]) for name in ("low", "high")]
                 score += " ({} to {})".format(*ends) if several else ""

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import nbformat
@@ -240,7 +241,49 @@ def test_of_your_own_data_a_sample_decides_and_the_pool_is_scored(tmp_path, own)
     agreed = pd.read_csv(folder / "08_findings.csv")
     assert verdict["verdict"] == advice.advise(agreed).verdict
     assert set(agreed["n"]) == {6} and set(agreed["m"]) == {3}
-    assert "1 of 15 training examples copy a query" in printed(tmp_path, "08")
+    assert "1 of 15 training examples are, or resemble, a query" in printed(tmp_path, "08")
+
+
+def test_of_your_own_data_one_query_and_labels_of_a_kind_will_do(tmp_path, own):
+    """One query; no task, but contents; all in so few examples that there is no ranking."""
+    rows = [json.loads(line) for line in Path(own["train"]).read_text().splitlines()]
+    rows = [{"prompt": r["prompt"], "completion": r["completion"], "content": f"c{k % 2}"}
+            for k, r in enumerate(rows)]  # fmt: skip
+    Path(own["train"]).write_text("\n".join(map(json.dumps, rows)))
+    query = Path(own["queries"]).read_text().splitlines()[0]
+    Path(own["queries"]).write_text(query)
+    own = {k: v for k, v in own.items() if k != "condition_pools"} | {"resamples": 20}
+    arguments = [text for name, value in own.items() for text in ("-p", name, str(value))]
+    assert runner.main(["laptop", "--only", "08", *arguments]) == 0
+    assert results(tmp_path, "08") == RESULTS["08"]
+    verdict = pd.read_csv(tmp_path / "figures" / "08_verdict.csv").iloc[0]
+    assert verdict["verdict"] == advice.TOO_SMALL
+
+
+def test_a_pool_of_copies_is_refused_before_anything_is_scored(tmp_path, own, capsys):
+    arguments = [
+        text for name in ("model", "output_dir", "scores_dir") for text in ("-p", name, own[name])
+    ]
+    both = ["-p", "train", own["train"], "-p", "queries", own["train"]]
+    assert runner.main(["laptop", "--only", "08", *arguments, *both]) == 1
+    assert "all 14 training examples copy a query" in capsys.readouterr().out
+    assert not (tmp_path / "scores").exists()
+
+
+def test_the_committed_page_is_what_the_notebook_writes():
+    folder = paths.ROOT / "figures" / "demo"
+    assert sorted(f.name for f in folder.glob("08_*")) == RESULTS["08"]
+    page = (folder / "08_explorer.html").read_text("utf-8")
+    for name in ("explorer.js", "explorer.css"):
+        assert (paths.ROOT / "lib/icprobe/page" / name).read_text("utf-8") in page, name
+
+
+@pytest.mark.skipif(not (paths.ROOT / ".git").exists(), reason="not a git checkout")
+@pytest.mark.parametrize("folder", ["laptop", "your_data", "mine"])
+def test_files_with_texts_are_not_for_git(folder):
+    for name in ("08_explorer.html", "08_selected.jsonl", "explorer.html", "selected/x.jsonl"):
+        command = ["git", "check-ignore", "-q", f"figures/{folder}/{name}"]
+        assert subprocess.run(command, cwd=paths.ROOT, check=False).returncode == 0, name
 
 
 def test_correlation_comes_from_finished_scores(tmp_path, own, capsys):

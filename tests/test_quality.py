@@ -59,7 +59,7 @@ def test_copies_of_queries_are_found():
     assert found["example"].to_list() == ["t-0", "t-1"]  # the same words in another order are none
     assert found["kind"].to_list() == ["same text", "near copy"]
     assert found["query"].to_list() == ["q-1", "q-1"]
-    assert found["similarity"][0] == 1 and quality.NEAR < found["similarity"][1] < 1
+    assert found["shared"][0] == 1 and quality.NEAR < found["shared"][1] < 1
     assert found["row"].to_list() == [0, 1]
     assert len(quality.leaks(pool, queries, near=1.0)) == 1
 
@@ -68,6 +68,23 @@ def test_every_text_may_be_too_short_for_runs_of_words():
     pool, queries = rows(("a", " b"), ("c", " d")), rows(("c", " d"), ("e", " f"), task="q")
     found = quality.leaks(pool, queries)
     assert found[["example", "query", "kind"]].to_numpy().tolist() == [["t-1", "q-0", "same text"]]
+
+
+def test_a_query_within_a_longer_text_is_found():
+    longer = f"{' '.join(f'word{k}' for k in range(200))} {SENTENCE} {' '.join('abcdefgh' * 9)}"
+    found = quality.leaks(
+        rows((longer, " yes"), ("a b c d e f", " g")), rows((SENTENCE, " no"), task="q")
+    )
+    assert found["example"].to_list() == ["t-0"]
+
+
+def test_what_may_be_selected():
+    pool, queries = rows((SENTENCE, " a"), ("x y z", " b")), rows((SENTENCE, " a"), task="q")
+    copies = quality.leaks(pool, queries)
+    assert quality.choosable(2, copies).tolist() == [1]
+    assert quality.choosable(2, copies, keep=True).tolist() == [0, 1]
+    with pytest.raises(ValueError, match=r"all 1 training examples copy a query.*keep_copies"):
+        quality.choosable(1, copies)
 
 
 @pytest.mark.parametrize("near", [0, 1.5])
@@ -80,6 +97,7 @@ def test_the_demo_has_copies_to_show_and_no_equal_texts():
     pool, queries = data.load("data/demo.jsonl"), data.load("data/demo_queries.jsonl")
     data.check_disjoint(pool, queries)
     found = quality.leaks(pool, queries)
-    assert set(found["kind"]) == {"near copy"} and 0 < len(found) < 5
+    assert set(found["kind"]) == {"near copy"}
+    assert found["example"].to_list() == ["food_remarks-7", "words-7"]
     assert set(pool["task"]) == set(queries["task"])
     assert np.unique(queries["prompt"]).size == len(queries)

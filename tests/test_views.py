@@ -46,9 +46,15 @@ def test_a_mean_has_the_interval_of_its_queries(scores):
     assert table.index.tolist() == scores.train["id"].tolist()
     assert (table["queries"] == 3).all()
     assert (table["rank"].to_numpy() == stats.rankdata(-values.mean(1))).all()
+    assert table[["rank_low", "rank_high"]].isna().all(axis=None)  # of so few queries
+    table = views.ranking(scores, "gain")
     assert (table["rank_low"] <= table["rank"]).all()
     assert (table["rank"] <= table["rank_high"]).all()
     assert ((table["rank_low"] >= 1) & (table["rank_high"] <= N)).all()
+    quick = views.ranking(scores, "gain", intervals=False)
+    ranges = ["rank_low", "rank_high"]
+    assert quick[ranges].isna().all(axis=None)
+    pd.testing.assert_frame_equal(quick.drop(columns=ranges), table.drop(columns=ranges))
 
 
 def test_ranks_are_as_sure_as_the_queries_are_alike(scores):

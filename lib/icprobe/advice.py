@@ -1,43 +1,43 @@
-"""Can the cheap probe be used on one's own data? A rule over a sample, and what would settle it.
+"""Can probing be used on one's own data? A rule over a sample, and what would settle it.
 
 The truth is what a real training step on each of n sampled training examples does to each of m
 sampled queries. Each query ranks the examples for itself, and a method's agreement is the mean over
-queries of its Spearman correlation with the truth. Three differences of agreements, with 95 %
-intervals over training examples and queries, decide; d is the margin within which two methods
-count as equally good:
+queries of its Spearman correlation with the truth. Differences of agreements, with 95 % intervals
+over training examples and queries, decide; similarities are those of words and of hidden states,
+and d is the tolerance within which two methods count as equally good. The first that holds:
 
-- use ICP: gains beat similarity (the interval is above 0), and are not worse than gradients by d
-  or more (the interval of gains less gradients is above -d);
-- use gradients: they beat similarity, and they beat gains;
-- neither beats similarity: neither is better by d or more (both intervals are below d);
-- else the sample is too small to tell.
+- use ICP: gains beat each similarity (the intervals are above 0), and are not worse than gradients
+  by d or more (the interval of gains less gradients is above -d);
+- use gradients: they beat each similarity, and they beat gains;
+- neither beats similarity: there is one that neither beats by d or more (both intervals below d);
+- else, and with fewer than `FEWEST` queries in any case, the sample is too small to tell.
 
-Similarity is the better of words and hidden states. The rule is about ranking single steps; whether
-a selection trains better models is for notebook 04.
+The rule is about ranking single steps; whether a selection trains better models is for notebook 04.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from scipy.stats import norm
 
 from icprobe import statistics, tables
 
 ICP, GRADIENTS, SIMILARITY = "ICP", "gradients", "similarity"
-MARGIN = 0.1
+TOLERANCE = 0.1
 
 USE_ICP = "use ICP"
 USE_GRADIENTS = "use gradients"
 NEITHER = "neither beats similarity"
 TOO_SMALL = "sample too small"
+METHODS = {USE_ICP: ICP, USE_GRADIENTS: GRADIENTS, NEITHER: SIMILARITY}
 
-# differences that decide
-ICP_OVER = "ICP less similarity"
-GRADIENTS_OVER = "gradients less similarity"
 ICP_AGAINST = "ICP less gradients"
 
+FEWEST = 6  # queries: with fewer, intervals over them are too short, and verdicts often wrong
+CHANCE = 0.8  # that a sample of the size asked for settles it
 MOST = 100  # times the sample beyond which more data are no answer
 
 
@@ -51,19 +51,22 @@ def agreements(
 ) -> pd.DataFrame:
     """Return how well methods rank what a training step does, and the differences that decide.
 
+    A method that scores all examples alike for a query ranks none of them: its correlation counts
+    as 0 there, so that all methods are averaged over the same queries.
+
     Args:
         gain: [n, m] from probing, nats.
         gradient: [n, m] cosines (or products) of gradients.
-        similarities: By name, [n, m]; the better one counts, in every resample.
+        similarities: By name, [n, m].
         effect: [n, m] of the training step, nats.
         rng: For the bootstrap.
         replicates: Number of resamples.
 
     Returns:
-        One row each: quantity (ICP, gradients, each similarity by its name, the better one, and
-        three differences), unit, estimate, low, high (see `statistics.crossed_interval`), n and m.
-        Not numbers in a sample in which too few queries have a ranking, such as one of fewer than
-        four examples.
+        One row each: quantity (ICP, gradients, each similarity, ICP and gradients less each
+        similarity, ICP less gradients), unit, estimate, low, high (see
+        `statistics.crossed_interval`), n and m. Not numbers where no query has a ranking, as in a
+        sample of fewer than four examples.
 
     Raises:
         ValueError: If the matrices have different shapes, or there is no similarity.
@@ -76,19 +79,23 @@ def agreements(
             raise ValueError(
                 f"{name} has shape {matrix.shape}, the training effects have {effect.shape}"
             )
-    of_query = statistics.agreements([*matrices.values()], [effect], "query")
+    names = [ICP, GRADIENTS, *similarities]
+    pairs = [(one, name) for name in similarities for one in (ICP, GRADIENTS)] + [(ICP, GRADIENTS)]
+    of_queries = statistics.by_set([*matrices.values()], [effect], "query", None, (), None)
 
     def measure(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        icp, gradients, *similar = of_query(rows, columns)[0, :, 0]
-        best = np.fmax.reduce(similar)
-        rho = icp, gradients, *similar, best
-        return np.array([*rho, icp - best, gradients - best, icp - gradients])
+        rho, weights = of_queries(rows, columns)
+        rho = rho[0, :, :, 0]  # [queries, methods]
+        ranked = np.isfinite(rho).any(axis=1)  # not where the step did the same to all
+        rho = np.nan_to_num(rho[ranked])
+        mean = np.average(rho, 0, weights[ranked]) if len(rho) else np.full(len(names), np.nan)
+        found = dict(zip(names, mean, strict=True))
+        return np.array([*mean, *(found[one] - found[other] for one, other in pairs)])
 
-    alone = [ICP, GRADIENTS, *similarities, SIMILARITY]
-    kinds = np.array(["fisher"] * len(alone) + ["normal"] * 3)
+    kinds = np.array(["fisher"] * len(names) + ["normal"] * len(pairs))
     low, high = statistics.crossed_interval(measure, effect.shape, rng, replicates, kinds)
     n, m = effect.shape
-    frame = pd.DataFrame({"quantity": [*alone, ICP_OVER, GRADIENTS_OVER, ICP_AGAINST]})
+    frame = pd.DataFrame({"quantity": [*names, *(f"{one} less {other}" for one, other in pairs)]})
     return frame.assign(
         unit="Spearman", estimate=measure(np.arange(n), np.arange(m)), low=low, high=high, n=n, m=m
     )
@@ -101,12 +108,13 @@ class Advice:
     Attributes:
         verdict: "use ICP", "use gradients", "neither beats similarity" or "sample too small".
         method: What to score the whole pool with: "ICP", "gradients" or "similarity". Where the
-            sample is too small, what its estimates speak for.
-        factor: How many times as many training examples and queries would settle it, if the
-            estimates hold: 1 where it is settled, not finite where no number would do.
+            sample is too small, what its estimates speak for (similarity if there are none).
+        factor: How many times as many training examples and queries would settle it with a chance
+            of `CHANCE`, if the estimates hold: 1 where it is settled, infinite where there are no
+            estimates, or no number would do.
         n: Training examples of a sample so large, or None.
         m: Queries of it, or None.
-        differences: The three that decide, as phrases with their intervals.
+        differences: Those that decide, as phrases with their intervals.
     """
 
     verdict: str
@@ -122,97 +130,123 @@ class Advice:
         return self.verdict != TOO_SMALL
 
 
-def advise(agreed: pd.DataFrame, margin: float = MARGIN) -> Advice:
+# a difference, a bound, and whether its interval must be above it (or below)
+Condition = tuple[str, float, bool]
+
+
+def advise(agreed: pd.DataFrame, tolerance: float = TOLERANCE) -> Advice:
     """Return the verdict by the rule of this module.
 
     Intervals shrink with the root of the sample (both sides grow alike; what a single pair has of
-    its own shrinks faster, so this is rather too many), so with estimates e at a distance |e - t|
-    from a threshold and half-lengths h, (h / |e - t|)^2 times the sample is needed.
+    its own shrinks faster, so this is rather too many). With estimates e at a distance |e - t| from
+    a bound t, and half-lengths h, a sample (h / |e - t|)^2 times as large has an even chance that
+    its interval keeps to the bound; for a chance of 80 % it takes about twice that.
 
     Args:
         agreed: See `agreements`.
-        margin: d, above 0: differences that do not matter.
+        tolerance: d, above 0: differences that do not matter.
 
     Raises:
-        ValueError: If the margin is not above 0.
+        ValueError: If the tolerance is not above 0.
     """
-    if not margin > 0:
-        raise ValueError(f"margin is {margin!r}, expected a number above 0")
+    if not tolerance > 0:
+        raise ValueError(f"tolerance is {tolerance!r}, expected a number above 0")
     rows = agreed.set_index("quantity")
-    estimate, low, high = (rows[column] for column in ("estimate", "low", "high"))
+    deciding = rows[rows.index.str.contains(" less ")]
+    estimate, low, high = (deciding[column] for column in ("estimate", "low", "high"))
     n, m = int(rows["n"].iloc[0]), int(rows["m"].iloc[0])
-    said = tables.in_words(agreed)
-    differences = tuple(f"{name} {said[name]}" for name in (ICP_OVER, GRADIENTS_OVER, ICP_AGAINST))
+    said = tables.in_words(deciding.reset_index())
+    differences = tuple(f"{name} {said[name]}" for name in deciding.index)
+    needed = _needed([q.removeprefix("ICP less ") for q in deciding.index if q[:4] == "ICP "])
+    needed = {v: [[(q, t * tolerance, a) for q, t, a in c] for c in cs] for v, cs in needed.items()}
 
-    settled = _verdict(low, high, margin)
+    known = np.isfinite(low).all()
+    settled = _first(needed, low, high) if known and m >= FEWEST else None
     if settled:
         return Advice(settled, METHODS[settled], 1.0, n, m, differences)
-    if not np.isfinite(low).all():
-        return Advice(TOO_SMALL, SIMILARITY, math.inf, None, None, differences)
-    likely = _verdict(estimate, estimate, margin)
-    factor = 1.0
-    for quantity, threshold, above in _NEEDED[likely]:
-        limit = threshold * margin
-        half = estimate[quantity] - low[quantity] if above else high[quantity] - estimate[quantity]
-        distance = abs(estimate[quantity] - limit)
-        factor = max(factor, (half / distance) ** 2 if distance else math.inf)
-    sizes = (None, None) if factor > MOST else (math.ceil(factor * n), math.ceil(factor * m))
+    likely = _first(needed, estimate, estimate)
+    if not known or not likely:
+        method = METHODS.get(likely, SIMILARITY)
+        return Advice(TOO_SMALL, method, math.inf, None, None, differences)
+    factor = min(
+        max(_times(estimate[q], low[q], high[q], bound, above) for q, bound, above in conditions)
+        for conditions in needed[likely]
+    )
+    sizes = (None, None)
+    if factor <= MOST:
+        sizes = math.ceil(factor * n), max(FEWEST, math.ceil(factor * m))
     return Advice(TOO_SMALL, METHODS[likely], factor, *sizes, differences)
 
 
-METHODS = {USE_ICP: ICP, USE_GRADIENTS: GRADIENTS, NEITHER: SIMILARITY}
+def _needed(others: Sequence[str]) -> dict[str, list[list[Condition]]]:
+    """Return what each verdict needs: one of several lists of conditions, bounds in tolerances.
 
-# by verdict: a difference, a threshold in margins, and whether the interval must be above it
-_NEEDED = {
-    USE_ICP: [(ICP_OVER, 0, True), (ICP_AGAINST, -1, True)],
-    USE_GRADIENTS: [(GRADIENTS_OVER, 0, True), (ICP_AGAINST, 0, False)],
-    NEITHER: [(ICP_OVER, 1, False), (GRADIENTS_OVER, 1, False)],
-}
+    Args:
+        others: The similarities, and gradients.
+    """
+    similar = [name for name in others if name != GRADIENTS]
+    return {
+        USE_ICP: [[*((f"ICP less {s}", 0, True) for s in similar), (ICP_AGAINST, -1, True)]],
+        USE_GRADIENTS: [
+            [*((f"gradients less {s}", 0, True) for s in similar), (ICP_AGAINST, 0, False)]
+        ],
+        NEITHER: [
+            [(f"ICP less {s}", 1, False), (f"gradients less {s}", 1, False)] for s in similar
+        ],
+    }
 
 
-def _verdict(low: pd.Series, high: pd.Series, margin: float) -> str | None:
-    """Return the first verdict all of whose intervals are where they must be, or None."""
-    for verdict, needed in _NEEDED.items():
-        if all(
-            low[quantity] > threshold * margin if above else high[quantity] < threshold * margin
-            for quantity, threshold, above in needed
-        ):
-            return verdict
+def _first(
+    needed: Mapping[str, list[list[Condition]]], low: pd.Series, high: pd.Series
+) -> str | None:
+    """Return the first verdict one of whose lists of conditions holds, or None."""
+    for verdict, lists in needed.items():
+        for conditions in lists:
+            if all(low[q] > bound if above else high[q] < bound for q, bound, above in conditions):
+                return verdict
     return None
 
 
-def in_words(advice: Advice, margin: float, available: tuple[int, int]) -> str:
+def _times(estimate: float, low: float, high: float, bound: float, above: bool) -> float:
+    """Return how many times the sample a condition needs, at least 1."""
+    half = estimate - low if above else high - estimate
+    distance = abs(estimate - bound)
+    power = 1 + norm.ppf(CHANCE) / norm.ppf(0.975)
+    return max(1.0, (power * half / distance) ** 2) if distance else math.inf
+
+
+def in_words(advice: Advice, tolerance: float, available: tuple[int, int]) -> str:
     """Return the verdict in plain words (Markdown).
 
     Args:
         advice: The verdict.
-        margin: As for `advise`.
+        tolerance: As for `advise`.
         available: N and M: the whole pool, and all queries.
     """
     said = {
         USE_ICP: "**Use ICP:** the probe ranks training examples better than similarity does, and "
-        f"no more than {margin:g} worse than gradients. The cheap probe will do.",
+        f"less than {tolerance:g} worse than gradients. It needs log-probabilities only.",
         USE_GRADIENTS: "**Use gradients:** they rank training examples better than similarity "
         "does, and better than the probe.",
         NEITHER: "**Neither beats similarity:** the probe and gradients are both less than "
-        f"{margin:g} better than it. Similarity, which needs neither, will do.",
+        f"{tolerance:g} better than it. Similarity, which needs neither, will do.",
     }
     numbers = f" ({'; '.join(advice.differences)}.)"
     if advice.settled:
         return said[advice.verdict] + numbers
-    head = "**Sample too small:** its intervals allow more than one of the three answers. "
+    head = "**Sample too small.** "
     likely = f"Its estimates speak for {advice.method}, which is used for now. "
-    if not math.isfinite(advice.factor):
-        return head + likely + "There are too few rankings for an interval." + numbers
+    if not math.isfinite(advice.factor) and "nan" in numbers:
+        return f"{head}It has too few rankings for an interval; {advice.method} is used for now."
     if advice.n is None:
         return (
-            head + likely + f"The methods are so close to the rule's bounds that {MOST} times as "
+            f"{head}{likely}The methods are so close to the rule's bounds that {MOST} times as "
             f"many examples would not tell them apart: take the easiest to run.{numbers}"
         )
     N, M = available
     more = (
-        f"About {advice.n} training examples by {advice.m} queries would settle it, if the "
-        f"estimates hold ({advice.factor:.1f} times both)"
+        f"About {advice.n} training examples by {advice.m} queries would settle it with a chance "
+        f"of {CHANCE:.0%}, if the estimates hold"
     )
     lacks = [
         f"{have} {name}"

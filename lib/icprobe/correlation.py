@@ -5,7 +5,7 @@ Every function takes finished matrices [N, M] (positive = helps) and returns a t
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import datasets
 import numpy as np
@@ -193,11 +193,8 @@ def reliabilities(methods: Methods, rng: np.random.Generator) -> pd.DataFrame:
     """
     rows = []
     for name, scores in methods.items():
-        numbers = (np.nan,) * 3  # one query has no halves
-        if scores.shape[1] > 1:
-            found = with_ceiling(scores, scores, rng)
-            numbers = (found[f"first{end}"][0] for end in ("", "_low", "_high"))
-        rows.append((name, *numbers))
+        found = with_ceiling(scores, scores, rng)
+        rows.append((name, *(found[f"first{end}"][0] for end in ("", "_low", "_high"))))
     return pd.DataFrame(rows, columns=["method", "reliability", "low", "high"])
 
 
@@ -211,9 +208,13 @@ def with_ceiling(
 ) -> dict[str, np.ndarray]:
     """Return the fields of `statistics.Ceiling` [G], and their intervals over training examples.
 
-    The ends of an interval have the field's name with _low and _high.
+    The ends of an interval have the field's name with _low and _high. Not numbers for one query.
     """
-    N = len(first)
+    N, M = first.shape
+    if M < 2 and isinstance(level, str):  # one query has no halves
+        ends = ("", "_low", "_high")
+        names = [one.name for one in fields(statistics.Ceiling)]
+        return {f"{name}{end}": np.full(1, np.nan) for name in names for end in ends}
     where = {"level": level, "groups": groups}
     found = vars(statistics.noise_ceiling(first, second, rng, **where))
     resampled = []

@@ -16,6 +16,7 @@ import json
 import os
 import string
 import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -136,13 +137,13 @@ def _licences() -> str:
 def _content(scores: views.Scores, examples: int) -> dict:
     """Return all that the page shows."""
     choices = _choices(scores)
-    tables = [
-        {name: views.ranking(scores, name, **choice["of"]) for name in scores.methods}
-        for choice in choices
-    ]
-    kept, depth = _kept([found["rank"] for table in tables for found in table.values()], examples)
-    for choice, table in zip(choices, tables, strict=True):
-        choice["methods"] = [_packed(found, kept) for found in table.values()]
+    # twice, since all tables of a large pool would take gigabytes at once
+    ranks = (
+        table["rank"] for choice in choices for table in _tables(scores, choice, intervals=False)
+    )
+    kept, depth = _kept(ranks, len(scores.train), examples)
+    for choice in choices:
+        choice["methods"] = [_packed(table, kept) for table in _tables(scores, choice)]
         agreed = views.agreements(scores, **choice.pop("of"))
         choice["agreements"] = json.loads(agreed.to_json(orient="values", double_precision=4))
     return {
@@ -176,18 +177,25 @@ def _choices(scores: views.Scores) -> list[dict]:
     return choices
 
 
-def _kept(placed: list[pd.Series], examples: int) -> tuple[np.ndarray, int]:
+def _tables(scores: views.Scores, choice: dict, intervals: bool = True) -> Iterator[pd.DataFrame]:
+    """Return every method's ranking for a choice of queries, one after the other."""
+    return (
+        views.ranking(scores, name, **choice["of"], intervals=intervals) for name in scores.methods
+    )
+
+
+def _kept(placed: Iterable[pd.Series], N: int, examples: int) -> tuple[np.ndarray, int]:
     """Return which rows the page holds, in their order, and to which place both ends are whole.
 
     Args:
         placed: Ranks [N] by every method for every choice of queries.
+        N: How many there are.
         examples: How many rows.
 
     Returns:
         Row numbers, and the largest place from either end down to which every ranking has all its
         examples on the page (0 if none, N if all are).
     """
-    N = len(placed[0])
     if examples >= N:
         return np.arange(N), N
     extreme = np.full(N, np.inf)

@@ -148,13 +148,18 @@ def _kind(words: ast.expr) -> object:
     raise ValueError(ast.unparse(words))
 
 
+def is_notebook(path: Path) -> bool:
+    """Tell whether a file is a numbered notebook, and no copy of one such as 01_x-Copy1.ipynb."""
+    return re.fullmatch(r"\d\d_\w+", path.stem) is not None
+
+
 def of_notebook(number: str) -> dict[str, Parameter]:
     """Return what the repository's notebook of this number, such as "01", declares; see `read`.
 
     Raises:
         ParameterError: If there is no such notebook, or as `read`.
     """
-    found = sorted(paths.NOTEBOOKS.glob(f"{number}_*.ipynb"))
+    found = [f for f in sorted(paths.NOTEBOOKS.glob(f"{number}_*.ipynb")) if is_notebook(f)]
     if len(found) != 1:
         raise ParameterError(f"{len(found)} notebooks begin with {number}_, expected one")
     return read(found[0])
@@ -462,13 +467,14 @@ RULES: dict[str, Rule] = {
             "answer_tokens", "seeds", "sweep_seeds", "epochs", "batch_size", "subset_seeds",
             "dimension", "network_width", "network_layers", "network_heads", "network_steps",
             "network_seeds", "n_examples", "n_queries", "quick_steps", "n_timed", "timing_repeats",
-            "n_sample", "m_sample",
+            "m_sample",
         ),
         _FROM_1,
     ),
     **dict.fromkeys(("resamples", "replicates", "n_tasks", "network_pairs"), _number(2)),
     **dict.fromkeys(("rate", "network_rate", "noise", "prior_spread"), _POSITIVE),
     **dict.fromkeys(("margin", "tolerance"), _POSITIVE),
+    "n_sample": _number(4),  # statistics.LEAST, to rank
     **dict.fromkeys(("budget", "near"), _SHARE),
     "budget_unit": _one_of("selection", "UNITS"),
     "model": _model,

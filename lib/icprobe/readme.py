@@ -422,7 +422,7 @@ def your_data() -> str:
     agreed = pd.read_csv(FIGURES / "demo" / "08_findings.csv")
     scored = pd.read_csv(FIGURES / "demo" / "08_scores.csv")
     n, m = agreed[["n", "m"]].iloc[0]
-    said = advice.in_words(advice.advise(agreed), advice.MARGIN, (len(scored), m))
+    said = advice.in_words(advice.advise(agreed), advice.TOLERANCE, (len(scored), m))
     return f"> {said}\n\nfrom {n} of its {len(scored)} training examples and {m} queries."
 
 

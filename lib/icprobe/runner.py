@@ -40,7 +40,14 @@ from traitlets.config import Config
 
 from icprobe import __version__, machine, paths, provenance, report
 from icprobe.assets import Unavailable
-from icprobe.parameters import Parameter, ParameterError, did_you_mean, fits, problems
+from icprobe.parameters import (
+    Parameter,
+    ParameterError,
+    did_you_mean,
+    fits,
+    is_notebook,
+    problems,
+)
 from icprobe.parameters import read as read_parameters
 
 log = logging.getLogger("icprobe.runner")
@@ -94,7 +101,7 @@ class Row:
 
 def find_notebooks(root: Path) -> list[Notebook]:
     """Return all numbered notebooks under `root`, in order."""
-    found = sorted((root / "notebooks").glob("[0-9]*.ipynb"))
+    found = sorted(filter(is_notebook, (root / "notebooks").glob("[0-9]*.ipynb")))
     if not found:
         raise UsageError(f"no notebooks in {root / 'notebooks'}")
     return [Notebook(path, read_parameters(path)) for path in found]

@@ -90,15 +90,14 @@ def ranking(scores: np.ndarray) -> pd.DataFrame:
     Returns:
         N rows: score (mean over queries), low and high (95 %, Student's t over queries; not a
         number for a single query), helped (share of queries with a positive score) and place (1 =
-        the highest mean; ties in the order of the pool).
+        the highest mean; equal ones share the better place).
     """
     N, M = scores.shape
     mean = values(scores, N)
     half = np.full(N, np.nan)
     if M > 1:
         half = stats.t.ppf(0.975, M - 1) * scores.std(axis=1, ddof=1, dtype=float) / np.sqrt(M)
-    place = np.empty(N, dtype=int)
-    place[np.argsort(-mean, kind="stable")] = np.arange(1, N + 1)
+    place = stats.rankdata(-mean, method="min")
     helped = (scores > 0).mean(axis=1)
     return pd.DataFrame(
         {"score": mean, "low": mean - half, "high": mean + half, "helped": helped, "place": place}
@@ -132,8 +131,10 @@ def best(
         rng: Breaks ties.
 
     Raises:
-        ValueError: If a budget of tokens is too small for any example.
+        ValueError: If a budget of tokens is too small for any example, or there is none.
     """
+    if not len(values):
+        raise ValueError("there is no training example to choose from")
     order = np.lexsort((rng.random(len(values)), -values))
     if budget.unit == "examples":
         return np.sort(order[: budget.examples(len(values))])

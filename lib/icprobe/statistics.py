@@ -159,8 +159,8 @@ def agreements(
     Raises:
         ValueError: If the level is unknown, or a set's queries are not all in the same groups.
     """
-    by_set = _by_set(first, second, level, groups, given, count)
-    return lambda rows, columns: _average(*by_set(rows, columns))
+    of_sets = by_set(first, second, level, groups, given, count)
+    return lambda rows, columns: _average(*of_sets(rows, columns))
 
 
 def contrasts(
@@ -175,16 +175,16 @@ def contrasts(
     Arguments are those of `agreements`. A difference is an average over the sets of queries that
     have both agreements, so it is not always the difference of two averages.
     """
-    by_set = _by_set([first], [second], level, groups, (), count)
+    of_sets = by_set([first], [second], level, groups, (), count)
 
     def measure(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        rho, weights = by_set(rows, columns)
+        rho, weights = of_sets(rows, columns)
         return _average(np.concatenate([rho, rho[:1] - rho[1:]]), weights)[:, 0, 0]
 
     return measure
 
 
-def _by_set(
+def by_set(
     first: Sequence[np.ndarray],
     second: Sequence[np.ndarray],
     level: str | np.ndarray,
@@ -192,7 +192,10 @@ def _by_set(
     given: Sequence[np.ndarray],
     count: int | None,
 ) -> Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """Return a function of row and column numbers: agreements of sets [G, C, A, B], weights [C]."""
+    """Return a function of row and column numbers: agreements of sets [G, C, A, B], weights [C].
+
+    Arguments are those of `agreements`, which averages them; not numbers where there are none.
+    """
     matrices = np.stack([*first, *second, *given]).astype(float)
     A, B = len(first), len(second)
     M = matrices.shape[2]

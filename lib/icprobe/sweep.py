@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from icprobe import paths, runner, store
+from icprobe import paths, provenance, runner, store
 from icprobe.parameters import ParameterError
 from icprobe.runner import Notebook, UsageError, say
 
@@ -123,7 +123,7 @@ def combinations(
         raise UsageError(f"-p {name}: a sweep sets this itself, see {OWN[name]}")
     if "output_dir" not in notebook.declared:
         raise UsageError(f"{notebook.name} has no output_dir, so combinations would share one")
-    found, wrong = [], {}
+    found, wrong, known = [], {}, {}
     usual = notebook.defaults | runner.merged(profile, notebook)
     for texts in itertools.product(*grid.values()):
         overrides = dict(zip(grid, texts, strict=True))
@@ -135,7 +135,7 @@ def combinations(
         if "fresh" in notebook.declared:  # scores are shared: what one made is there for the next
             given["fresh"] = fresh
         swept = {name: given[name] for name in grid}
-        place = Path(output) / notebook.name / _folder_name(notebook.defaults | given, usual)
+        place = Path(output) / notebook.name / _folder_name(notebook.defaults | given, usual, known)
         given["output_dir"] = str(place)
         at = root / place.expanduser()
         copy = at / "notebooks" / notebook.path.name
@@ -145,15 +145,18 @@ def combinations(
     return found
 
 
-def _folder_name(values: dict[str, object], usual: dict[str, object]) -> str:
-    """Return the name of a combination's folder: what is not as usual, and a hash of all values.
+def _folder_name(values: dict[str, object], usual: dict[str, object], known: dict) -> str:
+    """Return the name of a combination's folder: what is not as usual, and a hash of what counts.
 
-    Where things are and what is reused changes no result, and so no name.
+    That is all values, and what the model's and the data's names stand for, as far as it can be
+    told. Where things are and what is reused changes no result, and so no name.
     """
+    sources = provenance.sources(values, known)
+    sources = {name: one for name, one in sources.items() if "unknown" not in one}
     values = {k: v for k, v in values.items() if k not in ("output_dir", "scores_dir", "fresh")}
     others = "_".join(f"{k} {v}" for k, v in values.items() if v != usual[k])
     readable = re.sub(r"[^a-zA-Z0-9.]+", "-", others)[:60].strip("-")
-    return store.key(readable or "unchanged", values)
+    return store.key(readable or "unchanged", {**values, "sources": sources})
 
 
 def run(

@@ -120,11 +120,11 @@ def by_group(matrices: dict[str, np.ndarray], groups: dict[str, np.ndarray]) -> 
 
 def line(row: dict, width: int = 160) -> str:
     """Return an example in one line: the end of the prompt matters more than its beginning."""
-    prompt = " ".join(row["prompt"].split())
-    room = max(0, width - len(row["completion"]))
-    return (
-        f"{'…' if len(prompt) > room else ''}{prompt[-room:] if room else ''} ▸{row['completion']}"
-    )
+    prompt, completion = (" ".join(row[part].split()) for part in ("prompt", "completion"))
+    if len(completion) > width // 2:
+        completion = f"{completion[: width // 2]}…"
+    room = max(0, width - len(completion))
+    return f"{'…' if len(prompt) > room else ''}{prompt[-room:] if room else ''} ▸ {completion}"
 
 
 def in_words(findings: pd.DataFrame) -> dict[str, str]:

@@ -21,6 +21,7 @@ TEXTS = ["prompt", "completion"]
 
 # resamples of queries behind the intervals of ranks and agreements; enough for their ends
 RESAMPLES = 400
+FEWEST = 6  # queries: with fewer, resamples of them say too little of a rank
 SEED = 0  # every table is the same whenever it is made, and in whichever order
 
 
@@ -165,7 +166,11 @@ def ranks(values: np.ndarray) -> np.ndarray:
 
 
 def ranking(
-    scores: Scores, method: str, query: str | None = None, task: str | None = None
+    scores: Scores,
+    method: str,
+    query: str | None = None,
+    task: str | None = None,
+    intervals: bool = True,
 ) -> pd.DataFrame:
     """Return what a method says of all training examples for a query, a task's queries, or all.
 
@@ -174,12 +179,14 @@ def ranking(
         method: Its name.
         query: The id of one query; or
         task: a task, for the mean over its queries. Without either, the mean over all queries.
+        intervals: Whether to resample for ranks' ranges, which takes most of the time.
 
     Returns:
         N rows, in the pool's order, indexed by id. score: the query's, or the mean over those of
         the queries that were measured; low and high: its 95 % interval over these queries
         (Student's t); queries: how many were measured; rank: 1 = the highest (equal scores share
-        the better place); rank_low and rank_high: its 95 % interval over resampled queries. For a
+        the better place); rank_low and rank_high: where it is in 95 % of resamples of the queries
+        (of at least `FEWEST`; its range, no confidence interval: that would be longer). For a
         single query there are no intervals, for pairs not measured no numbers at all.
 
     Raises:
@@ -194,7 +201,7 @@ def ranking(
     several = count > 1
     half[several] = stats.t.ppf(0.975, count[several] - 1) * error[several]
     rank = ranks(mean)
-    rank_low, rank_high = _rank_interval(values, rank)
+    rank_low, rank_high = _rank_range(values, rank) if intervals else (np.nan, np.nan)
     return pd.DataFrame(
         {
             "score": mean, "low": mean - half, "high": mean + half, "queries": count,
@@ -211,8 +218,8 @@ def _means(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return np.nansum(values, axis=1) / count, count
 
 
-def _rank_interval(values: np.ndarray, rank: np.ndarray) -> np.ndarray:
-    """Return the ends [2, N] of the 95 % intervals of ranks by the mean over queries.
+def _rank_range(values: np.ndarray, rank: np.ndarray) -> np.ndarray:
+    """Return the ends [2, N] of where ranks by the mean are in 95 % of resamples of the queries.
 
     Args:
         values: [N, m], not a number where not measured.
@@ -222,7 +229,7 @@ def _rank_interval(values: np.ndarray, rank: np.ndarray) -> np.ndarray:
     values = values[:, np.isfinite(values).any(0)]
     found = np.full((2, len(values)), np.nan)
     rows, m = np.isfinite(values).any(1), values.shape[1]
-    if m < 2:
+    if m < FEWEST:
         return found
     rng = np.random.default_rng(SEED)
     drawn = rng.multinomial(m, np.full(m, 1 / m), size=RESAMPLES).T.astype(float)  # how often each

@@ -290,7 +290,7 @@
 
   function ranked(rows) {
     byId("filtered").textContent = (isFiltered() ? `${count(rows.length, "training example")} of ${held.toLocaleString("en")} ` +
-      `pass the filter (${filters()}); ranks are among all. ` : "") + (current().kind === "query" ? "" : "In brackets: 95 % intervals.");
+      `pass the filter (${filters()}); ranks are among all. ` : "") + (current().kind === "query" ? "" : "In brackets: 95 % intervals of scores; ranges of ranks over resampled queries.");
     byId("columns").classList.toggle("several", current().kind !== "query");
     replace(byId("columns"), ...shownMethods().map((m) => {
       const packed = current().methods[m];
@@ -313,7 +313,7 @@
     replace(byId("example-text"), el("div", { class: "panel" }, text(train, i, 900),
       el("p", { class: "meta" }, "Task: ", el("b", {}, train.task[i]), own(i) ? el("span", {}, " ", el("span", { class: "own" }, "same task as the query")) : null)));
     const several = current().kind !== "query";
-    const heads = ["Method", "Score", ...(several ? ["95 % interval"] : []), "Rank", ...(several ? ["95 % interval"] : [])];
+    const heads = ["Method", "Score", ...(several ? ["95 % interval"] : []), "Rank", ...(several ? ["Range"] : [])];
     const bare = (text) => text.replace(/[()]/g, "") || "–";
     const shown = [...new Set([state.x, state.y])];
     replace(byId("picked"), el("div", { class: "panel card" },
