@@ -2,8 +2,11 @@
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 import transformers
@@ -22,6 +25,9 @@ if workers > 1:
 
 # one tolerance pair for the suite: log-likelihoods of float32 models, in nats
 RTOL, ATOL = 1e-5, 1e-4
+
+TASKS = ("colours", "animals", "sums")
+UNITS = {"gain": "nats", "cosine": "cosine", "step": "nats"}  # of `three_methods`
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
 FAMILIES = {
@@ -84,6 +90,27 @@ def experiment_on(folder: Path, train: list[dict], queries: list[dict], bos: boo
         queries=str(folder / "queries.jsonl"),
         **more,
     )
+
+
+def texts(count: int, kind: str, tasks: Sequence[str] = TASKS, before: str = "") -> pd.DataFrame:
+    """Return examples as `views.Scores` has them, of the tasks in turn."""
+    return pd.DataFrame({
+        "id": [f"{kind}-{i}" for i in range(count)],
+        "task": [tasks[i % len(tasks)] for i in range(count)],
+        "type": "naming",
+        "content": "things",
+        "prompt": [f"{before}Question {i} of the {kind}:" for i in range(count)],
+        "completion": [f" answer {i}" for i in range(count)],
+    })  # fmt: skip
+
+
+def three_methods(N: int, M: int) -> dict[str, np.ndarray]:
+    """Return scores [N, M], of which a step was measured for 12 examples and 6 queries only."""
+    rng = np.random.default_rng(1)
+    gain = rng.normal(size=(N, 1)) + rng.normal(size=(N, M))
+    step = np.full((N, M), np.nan)
+    step[:12, 2:8] = 1e-4 * (gain + rng.normal(size=(N, M)))[:12, 2:8]
+    return {"gain": gain, "cosine": np.tanh(gain + rng.normal(size=(N, M))), "step": step}
 
 
 @pytest.fixture(scope="session")

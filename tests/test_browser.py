@@ -5,8 +5,8 @@ import queue
 
 import nbformat
 import numpy as np
-import pandas as pd
 import pytest
+from conftest import texts
 from jupyter_client.manager import start_new_kernel
 from nbclient import NotebookClient
 
@@ -17,24 +17,13 @@ TASKS = ("colours", "sums")
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
-def frame(count: int, kind: str) -> pd.DataFrame:
-    return pd.DataFrame({
-        "id": [f"{kind}-{i}" for i in range(count)],
-        "task": [TASKS[i % 2] for i in range(count)],
-        "type": "naming",
-        "content": "things",
-        "prompt": [f"Question {i} of the {kind}:" for i in range(count)],
-        "completion": [f" answer {i}" for i in range(count)],
-    })  # fmt: skip
-
-
 @pytest.fixture
 def scores() -> views.Scores:
     rng = np.random.default_rng(0)
     step = np.full((N, M), np.nan)
     step[:6, :3] = 1e-3 * rng.normal(size=(6, 3))
     return views.Scores(
-        train=frame(N, "example"), queries=frame(M, "query"),
+        train=texts(N, "example", TASKS), queries=texts(M, "query", TASKS),
         methods={"gain": rng.normal(size=(N, M)), "step": step},
         units={"gain": "nats", "step": "nats"},
     )  # fmt: skip

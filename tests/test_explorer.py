@@ -9,8 +9,8 @@ import urllib.parse
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
+from conftest import UNITS, texts, three_methods
 
 from icprobe import explorer, paths, views
 
@@ -23,7 +23,6 @@ FLAGS = [
 ]  # fmt: skip
 
 N, M = 30, 9
-TASKS = ("colours", "animals", "sums")
 HOSTILE = "</script><img src=x onerror='window.hacked = true'><!--<script>"
 
 
@@ -107,34 +106,16 @@ class Opened:
         return dict(urllib.parse.parse_qsl(urllib.parse.urlsplit(self.page.url).fragment))
 
 
-def frame(count: int, kind: str) -> pd.DataFrame:
-    return pd.DataFrame({
-        "id": [f"{kind}-{i}" for i in range(count)],
-        "task": [TASKS[i % 3] for i in range(count)],
-        "type": "naming",
-        "content": "things",
-        "prompt": [f"Look at this.\nQuestion {i} of the {kind}:" for i in range(count)],
-        "completion": [f" answer {i}" for i in range(count)],
-    })  # fmt: skip
-
-
-def matrices() -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(1)
-    gain = rng.normal(size=(N, 1)) + rng.normal(size=(N, M))
-    step = np.full((N, M), np.nan)
-    step[:12, 2:8] = 1e-4 * (gain + rng.normal(size=(N, M)))[:12, 2:8]
-    return {"gain": gain, "cosine": np.tanh(gain + rng.normal(size=(N, M))), "step": step}
-
-
-UNITS = {"gain": "nats", "cosine": "cosine", "step": "nats"}
-
-
 @pytest.fixture(scope="module")
 def scores() -> views.Scores:
-    train = frame(N, "example")
+    train = texts(N, "example", before="Look at this.\n")
     train.loc[7, "prompt"] = "word " * 400 + "the last words:"
     return views.Scores(
-        train=train, queries=frame(M, "query"), methods=matrices(), units=UNITS, note="Made up."
+        train=train,
+        queries=texts(M, "query", before="Look at this.\n"),
+        methods=three_methods(N, M),
+        units=UNITS,
+        note="Made up.",
     )
 
 
@@ -404,12 +385,15 @@ def test_the_address_keeps_the_view(shown, chromium, file):
 
 
 def test_hostile_texts_are_texts(chromium, tmp_path):
-    train, queries = frame(N, "example"), frame(M, "query")
+    train, queries = (
+        texts(N, "example", before="Look at this.\n"),
+        texts(M, "query", before="Look at this.\n"),
+    )
     for column in ("id", "prompt", "completion"):
         train[column] = [f"{HOSTILE} {text}" for text in train[column]]
         queries[column] = [f"{HOSTILE} {text}" for text in queries[column]]
     train["task"] = queries["task"] = HOSTILE
-    methods = {f"{HOSTILE} {name}": matrix for name, matrix in matrices().items()}
+    methods = {f"{HOSTILE} {name}": matrix for name, matrix in three_methods(N, M).items()}
     scores = views.Scores(
         train=train, queries=queries, methods=methods, units=dict.fromkeys(methods, HOSTILE),
         note=HOSTILE,
@@ -537,7 +521,7 @@ def test_of_many_examples_the_extreme_ones_stay(chromium, scores, tmp_path):
 
 def test_one_method_and_one_query_are_enough(chromium, tmp_path):
     scores = views.Scores(
-        train=frame(5, "example"), queries=frame(1, "query"),
+        train=texts(5, "example"), queries=texts(1, "query"),
         methods={"gain": np.arange(5.0)[:, None]}, units={"gain": "nats"},
     )  # fmt: skip
     opened = Opened(chromium, explorer.write(scores, tmp_path / "page.html", "small"))

@@ -4,36 +4,18 @@ import datasets
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import UNITS, texts, three_methods
 from scipy import stats
 
 from icprobe import data, paths, statistics, views
 
 N, M = 30, 9
-TASKS = ("colours", "animals", "sums")
-
-
-def frame(count: int, kind: str) -> pd.DataFrame:
-    return pd.DataFrame({
-        "id": [f"{kind}-{i}" for i in range(count)],
-        "task": [TASKS[i % 3] for i in range(count)],
-        "type": "naming",
-        "content": "things",
-        "prompt": [f"Question {i} of the {kind}:" for i in range(count)],
-        "completion": [f" answer {i}" for i in range(count)],
-    })  # fmt: skip
 
 
 @pytest.fixture
 def scores() -> views.Scores:
-    rng = np.random.default_rng(1)
-    gain = rng.normal(size=(N, 1)) + rng.normal(size=(N, M))
-    step = np.full((N, M), np.nan)
-    step[:12, 2:8] = 1e-4 * (gain + rng.normal(size=(N, M)))[:12, 2:8]
-    methods = {"gain": gain, "cosine": np.tanh(gain + rng.normal(size=(N, M))), "step": step}
-    units = {"gain": "nats", "cosine": "cosine", "step": "nats"}
-    return views.Scores(
-        train=frame(N, "example"), queries=frame(M, "query"), methods=methods, units=units
-    )
+    train, queries = texts(N, "example"), texts(M, "query")
+    return views.Scores(train=train, queries=queries, methods=three_methods(N, M), units=UNITS)
 
 
 def test_a_mean_has_the_interval_of_its_queries(scores):
@@ -156,7 +138,7 @@ def test_the_interval_for_one_query_holds_the_truth_as_often_as_it_says():
     first = rng.normal(size=(n, draws))
     second = r * first + np.sqrt(1 - r**2) * rng.normal(size=(n, draws))
     made = views.Scores(
-        train=frame(n, "example"), queries=frame(draws, "query"),
+        train=texts(n, "example"), queries=texts(draws, "query"),
         methods={"a": first, "b": second}, units={"a": "nats", "b": "nats"},
     )  # fmt: skip
     held = 0
@@ -214,14 +196,14 @@ def test_of_data_sets():
         ({"methods": {"gain": np.zeros((M, N))}}, r"'gain' are \[9, 30\], expected \[30, 9\]"),
         ({"methods": {"gain": np.full((N, M), np.inf)}}, "'gain' have an infinite number"),
         ({"methods": {"gain": np.full((N, M), np.nan)}}, "'gain' has no score of any pair"),
-        ({"train": frame(N, "example").assign(id="same")}, "two training examples have the id"),
-        ({"queries": frame(M, "query").drop(columns="prompt")}, "queries have no column 'prompt'"),
-        ({"queries": frame(0, "query")}, "no queries"),
+        ({"train": texts(N, "example").assign(id="same")}, "two training examples have the id"),
+        ({"queries": texts(M, "query").drop(columns="prompt")}, "queries have no column 'prompt'"),
+        ({"queries": texts(0, "query")}, "no queries"),
     ],
 )
 def test_what_does_not_fit_is_said(change, message):
     whole = {
-        "train": frame(N, "example"), "queries": frame(M, "query"),
+        "train": texts(N, "example"), "queries": texts(M, "query"),
         "methods": {"gain": np.zeros((N, M))}, "units": {"gain": "nats"},
     }  # fmt: skip
     with pytest.raises(ValueError, match=message):

@@ -423,7 +423,7 @@ def your_data() -> str:
     scored = pd.read_csv(FIGURES / "demo" / "08_scores.csv")
     n, m = agreed[["n", "m"]].iloc[0]
     said = advice.in_words(advice.advise(agreed), advice.TOLERANCE, (len(scored), m))
-    return f"> {said}\n\nfrom {n} of its {len(scored)} training examples and {m} queries."
+    return f"From a sample of {n} of {len(scored)} training examples and {m} queries:\n\n> {said}"
 
 
 def _between(cheaper: float, dearer: float) -> str:
