@@ -39,8 +39,10 @@ def chromium():
     with sync_api.sync_playwright() as playwright:
         asked = os.environ.get("CI") or os.environ.get("ICPROBE_INSTALL_BROWSER")
         if not installed(playwright) and asked and os.getuid() == 0 and shutil.which("apt-get"):
-            command = ["apt-get", "install", "-y", "--no-install-recommends", "chromium"]
-            subprocess.run(command, capture_output=True, timeout=600)
+            # workers may ask at once: the later one waits for the lock, and finds it installed
+            for command in (["update"], ["install", "-y", "--no-install-recommends", "chromium"]):
+                wait = ["-o", "DPkg::Lock::Timeout=300"]
+                subprocess.run(["apt-get", *wait, *command], capture_output=True, timeout=600)
         file = installed(playwright)
         if not file:
             pytest.skip(
