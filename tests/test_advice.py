@@ -89,6 +89,10 @@ def test_agreements_say_what_does_not_fit():
         advice.agreements(good, good, {"words": short}, good, rng)
     with pytest.raises(ValueError, match="at least one is needed"):
         advice.agreements(good, good, {}, good, rng)
+    unknown = good.copy()
+    unknown[2, 1] = np.nan
+    with pytest.raises(ValueError, match="gain has scores that are not finite"):
+        advice.agreements(unknown, good, {"words": good}, good, rng)
 
 
 @pytest.mark.parametrize(

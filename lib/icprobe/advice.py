@@ -69,7 +69,8 @@ def agreements(
         sample of fewer than four examples.
 
     Raises:
-        ValueError: If the matrices have different shapes, or there is no similarity.
+        ValueError: If the matrices have different shapes or a score is not finite, or there is no
+            similarity.
     """
     if not similarities:
         raise ValueError("no similarity is given, at least one is needed")
@@ -79,6 +80,9 @@ def agreements(
             raise ValueError(
                 f"{name} has shape {matrix.shape}, the training effects have {effect.shape}"
             )
+    for name, matrix in {**matrices, "training effects": effect}.items():
+        if not np.isfinite(matrix).all():
+            raise ValueError(f"{name} has scores that are not finite")
     names = [ICP, GRADIENTS, *similarities]
     pairs = [(one, name) for name in similarities for one in (ICP, GRADIENTS)] + [(ICP, GRADIENTS)]
     of_queries = statistics.by_set([*matrices.values()], [effect], "query", None, (), None)
@@ -87,7 +91,7 @@ def agreements(
         rho, weights = of_queries(rows, columns)
         rho = rho[0, :, :, 0]  # [queries, methods]
         ranked = np.isfinite(rho).any(axis=1)  # not where the step did the same to all
-        rho = np.nan_to_num(rho[ranked])
+        rho = np.where(np.isnan(rho[ranked]), 0.0, rho[ranked])  # scores were all alike
         mean = np.average(rho, 0, weights[ranked]) if len(rho) else np.full(len(names), np.nan)
         found = dict(zip(names, mean, strict=True))
         return np.array([*mean, *(found[one] - found[other] for one, other in pairs)])

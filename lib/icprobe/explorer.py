@@ -213,7 +213,9 @@ def _packed(table: pd.DataFrame, kept: np.ndarray) -> dict:
         column = table[name].to_numpy()
         if np.isfinite(column).any():
             whole = name in _WHOLE
-            column = np.nan_to_num(column[kept]) if whole else column[kept]
+            column = column[kept]
+            if whole:  # 0 stands for no place
+                column = np.where(np.isnan(column), 0, column)
             places = "<u2" if len(table) < 2**16 else "<u4"
             numbers = column.astype(places if whole else "<f4")
             packed[name] = base64.b64encode(numbers.tobytes()).decode("ascii")
