@@ -105,7 +105,9 @@ class Opened:
     @property
     def hash(self) -> dict[str, str]:
         """What the address says of the view."""
-        return dict(urllib.parse.parse_qsl(urllib.parse.urlsplit(self.page.url).fragment))
+        # asked of the page: what Playwright keeps of it comes a little later
+        address = self.page.evaluate("location.href")
+        return dict(urllib.parse.parse_qsl(urllib.parse.urlsplit(address).fragment))
 
 
 @pytest.fixture(scope="module")
