@@ -41,6 +41,8 @@ UNUSUAL = {
     "opt": (transformers.OPTConfig, {**SIZES, "ffn_dim": 64, "word_embed_proj_dim": 32}),
     "olmo": (transformers.OlmoConfig, {**SIZES, "clip_qkv": 0.5}),
     "mixtral": (transformers.MixtralConfig, {**SIZES, "num_key_value_heads": 2}),
+    "bloom": (transformers.BloomConfig, {"hidden_size": 32, "n_layer": 2, "n_head": 4}),
+    "mpt": (transformers.MptConfig, {"d_model": 32, "n_layers": 2, "n_heads": 4}),
 }
 
 

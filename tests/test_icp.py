@@ -207,8 +207,9 @@ def test_attention_that_cannot_be_packed_is_refused(tiny, monkeypatch):
         return forward(*args, **kwargs)
 
     monkeypatch.setattr(lm.model, "forward", deaf)
-    with pytest.raises(ValueError, match="takes no packed rows"):
-        language_model.check_packing(lm)
+    for refusing in (lm, tiny("bloom"), tiny("mpt")):
+        with pytest.raises(ValueError, match="takes no packed rows"):
+            language_model.check_packing(refusing)
 
 
 def test_missing_scores_say_what_to_run(tmp_path, model):

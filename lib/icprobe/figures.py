@@ -27,7 +27,7 @@ DIVERGING = "PuOr"
 
 STYLE = {
     "figure.dpi": 100,
-    "savefig.dpi": 160,
+    "savefig.dpi": 150,
     "savefig.bbox": "tight",
     "figure.constrained_layout.use": True,
     "font.size": 10,
@@ -48,10 +48,11 @@ def save(figure: Figure, name: str, output_dir: str | Path, profile: str, seed: 
     folder = paths.resolve(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     source = f"icprobe {__version__}, profile {profile}, seed {seed}"
-    figure.savefig(folder / f"{name}.png", metadata={"Title": name, "Description": source})
     # without a date, the same numbers give the same file
     pdf = {"Title": name, "Subject": source, "CreationDate": None}
-    figure.savefig(folder / f"{name}.pdf", metadata=pdf)
+    with mpl.rc_context(STYLE):
+        figure.savefig(folder / f"{name}.png", metadata={"Title": name, "Description": source})
+        figure.savefig(folder / f"{name}.pdf", metadata=pdf)
     plt.close(figure)
     return figure
 
