@@ -31,7 +31,7 @@ def world(n, m, rng, icp, gradients, similarity, spread=0.0):
 
 def agreed(icp_over, gradients_over, against, n=32, m=18, **others):
     """Return the table that `advise` reads, from (estimate, low, high) of each difference."""
-    rows = {"ICP less words": icp_over, "gradients less words": gradients_over, **others}
+    rows = {"ICP minus words": icp_over, "gradients minus words": gradients_over, **others}
     rows |= {advice.ICP_AGAINST: against}
     frame = pd.DataFrame(
         [("words", 0.1, np.nan, np.nan), *((name, *numbers) for name, numbers in rows.items())],
@@ -54,8 +54,8 @@ def test_agreements_are_means_of_spearman_over_queries():
     expected = {name: mean(scores) for name, scores in alone.items()}
     for name in similar:
         for one in ("ICP", "gradients"):
-            expected[f"{one} less {name}"] = expected[one] - expected[name]
-    expected["ICP less gradients"] = expected["ICP"] - expected["gradients"]
+            expected[f"{one} minus {name}"] = expected[one] - expected[name]
+    expected["ICP minus gradients"] = expected["ICP"] - expected["gradients"]
     assert list(found.index) == list(expected)
     np.testing.assert_allclose(found["estimate"], [*expected.values()], rtol=RTOL, atol=ATOL)
     assert (found["low"] <= found["estimate"]).all() and (found["estimate"] <= found["high"]).all()
@@ -71,7 +71,7 @@ def test_methods_are_averaged_over_the_same_queries():
     estimate = found.set_index("quantity")["estimate"]
     by_query = [spearmanr(*pair).statistic for pair in zip(gain.T, effect.T, strict=True)]
     assert estimate["words"] == pytest.approx(np.sum(by_query[:3]) / 6)
-    assert estimate["ICP less words"] == pytest.approx(np.sum(by_query[3:]) / 6)
+    assert estimate["ICP minus words"] == pytest.approx(np.sum(by_query[3:]) / 6)
 
 
 def test_a_similarity_that_tells_nothing_apart_leaves_a_verdict():
@@ -122,7 +122,7 @@ def test_the_rule(differences, verdict, method):
 def exact(icp, gradients, *similar):
     """Return a table without uncertainty, from agreements."""
     over = {
-        f"{one} less {k}": (rho - s,) * 3
+        f"{one} minus {k}": (rho - s,) * 3
         for k, s in enumerate(similar[1:])
         for one, rho in (("ICP", icp), ("gradients", gradients))
     }
@@ -214,7 +214,7 @@ def test_the_size_asked_for_settles_it(n, m, spread):
     table = tables[0]
     halves = np.mean([frame["high"] - frame["low"] for frame in tables], axis=0) / 2
     rho = {"ICP": 0.6, "gradients": 0.6, "words": 0.3, "noise": 0.0}
-    of = {**rho, **{f"{a} less {b}": rho[a] - rho[b] for a in rho for b in rho}}
+    of = {**rho, **{f"{a} minus {b}": rho[a] - rho[b] for a in rho for b in rho}}
     values = table["quantity"].map(of).to_numpy()
     held = table.assign(estimate=values, low=values - halves, high=values + halves)
     asked = advice.advise(held, tolerance)

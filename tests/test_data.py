@@ -143,7 +143,7 @@ def test_an_empty_file_is_an_error(tmp_path, content):
 def test_sources_that_are_not_there(tmp_path):
     write(tmp_path / "mine.jsonl", [a_row()])
     (tmp_path / "mine.csv").touch()
-    with pytest.raises(data.DataError, match=r"no such file; close: .*mine\.jsonl"):
+    with pytest.raises(data.DataError, match=r"no such file, looked for /.*; close: .*mine\.jsonl"):
         data.load(tmp_path / "mime.jsonl")
     with pytest.raises(data.DataError, match=r"end in \.jsonl or \.parquet"):
         data.load(tmp_path / "mine.csv")
@@ -175,6 +175,38 @@ def test_columns_are_renamed_or_filled_into_templates(tmp_path):
     file = write(file, [*rows, {"q": None, "more": "b", "reply": "c", "n": 3}])
     with pytest.raises(data.DataError, match=r"own\.jsonl:4: prompt: missing"):
         data.load(file, columns={key: columns[key] for key in ("prompt", "completion")})
+
+
+def test_a_template_takes_texts_and_numbers_only(tmp_path):
+    rows = [{"q": "a", "reply": reply} for reply in ("b", ["c", "d"], {"text": "e"}, 7)]
+    columns = {"prompt": "{q}", "completion": " {reply}"}
+    with pytest.raises(data.DataError) as raised:
+        data.load(write(tmp_path / "own.jsonl", rows), columns=columns)
+    said = str(raised.value)
+    for line, kind in ((2, "list"), (3, "dict")):
+        assert f"own.jsonl:{line}: completion: its column 'reply' is a {kind}, expected" in said
+    assert "2 problems" in said
+    with pytest.raises(
+        data.DataError, match=r"columns: prompt: '\{q' is no template: expected '}'"
+    ):
+        data.load(tmp_path / "own.jsonl", columns={"prompt": "{q"})
+
+
+def test_a_column_that_no_row_has_is_said_once(tmp_path):
+    file = write(tmp_path / "own.jsonl", [{"question": "a", "answer": "b"}] * 30)
+    with pytest.raises(data.DataError) as raised:
+        data.load(file)
+    said = str(raised.value)
+    assert (
+        "No row has prompt and completion: say which of the columns ['answer', 'question']" in said
+    )
+    assert "own.jsonl:1" not in said and "train_columns" in said
+    rows = [{"question": "a", "answer": "b"}, {"question": "a", "answer": None}]
+    columns = {"prompt": "question", "completion": "answer"}
+    with pytest.raises(data.DataError) as raised:
+        data.load(write(file, rows), columns=columns)
+    assert "own.jsonl:2: completion: missing" in str(raised.value)
+    assert "No row has" not in str(raised.value)
 
 
 def test_options_are_renamed_but_not_made_from_a_template(tmp_path):
@@ -258,7 +290,7 @@ def test_check_disjoint_names_the_ids():
     with pytest.raises(data.DataError, match="'q2' = training example 't1'") as raised:
         data.check_disjoint(train, same)
     assert "q1" not in str(raised.value)
-    with pytest.warns(UserWarning, match="1 texts .*\n.*'q2'"):
+    with pytest.warns(UserWarning, match="1 text is .*\n.*'q2'"):
         data.check_disjoint(train, same, warn=True)
 
 

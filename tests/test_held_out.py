@@ -140,6 +140,7 @@ def test_a_query_that_evaluates_is_no_training_example(own, source):
         "2 texts are both evaluation query and training example:",
         "  evaluation query 'e-7' = training example 't-7'",
         "  evaluation query 'e-8' = training example 't-8'",
+        "Take what is on both sides out of one of them.",
     ]
 
 
@@ -147,8 +148,9 @@ def test_a_query_that_evaluates_does_not_select(own, source):
     with pytest.raises(data.DataError) as raised:
         own().held_out(source("e", [200, 105]))
     assert str(raised.value).splitlines() == [
-        "1 texts are both evaluation query and query:",
+        "1 text is both evaluation query and query:",
         "  evaluation query 'e-105' = query 'q-105'",
+        "Take what is on both sides out of one of them.",
     ]
 
 

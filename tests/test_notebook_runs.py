@@ -214,7 +214,7 @@ def test_of_your_own_data_a_sample_decides_and_the_pool_is_scored(tmp_path, own)
     settings = {"n_sample": 6, "m_sample": 3, "budget": 0.5, "method": "ICP", "resamples": 50}
     own = {name: value for name, value in own.items() if name != "condition_pools"} | settings
     arguments = [text for name, value in own.items() for text in ("-p", name, str(value))]
-    with pytest.warns(UserWarning, match="1 texts are both query and training example"):
+    with pytest.warns(UserWarning, match="1 text is both query and training example"):
         train, asked = Experiment(
             scores_dir="", model="", train=own["train"], queries=own["queries"]
         ).load_data()
@@ -226,6 +226,11 @@ def test_of_your_own_data_a_sample_decides_and_the_pool_is_scored(tmp_path, own)
     assert copy == 14 and scores["copy_of"][copy] == asked["id"][0]
     assert not scores["selected"][copy] and scores["selected"].sum() == 7  # half of 14
     assert not set(scores) & {"prompt", "completion", "text"}
+    # the sample that decides is of the pool without it
+    cleaned = data.load(folder / "08_pool.jsonl")
+    assert cleaned["id"] == [one for one in train["id"] if one != train["id"][copy]]
+    assert "Differences of Spearman" in pd.read_csv(folder / "08_verdict.csv")["in words"][0]
+    assert f"-p train {folder / '08_pool.jsonl'}" in printed(tmp_path, "08")
     chosen = data.load(folder / "08_selected.jsonl")
     assert set(chosen["id"]) == set(scores["id"][scores["selected"]])
     assert chosen["score"] == sorted(chosen["score"], reverse=True)
@@ -272,7 +277,8 @@ def test_a_pool_of_copies_is_refused_before_anything_is_scored(tmp_path, own, ca
 
 def test_the_committed_page_is_what_the_notebook_writes():
     folder = paths.ROOT / "figures" / "demo"
-    assert sorted(f.name for f in folder.glob("08_*")) == RESULTS["08"]
+    # two of the demo's training examples copy a query
+    assert sorted(f.name for f in folder.glob("08_*")) == sorted([*RESULTS["08"], "08_pool.jsonl"])
     page = (folder / "08_explorer.html").read_text("utf-8")
     for name in ("explorer.js", "explorer.css"):
         assert (paths.ROOT / "lib/icprobe/page" / name).read_text("utf-8") in page, name
@@ -281,7 +287,8 @@ def test_the_committed_page_is_what_the_notebook_writes():
 @pytest.mark.skipif(not (paths.ROOT / ".git").exists(), reason="not a git checkout")
 @pytest.mark.parametrize("folder", ["laptop", "your_data", "mine"])
 def test_files_with_texts_are_not_for_git(folder):
-    for name in ("08_explorer.html", "08_selected.jsonl", "explorer.html", "selected/x.jsonl"):
+    named = ("08_explorer.html", "08_selected.jsonl", "08_pool.jsonl", "explorer.html")
+    for name in (*named, "selected/x.jsonl"):
         command = ["git", "check-ignore", "-q", f"figures/{folder}/{name}"]
         assert subprocess.run(command, cwd=paths.ROOT, check=False).returncode == 0, name
 

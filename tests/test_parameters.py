@@ -205,6 +205,8 @@ def test_the_notebooks_own_values_are_right_and_left_as_they_are(number):
         ("01", "query_columns", {"prompt": 1}, "name, template or None"),
         ("01", "model", "./nowhere", "there is no folder"),
         ("01", "model", "", "some text"),
+        ("01", "model", "docs", "docs has no config.json or adapter_config.json"),
+        ("01", "train_columns", {"prompt": "{q"}, "a template for prompt, with column names"),
         ("01", "output_dir", " ", "some text"),
         ("06", "compared", "nowhere.csv", "None, or a file that is there"),
         ("07", "published_dir", "nowhere", 'a folder that is there, or ""'),

@@ -26,10 +26,17 @@ def test_summary_counts_lengths_and_repetitions(tiny):
     assert found["examples"].to_list() == [4, 1]
     assert found["repeated"].to_list() == [1, 0]  # but for white space
     assert found["contradicted"].to_list() == [1, 0]
+    assert found["glued"].to_list() == [0, 0]
     # one token a byte
     assert found["prompt tokens (most)"].to_list() == [8, 4]
     assert found["completion tokens (most)"].to_list() == [4, 2]
     assert found["prompt tokens (median)"].to_list() == [7, 4]
+
+
+def test_completions_without_a_space_before_them_are_counted(tiny):
+    pool = rows(("one", "two"), ("one", " two"), ("one ", "two"), ("", "two"), ("one\n", "two"))
+    encoded = language_model.encode(tiny(), pool)
+    assert quality.summary(pool, pool, (encoded, encoded))["glued"].to_list() == [1, 1]
 
 
 def test_truncated_prompts_are_counted(tiny):

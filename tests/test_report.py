@@ -166,7 +166,10 @@ def test_all_figures_and_tables_are_in_it_with_the_notebooks_words(made, page):
     ]
     png = (made / "figures" / "laptop" / "01_map.png").read_bytes()
     assert images[0]["src"] == f"data:image/png;base64,{base64.b64encode(png).decode()}"
-    assert (images[0]["width"], images[0]["height"]) == ("288", "192")  # 3 by 2 inches
+    assert (images[0]["width"], images[0]["height"]) == (
+        "307",
+        "211",
+    )  # 3 by 2 inches, and the margin
     text = re.sub(r"\s+", " ", page.text)
     first, shown, below, table = (
         text.index(part)
@@ -435,5 +438,5 @@ def test_the_committed_results_make_a_page(tmp_path):
     assert len(page.of("img")) == len(list(tmp_path.glob("*.png")))
     assert all(re.match(r"\d+ .*: \w+", image["alt"]) for image in page.of("img"))
     assert "no cell of" not in page.text
-    assert (tmp_path / "report.html").stat().st_size < 6e6
+    assert (tmp_path / "report.html").stat().st_size < 1e7  # to be sent by mail
     check_links(tmp_path, page)

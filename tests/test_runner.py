@@ -317,6 +317,17 @@ def test_a_notebook_may_have_a_section_of_its_own_in_a_profile(root):
     assert [line["n"] for line in told(root)[2:]] == [9, 9]  # -p wins over both
 
 
+def test_results_of_one_place_have_their_record_and_page_there(root, capsys):
+    write_profile(root, "smoke", profile="smoke", for_01_first={"output_dir": "figures/own"})
+    assert runner.main(["smoke", "--only", "1"], root) == 0
+    out = capsys.readouterr().out
+    own = root / "figures" / "own"
+    assert f"1 notebook(s), results in {own}" in out
+    assert f"report: {own / 'report.html'}" in out
+    assert (own / "notebooks" / "01_first.ipynb").exists() and (own / "run.json").exists()
+    assert not (root / "figures" / "smoke").exists()
+
+
 @pytest.mark.parametrize(
     ("section", "parts"),
     [

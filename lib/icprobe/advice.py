@@ -7,7 +7,7 @@ over training examples and queries, decide; similarities are those of words and 
 and d is the tolerance within which two methods count as equally good. The first that holds:
 
 - use ICP: gains beat each similarity (the intervals are above 0), and are not worse than gradients
-  by d or more (the interval of gains less gradients is above -d);
+  by d or more (the interval of gains minus gradients is above -d);
 - use gradients: they beat each similarity, and they beat gains;
 - neither beats similarity: there is one that neither beats by d or more (both intervals below d);
 - else, and with fewer than `FEWEST` queries in any case, the sample is too small to tell.
@@ -34,7 +34,7 @@ NEITHER = "neither beats similarity"
 TOO_SMALL = "sample too small"
 METHODS = {USE_ICP: ICP, USE_GRADIENTS: GRADIENTS, NEITHER: SIMILARITY}
 
-ICP_AGAINST = "ICP less gradients"
+ICP_AGAINST = "ICP minus gradients"
 
 FEWEST = 6  # queries: with fewer, intervals over them are too short, and verdicts often wrong
 CHANCE = 0.8  # that a sample of the size asked for settles it
@@ -63,8 +63,8 @@ def agreements(
         replicates: Number of resamples.
 
     Returns:
-        One row each: quantity (ICP, gradients, each similarity, ICP and gradients less each
-        similarity, ICP less gradients), unit, estimate, low, high (see
+        One row each: quantity (ICP, gradients, each similarity, ICP and gradients minus each
+        similarity, ICP minus gradients), unit, estimate, low, high (see
         `statistics.crossed_interval`), n and m. Not numbers where no query has a ranking, as in a
         sample of fewer than four examples.
 
@@ -99,7 +99,7 @@ def agreements(
     kinds = np.array(["fisher"] * len(names) + ["normal"] * len(pairs))
     low, high = statistics.crossed_interval(measure, effect.shape, rng, replicates, kinds)
     n, m = effect.shape
-    frame = pd.DataFrame({"quantity": [*names, *(f"{one} less {other}" for one, other in pairs)]})
+    frame = pd.DataFrame({"quantity": [*names, *(f"{one} minus {other}" for one, other in pairs)]})
     return frame.assign(
         unit="Spearman", estimate=measure(np.arange(n), np.arange(m)), low=low, high=high, n=n, m=m
     )
@@ -156,12 +156,12 @@ def advise(agreed: pd.DataFrame, tolerance: float = TOLERANCE) -> Advice:
     if not tolerance > 0:
         raise ValueError(f"tolerance is {tolerance!r}, expected a number above 0")
     rows = agreed.set_index("quantity")
-    deciding = rows[rows.index.str.contains(" less ")]
+    deciding = rows[rows.index.str.contains(" minus ")]
     estimate, low, high = (deciding[column] for column in ("estimate", "low", "high"))
     n, m = int(rows["n"].iloc[0]), int(rows["m"].iloc[0])
     said = tables.in_words(deciding.reset_index())
     differences = tuple(f"{name} {said[name]}" for name in deciding.index)
-    needed = _needed([q.removeprefix("ICP less ") for q in deciding.index if q[:4] == "ICP "])
+    needed = _needed([q.removeprefix("ICP minus ") for q in deciding.index if q[:4] == "ICP "])
     needed = {v: [[(q, t * tolerance, a) for q, t, a in c] for c in cs] for v, cs in needed.items()}
 
     known = np.isfinite(low).all()
@@ -190,12 +190,12 @@ def _needed(others: Sequence[str]) -> dict[str, list[list[Condition]]]:
     """
     similar = [name for name in others if name != GRADIENTS]
     return {
-        USE_ICP: [[*((f"ICP less {s}", 0, True) for s in similar), (ICP_AGAINST, -1, True)]],
+        USE_ICP: [[*((f"ICP minus {s}", 0, True) for s in similar), (ICP_AGAINST, -1, True)]],
         USE_GRADIENTS: [
-            [*((f"gradients less {s}", 0, True) for s in similar), (ICP_AGAINST, 0, False)]
+            [*((f"gradients minus {s}", 0, True) for s in similar), (ICP_AGAINST, 0, False)]
         ],
         NEITHER: [
-            [(f"ICP less {s}", 1, False), (f"gradients less {s}", 1, False)] for s in similar
+            [(f"ICP minus {s}", 1, False), (f"gradients minus {s}", 1, False)] for s in similar
         ],
     }
 
@@ -235,7 +235,7 @@ def in_words(advice: Advice, tolerance: float, available: tuple[int, int]) -> st
         NEITHER: "**Neither beats similarity:** the probe and gradients are both less than "
         f"{tolerance:g} better than it. Similarity, which needs neither, will do.",
     }
-    numbers = f" ({'; '.join(advice.differences)}.)"
+    numbers = f" (Differences of Spearman correlations: {'; '.join(advice.differences)}.)"
     if advice.settled:
         return said[advice.verdict] + numbers
     head = "**Sample too small.** "

@@ -148,9 +148,10 @@ def check_disjoint(
     if same:
         one, other = names
         pairs = _listed([f"{other} {query!r} = {one} {theirs!r}" for query, theirs in same])
-        message = f"{len(same)} texts are both {other} and {one}:\n{pairs}"
+        texts = "1 text is" if len(same) == 1 else f"{len(same)} texts are"
+        message = f"{texts} both {other} and {one}:\n{pairs}"
         if not warn:
-            raise DataError(message)
+            raise DataError(f"{message}\nTake what is on both sides out of one of them.")
         warnings.warn(message, stacklevel=2)
 
 
@@ -173,7 +174,7 @@ def _kind(source: str | Path) -> str:
         if path.is_file():
             return "file"
         beside = [file.name for file in path.parent.glob("*")] if path.parent.is_dir() else []
-        raise DataError(f"{name}: no such file{_close(path.name, beside)}")
+        raise DataError(f"{name}: no such file, looked for {path}{_close(path.name, beside)}")
     if path.exists() or Path(name).is_absolute() or name.startswith("."):
         raise DataError(f"{name}: data files end in .jsonl or .parquet")
     if re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", name):
@@ -492,6 +493,7 @@ def _examples(
     _check_columns(rows, where, columns or {})
     examples, first = [], {}
     for number, row in rows:
+        odd = _not_text(row, columns or {})
         row = {**row, **_mapped(row, columns or {})}
         for key, default in _defaults(stem, number).items():
             if row.get(key) is None:
@@ -501,6 +503,7 @@ def _examples(
             found.append(
                 f"options: {reason} (a column mapping {{'options': None}} leaves them out)"
             )
+        found += odd
         if not found and first.setdefault(row["id"], number) != number:
             found = [f"id: {row['id']!r} is also the id of line {first[row['id']]}"]
         problems += [(number, problem) for problem in found]
@@ -508,12 +511,19 @@ def _examples(
     if not (examples or problems):
         raise DataError(f"{where}: no examples")
     if problems:
-        listed = _listed([f"{where}:{number}: {problem}" for number, problem in sorted(problems)])
-        known = {key for _, row in rows for key in row}
-        if absent := [key for key in ("prompt", "completion") if rows and key not in known]:
-            missing = " and ".join(absent)
-            listed += f"\nNo row has {missing}: say which of the columns {sorted(known)} make it"
-        raise DataError(f"{len(problems)} problems in {where}:\n{listed}")
+        parts = "prompt", "completion"
+        absent = [key for key in parts if all(row.get(key) is None for row in examples)]
+        every = {f"{key}: missing" for key in absent if rows}  # said once for all rows
+        left = [(number, problem) for number, problem in sorted(problems) if problem not in every]
+        listed = _listed([f"{where}:{number}: {problem}" for number, problem in left])
+        if every:
+            known = sorted({key for _, row in rows for key in row})
+            listed += (
+                f"\nNo row has {' and '.join(absent)}: say which of the columns {known} make it, "
+                'such as {"prompt": "{question}", "completion": " {answer}"} '
+                "(train_columns, query_columns or evaluation_columns)"
+            )
+        raise DataError(f"{len(problems)} problems in {where}:\n{listed.lstrip()}")
     return _dataset(examples, where)
 
 
@@ -524,9 +534,24 @@ def _check_columns(rows: list, where: str, columns: Mapping[str, str | None]) ->
     for key, value in columns.items():
         if key not in made:
             raise DataError(f"{where}: columns: unknown column {key!r}; known: {made}")
-        for name in _fields(value):
+        try:
+            names = _fields(value)
+        except ValueError as error:
+            raise DataError(f"{where}: columns: {key}: {value!r} is no template: {error}") from None
+        for name in names:
             if rows and name not in known:
                 raise DataError(f"{where}: columns: no column {name!r}{_close(name, known)}")
+
+
+def _not_text(row: dict, columns: Mapping[str, str | None]) -> list[str]:
+    """Return what is wrong with the fields of templates, which should be texts or numbers."""
+    return [
+        f"{key}: its column {name!r} is a {type(row[name]).__name__}, expected a text or a number"
+        for key, value in columns.items()
+        if value and "{" in value
+        for name in _fields(value)
+        if isinstance(row.get(name), list | dict)
+    ]
 
 
 def _fields(value: str | None) -> list[str]:

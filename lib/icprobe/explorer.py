@@ -154,7 +154,8 @@ def _content(scores: views.Scores, examples: int) -> dict:
             {"name": name, "unit": scores.units[name], "decimals": views.decimals(scores, name)}
             for name in scores.methods
         ],
-        "train": _texts(scores.train.iloc[kept]),
+        "train": _texts(scores.train.iloc[kept])
+        | {"mark": [scores.marks.get(name, "") for name in scores.train["id"].iloc[kept]]},
         "queries": _texts(scores.queries),
         "choices": choices,
     }

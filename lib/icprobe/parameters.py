@@ -15,6 +15,7 @@ import io
 import math
 import operator
 import re
+import string
 import tokenize
 import types
 import typing
@@ -376,16 +377,26 @@ def _columns(value) -> str:
     from icprobe import data
 
     known = (*data.COLUMNS, "options")
-    if all(key in known and fits(source, str | None) for key, source in value.items()):
-        return ""
-    return f"{{column: name, template or None}} with columns among {', '.join(known)}"
+    if not all(key in known and fits(source, str | None) for key, source in value.items()):
+        return f"{{column: name, template or None}} with columns among {', '.join(known)}"
+    for key, source in value.items():
+        try:
+            list(string.Formatter().parse(source or ""))
+        except ValueError as error:
+            return f"a template for {key}, with column names in braces: {error}"
+    return ""
 
 
 def _model(value) -> str:
     is_path = Path(value).is_absolute() or value.startswith((".", "~"))
     is_path |= value.partition("@")[0].count("/") > 1
-    if is_path and not paths.resolve(value).is_dir():
-        return f"a model's name or folder, and there is no folder {paths.resolve(value)}"
+    folder = paths.resolve(value)
+    if is_path and not folder.is_dir():
+        return f"a model's name or folder, and there is no folder {folder}"
+    if value.strip() and folder.is_dir():
+        for names in (("config.json", "adapter_config.json"), ("*.safetensors",)):
+            if not any(list(folder.glob(name)) for name in names):
+                return f"a model's name or folder, and {folder} has no {' or '.join(names)}"
     return _some_text(value)
 
 

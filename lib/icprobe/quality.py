@@ -32,9 +32,9 @@ def summary(
 
     Returns:
         Index: training pool, queries. Columns: examples; tasks; tokens of prompts and of
-        completions (median and most); truncated (prompts that lost their beginning); repeated
-        (examples whose text an earlier one has); contradicted (examples whose prompt an earlier one
-        has with another completion).
+        completions (median and most); truncated (prompts that lost their beginning); glued (no
+        white space between prompt and completion); repeated (examples whose text an earlier one
+        has); contradicted (examples whose prompt an earlier one has with another completion).
     """
     rows = []
     for examples, tokens in zip((pool, queries), encoded, strict=True):
@@ -49,6 +49,7 @@ def summary(
                 "completion tokens (median)": np.median(completions),
                 "completion tokens (most)": max(completions),
                 "truncated": sum(e.truncated > 0 for e in tokens),
+                "glued": sum(map(_glued, examples["prompt"], examples["completion"])),
                 "repeated": int(texts.duplicated().sum()),
                 "contradicted": int((asked.duplicated() & ~texts.duplicated()).sum()),
             }
@@ -126,6 +127,11 @@ def _closest(texts: pd.Series, asked: pd.Series) -> tuple[np.ndarray, np.ndarray
     has.data[:] = 1
     shares = has @ weights.multiply(weights).tocsr().T  # a query's squared weights add up to 1
     return shares.max(axis=1).toarray().ravel(), np.asarray(shares.argmax(axis=1)).ravel()
+
+
+def _glued(prompt: str, completion: str) -> bool:
+    """Tell whether a completion begins in the last word of its prompt."""
+    return bool(prompt) and not (prompt[-1].isspace() or completion[0].isspace())
 
 
 def _texts(examples: datasets.Dataset) -> pd.Series:

@@ -79,9 +79,9 @@ def headline() -> str:
 - **Do they predict what training does?** What one real training step on an example does to each
   query is ranked by gradient cosines with {of_step["cosine"]}, by gains with
   {of_step["gain"]}, by plain similarity of hidden states with {of_step["hidden states"]}.
-- **Do they choose good training data?** Models fine-tuned on the best {_chosen()} examples by ICP
-  score and on the best by product: **{both}**. Held against random data of the same size:
-  the former **{icp}**, the latter **{product}** (in a longer run of 04, see below).
+- **Do they choose good training data?** Held against random data of the same size, models
+  fine-tuned on the best {_chosen()} examples by ICP score are **{icp}**, those on the best by
+  product **{product}**; held against each other, they are **{both}** (a longer run of 04, see below).
 - **And where everything can be computed?** In linear regression, gains rank examples as their
   influence on an untrained learner does, with {exact["gain"][state]} (the published ICP
   score: {exact["ICP score"][state]}), and not as their influence on a fitted one

@@ -318,6 +318,8 @@ def _notebook(
         "half_executed": _relative(failed, folder) if failed.exists() else None,
         "elsewhere": _elsewhere(elsewhere, folder),
         "status": entry["status"],
+        "error": entry.get("error", ""),
+        "verdict": _verdict(folder / f"{number}_verdict.csv", missing),
         "minutes": entry.get("minutes"),
         "gib": entry.get("gib"),
         "scores": entry.get("scores", ""),
@@ -328,6 +330,17 @@ def _notebook(
         "shown_parameters": {k: repr(v) for k, v in entry.get("parameters", {}).items()},
         "sources": entry.get("sources", {}),
     }
+
+
+def _verdict(file: Path, missing: list[str]) -> str:
+    """Return what a notebook that judges says in words (Markdown); "" for others."""
+    if not file.exists():
+        return ""
+    try:
+        return pd.read_csv(file)["in words"].iloc[0]
+    except (ValueError, KeyError, IndexError) as error:
+        missing.append(f"{file.name} could not be read ({type(error).__name__}: {error})")
+        return ""
 
 
 def _elsewhere(results: Path | None, folder: Path) -> dict | None:

@@ -281,7 +281,7 @@ def _check_declared(
     if elsewhere:
         raise UsageError(
             f"{source} {name}: none of the notebooks chosen with --only declares it "
-            f"({', '.join(elsewhere)} does)"
+            f"({', '.join(elsewhere)} {'does' if len(elsewhere) == 1 else 'do'})"
         )
     declared = sorted({name for notebook in notebooks for name in notebook.defaults})
     raise UsageError(
@@ -615,8 +615,8 @@ def write_up(
     folder: Path,
     made: dict,
     root: Path,
-) -> Path:
-    """Write run.json and report.html; return the latter's path.
+) -> list[Path]:
+    """Write run.json and report.html; return the latter's path, after those of other folders.
 
     A notebook whose `output_dir` is another folder, where it left results, has a page there, too.
 
@@ -637,6 +637,7 @@ def write_up(
             "gib": row.gib and round(row.gib, 3),
             "scores": row.scores,
             "reused": row.reused,
+            "error": row.error.partition("\n\n")[0],
             "parameters": given,
             "sources": {} if row.status == "not run" else provenance.sources(given, identities),
         }
@@ -646,10 +647,11 @@ def write_up(
         if elsewhere != "." and list(own.glob(f"{notebook.name.partition('_')[0]}_*")):
             copies = os.path.relpath(folder / "notebooks", own)
             found.setdefault(own, {})[notebook.name] = record | {"copies": copies}
+    pages = []
     for place in reversed(found):  # the run's own page last: it links to the others
         provenance.update(place, made, found[place])
-        page = report.write(place, root)
-    return page
+        pages.append(report.write(place, root))
+    return pages
 
 
 @contextlib.contextmanager
@@ -707,7 +709,10 @@ def main(argv: list[str] | None = None, root: Path = paths.ROOT) -> int:
         return 2
 
     # results made with another output_dir must not overwrite those of the profile
-    folder = root / Path(overrides.get("output_dir", f"figures/{args.profile}")).expanduser()
+    usual = f"figures/{args.profile}"
+    own = {profile.get(f"{SECTION}{one.name}", {}).get("output_dir", usual) for one in chosen}
+    place = overrides.get("output_dir", own.pop() if len(own) == 1 else usual)
+    folder = root / Path(place).expanduser()
     log_file = folder / "logs" / time.strftime("%Y%m%d-%H%M%S.log")
     with logging_to(log_file):
         command = shlex.join(["./run_all.sh", *argv])
@@ -717,8 +722,8 @@ def main(argv: list[str] | None = None, root: Path = paths.ROOT) -> int:
         rows = run(chosen, planned, folder, log_file, root)
         say(f"\n{table(rows)}\n\nlog: {paths.shown(log_file)}")
         try:
-            page = write_up(rows, chosen, planned, folder, made, root)
-            say(f"report: {paths.shown(page)}")
+            for page in write_up(rows, chosen, planned, folder, made, root):
+                say(f"report: {paths.shown(page)}")
         except Exception as error:  # the results are there, with or without a page
             log.exception("no report")
             say(f"no report could be written: {type(error).__name__}: {error}")
@@ -727,7 +732,9 @@ def main(argv: list[str] | None = None, root: Path = paths.ROOT) -> int:
         # only a fresh run of the profile as it stands may say how long its notebooks take
         anew = args.fresh or profile.get("fresh", False)
         if anew and not overrides and "done" in statuses:
-            write_csv(folder / "logs" / "timing.csv", timing_records(rows))
+            minutes = root / "figures" / args.profile / "logs" / "timing.csv"
+            minutes.parent.mkdir(parents=True, exist_ok=True)
+            write_csv(minutes, timing_records(rows))
         return 0
     return 130 if "interrupted" in statuses else 1
 

@@ -7,7 +7,7 @@ rank highest and lowest) or from a training example's (whom it helps, whom it hu
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import datasets
 import numpy as np
@@ -36,6 +36,7 @@ class Scores:
             number where a pair was not measured.
         units: By the same names, such as "nats".
         note: What readers should know of these scores.
+        marks: By a training example's id, what readers should know of it, such as "selected".
     """
 
     train: pd.DataFrame
@@ -43,6 +44,7 @@ class Scores:
     methods: Mapping[str, np.ndarray]
     units: Mapping[str, str]
     note: str = ""
+    marks: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self):
         for name, frame in (("training examples", self.train), ("queries", self.queries)):
@@ -61,6 +63,8 @@ class Scores:
                 raise ValueError(f"method {name!r} has no unit, such as 'nats'")
             if name not in self.methods:
                 raise ValueError(f"there is a unit for {name!r}, but no scores")
+        for example in self.marks:
+            self.row(example)
         for name, matrix in self.methods.items():
             if np.shape(matrix) != self.shape:
                 raise ValueError(
@@ -80,6 +84,7 @@ class Scores:
         methods: Mapping[str, np.ndarray],
         units: Mapping[str, str],
         note: str = "",
+        marks: Mapping[str, str] | None = None,
     ) -> "Scores":
         """Return the scores of data sets as `data.load` gives them; see this class.
 
@@ -91,7 +96,8 @@ class Scores:
             if missing:
                 raise ValueError(f"{name} have no column {missing[0]!r}, expected {list(COLUMNS)}")
         train, asked = (rows.select_columns(list(COLUMNS)).to_pandas() for rows in (pool, queries))
-        return cls(train=train, queries=asked, methods=methods, units=units, note=note)
+        given = {"methods": methods, "units": units, "note": note, "marks": marks or {}}
+        return cls(train=train, queries=asked, **given)
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -9,7 +9,7 @@
   const byId = (id) => document.getElementById(id);
   const all = [...Array(held).keys()];
   const words = all.map((i) =>
-    [train.id[i], train.task[i], train.prompt[i], train.completion[i]].join(" ").toLowerCase());
+    [train.id[i], train.task[i], train.mark[i], train.prompt[i], train.completion[i]].join(" ").toLowerCase());
   const ofQuery = new Map(choices.map((c, k) => [c.query, k]).filter(([q]) => q !== null));
   const count = (n, one, many = one + "s") => `${n.toLocaleString("en")} ${n === 1 ? one : many}`;
 
@@ -263,6 +263,8 @@
   const block = (heading, cards, none) => el("div", {}, el("h4", {}, heading),
     cards.length ? el("ol", {}, ...cards) : el("p", { class: "none" }, none));
 
+  const marked = (i) => train.mark[i] ? el("span", {}, " ", el("span", { class: "mark" }, train.mark[i])) : null;
+
   function exampleCard(m, i, end, most) {
     const c = state.choice;
     const picked = i === state.example;
@@ -282,7 +284,7 @@
         el("span", {}, score(m, value(c, m, "score", i)), " ", el("span", { class: "interval" }, intervalText(c, m, i)))),
       bar(value(c, m, "score", i), most),
       text(train, i),
-      el("div", { class: "meta" }, id, " · ", train.task[i], own(i) ? el("span", {}, " ", el("span", { class: "own" }, "same task")) : null),
+      el("div", { class: "meta" }, id, " · ", train.task[i], own(i) ? el("span", {}, " ", el("span", { class: "own" }, "same task")) : null, marked(i)),
       others ? el("div", { class: "meta" }, `Rank by ${others}`) : null,
       picked ? el("button", { type: "button", class: "link go", "data-key": `go ${m} ${end} ${i}`, onclick: (event) => { event.stopPropagation(); go("example"); } },
         "Whom it helps and hurts ↓") : null);
@@ -311,7 +313,7 @@
     const i = state.example, c = state.choice;
     byId("example-title").textContent = `Training example ${train.id[i]}`;
     replace(byId("example-text"), el("div", { class: "panel" }, text(train, i, 900),
-      el("p", { class: "meta" }, "Task: ", el("b", {}, train.task[i]), own(i) ? el("span", {}, " ", el("span", { class: "own" }, "same task as the query")) : null)));
+      el("p", { class: "meta" }, "Task: ", el("b", {}, train.task[i]), own(i) ? el("span", {}, " ", el("span", { class: "own" }, "same task as the query")) : null, marked(i))));
     const several = current().kind !== "query";
     const heads = ["Method", "Score", ...(several ? ["95 % interval"] : []), "Rank", ...(several ? ["Range"] : [])];
     const bare = (text) => text.replace(/[()]/g, "") || "–";
@@ -357,8 +359,8 @@
       const remark = !known.length ? "not measured for this training example"
         : `${up.length} helped, ${down.length} hurt, of ${count(known.length, "query", "queries")}${known.length < M ? " measured" : ""}`;
       return column(m, remark,
-        block("▲ Helps most", up.slice(0, state.top).map((k) => queryCard(m, k, most)), "No query with a positive score."),
-        block("▼ Hurts most", down.slice(0, state.top).map((k) => queryCard(m, k, most)), "No query with a negative score."));
+        block("▲ Helps most", up.slice(0, state.top).map((k) => queryCard(m, k, most)), known.length ? "No query with a positive score." : "–"),
+        block("▼ Hurts most", down.slice(0, state.top).map((k) => queryCard(m, k, most)), known.length ? "No query with a negative score." : "–"));
     }));
   }
 
@@ -439,7 +441,7 @@
       columns: [
         { data: null, render: (i, kind) => kind !== "display" ? train.id[i]
           : el("button", { type: "button", class: "link pick", "data-key": `table ${i}`, title: "Pick this training example", onclick: () => pick(i) }, train.id[i]) },
-        { data: null, render: (i, kind) => kind === "display" ? el("span", {}, train.task[i]) : train.task[i] },
+        { data: null, render: (i, kind) => kind === "display" ? el("span", {}, train.task[i], marked(i)) : train.task[i] },
         { data: null, className: "text-column", render: (i, kind) => kind === "display" ? text(train, i, 140) : train.prompt[i] },
         ...numbers,
       ],
