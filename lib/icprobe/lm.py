@@ -13,12 +13,14 @@ import json
 import math
 import threading
 import warnings
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 import datasets
 import numpy as np
@@ -28,6 +30,8 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from icprobe import assets, packing, paths
+
+Result = TypeVar("Result")
 
 DTYPES = ("float32", "bfloat16", "float16", "float64", "auto")
 
@@ -342,15 +346,19 @@ def log_likelihoods(
     order = sorted(range(len(contexts)), key=lambda c: len(contexts[c]))
     # each row of a pack needs its own copy of the context's keys and values
     tokens = packs.ids.numel() + len(packs.ids) * max(len(context) for context in contexts)
-    together = max(1, budget // tokens)
-    groups = [order[start : start + together] for start in range(0, len(order), together)]
     nats = np.zeros((len(contexts), len(queries)))
 
-    def score(group: list[int]) -> None:
-        nats[group] = _score(lm, packs, [contexts[c] for c in group], len(queries), budget)
+    def score_all(budget: int) -> None:
+        together = max(1, budget // tokens)
+        groups = [order[start : start + together] for start in range(0, len(order), together)]
+
+        def score(group: list[int]) -> None:
+            nats[group] = _score(lm, packs, [contexts[c] for c in group], len(queries), budget)
+
+        side_by_side(score, groups, lm.device)
 
     with selective_head(lm):
-        side_by_side(score, groups, lm.device)
+        within_memory(lm, "log-likelihoods", budget, score_all)
     if not np.isfinite(nats).all():
         c, q = np.argwhere(~np.isfinite(nats))[0]
         raise FloatingPointError(
@@ -374,6 +382,44 @@ def check_lengths(lm: LM, queries: Sequence[Encoded], contexts: Sequence[Sequenc
             f"query {longest.id!r} with its longest context has {length} tokens, the model's "
             f"attention reaches {limit}: lower max_length"
         )
+
+
+# by model and kind of pass: as many tokens as have been found to fit where that is less than usual
+_fitting: weakref.WeakKeyDictionary[PreTrainedModel, dict[str, int]] = weakref.WeakKeyDictionary()
+
+
+def fitting(lm: LM, kind: str, tokens: int) -> int:
+    """Return how many tokens of one pass fit in memory, as far as known; see `within_memory`."""
+    return min(tokens, _fitting.get(lm.model, {}).get(kind, tokens))
+
+
+def within_memory(lm: LM, kind: str, tokens: int, work: Callable[[int], Result]) -> Result:
+    """Return `work(tokens)`; where a GPU's memory is too small for that, of ever fewer tokens.
+
+    What fits is remembered, so that the next call of this kind begins with it.
+
+    Args:
+        lm: The model.
+        kind: Of work, such as "log-likelihoods".
+        tokens: In one pass, at first.
+        work: Can be called again after it ran out of memory; its passes have so many tokens, or a
+            single sequence where that is longer.
+
+    Raises:
+        torch.OutOfMemoryError: If even single sequences do not fit.
+    """
+    tokens = fitting(lm, kind, tokens)
+    while True:
+        try:
+            return work(tokens)
+        except torch.OutOfMemoryError:
+            if tokens == 1:
+                raise
+        # outside of the clause, whose traceback holds on to what did not fit
+        torch.cuda.empty_cache()
+        tokens //= 2
+        _fitting.setdefault(lm.model, {})[kind] = tokens
+        warnings.warn(f"{kind}: too little memory, now {tokens} tokens a pass", stacklevel=2)
 
 
 def check_packing(lm: LM) -> None:

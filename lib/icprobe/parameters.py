@@ -479,6 +479,7 @@ RULES: dict[str, Rule] = {
     "budget_unit": _one_of("selection", "UNITS"),
     "model": _model,
     "dtype": _one_of("lm", "DTYPES"),
+    "engine": _one_of("engines", "ENGINES"),
     "condition_pools": _pools,
     "layers": _regular_expression,
     "loss_on": _one_of("gradients", "LOSSES"),
