@@ -38,6 +38,10 @@ DTYPES = ("float32", "bfloat16", "float16", "float64", "auto")
 # enough tokens for matrix products to run at full speed; more would only cost memory and cache
 TOKENS_PER_FORWARD = {"cpu": 1024, "cuda": 16384}
 
+ENCODED_TOGETHER = (
+    1000  # examples, so that the memory of a large pool's texts is not needed at once
+)
+
 # time of an operation of attention, in that of one of matrix products (measured on a CPU: short
 # floats make the latter faster only)
 ATTENTION = {2: 4, 4: 2}  # by bytes of a number
@@ -231,23 +235,25 @@ def encode(lm: LM, examples: Iterable, max_length: int | None = None) -> list[En
     Raises:
         ValueError: If a completion has no tokens or would lose some; names the example.
     """
-    examples = list(examples)
-    if not examples or isinstance(examples[0], Encoded):
-        return examples
-    prompts = _tokenise(lm, [row["prompt"] for row in examples])
-    completions = _tokenise(lm, [row["completion"] for row in examples])
     room = float("inf") if max_length is None else max_length - len(lm.bos)
-    encoded = []
-    for row, prompt, completion in zip(examples, prompts, completions, strict=True):
-        if not completion:
-            raise ValueError(f"example {row['id']!r}: the completion has no tokens")
-        if len(completion) > room:
-            raise ValueError(
-                f"example {row['id']!r}: the completion has {len(completion)} tokens, which "
-                f"max_length={max_length} would cut; raise max_length or shorten the example"
-            )
-        cut = int(max(0, len(prompt) + len(completion) - room))
-        encoded.append(Encoded(row["id"], tuple(prompt[cut:]), tuple(completion), cut))
+    encoded, known = [], {}
+    rows = iter(examples)
+    while part := list(itertools.islice(rows, ENCODED_TOGETHER)):
+        if isinstance(part[0], Encoded):
+            return [*part, *rows]
+        prompts, completions = (
+            _tokenise(lm, [row[name] for row in part], known) for name in ("prompt", "completion")
+        )
+        for row, prompt, completion in zip(part, prompts, completions, strict=True):
+            if not completion:
+                raise ValueError(f"example {row['id']!r}: the completion has no tokens")
+            if len(completion) > room:
+                raise ValueError(
+                    f"example {row['id']!r}: the completion has {len(completion)} tokens, which "
+                    f"max_length={max_length} would cut; raise max_length or shorten the example"
+                )
+            cut = int(max(0, len(prompt) + len(completion) - room))
+            encoded.append(Encoded(row["id"], prompt[cut:], completion, cut))
     truncated = [e for e in encoded if e.truncated]
     if truncated:
         warnings.warn(
@@ -259,8 +265,10 @@ def encode(lm: LM, examples: Iterable, max_length: int | None = None) -> list[En
     return encoded
 
 
-def _tokenise(lm: LM, texts: list[str]) -> list[list[int]]:
-    return lm.tokenizer(texts, add_special_tokens=False).input_ids if texts else []
+def _tokenise(lm: LM, texts: list[str], known: dict[int, int]) -> list[tuple[int, ...]]:
+    """Return the ids of each text, one object for each token: a pool has it many times."""
+    ids = lm.tokenizer(texts, add_special_tokens=False).input_ids
+    return [tuple(known.setdefault(i, i) for i in row) for row in ids]
 
 
 def text_ids(lm: LM, text: str) -> tuple[int, ...]:
