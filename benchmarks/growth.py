@@ -163,8 +163,8 @@ def exponents(table: pd.DataFrame, varied: str) -> pd.DataFrame:
         grown = (part["gib"].iloc[-1] - part["gib"].iloc[0]) * 1024
         ends = part[varied].iloc[[0, -1]].astype(int)
         rows.append((model, method, varied.upper(), *ends, *slopes, grown))
-    columns = ["model", "method", "grows", "from", "to", "seconds", "seconds (upper half)"]
-    return pd.DataFrame(rows, columns=[*columns, "GiB", "GiB (upper half)", "MiB more"])
+    columns = ["model", "method", "grows", "first", "last", "seconds", "seconds_upper"]
+    return pd.DataFrame(rows, columns=[*columns, "gib", "gib_upper", "grown"])
 
 
 def resume() -> pd.DataFrame:
