@@ -15,7 +15,7 @@ import math
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -25,7 +25,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from icprobe import lm as language_model
-from icprobe.lm import LM, Encoded
+from icprobe.lm import LM, Encoded, Result
 
 LINEAR = (nn.Linear, Conv1D)
 
@@ -38,6 +38,8 @@ BLOCK = re.compile(r"\.(\d+)\.")
 # tokens in one forward and backward pass, padding included; more would only cost memory (on a GPU
 # not measured)
 TOKENS_PER_PASS = {"cpu": 384, "cuda": 4096}
+
+PASSES = "gradients"  # what passes are for, see `lm.within_memory`
 
 # entries of weight gradients that are made at once: on a CPU, what its cache holds
 WEIGHT_ENTRIES = {"cpu": 2**23, "cuda": 2**28}
@@ -184,7 +186,13 @@ def batches(lm: LM, examples: Sequence[Encoded]) -> Iterator[list[int]]:
 
 def tokens_per_pass(lm: LM) -> int:
     """Return the most tokens of one forward and backward pass on the model's device."""
-    return TOKENS_PER_PASS.get(lm.device.type, TOKENS_PER_PASS["cpu"])
+    usual = TOKENS_PER_PASS.get(lm.device.type, TOKENS_PER_PASS["cpu"])
+    return language_model.fitting(lm, PASSES, usual)
+
+
+def within_memory(lm: LM, work: Callable[[], Result]) -> Result:
+    """Return `work()`; where a GPU's memory is too small, called again with smaller `batches`."""
+    return language_model.within_memory(lm, PASSES, tokens_per_pass(lm), lambda _: work())
 
 
 def tokens(lm: LM, examples: Sequence[Encoded], batch: list[int]) -> int:

@@ -10,17 +10,18 @@ and the published ICP score of example i is the share of queries that it helps, 
 (Jiao et al. 2025, after the "golden score" of Li et al. 2023).
 """
 
+import functools
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
+from icprobe import engines, statistics
 from icprobe import lm as language_model
-from icprobe import statistics
 from icprobe.experiment import Experiment
 from icprobe.lm import LM, Encoded
 
@@ -171,6 +172,7 @@ def probe(
     separator: str = "\n\n",
     neutral: bool = True,
     fresh: bool = False,
+    engine: str = engines.LOCAL,
 ) -> Probe:
     """Score all pairs of the experiment through its store: finished blocks are reused.
 
@@ -181,6 +183,7 @@ def probe(
         separator: See `log_likelihoods`.
         neutral: Whether to score the neutral twins, too.
         fresh: Compute everything anew.
+        engine: Where, see `engines`.
 
     Raises:
         ValueError: If the model is not the experiment's, or something is too long for it; before
@@ -192,50 +195,63 @@ def probe(
     twins = neutral_demonstrations(lm, demonstrations, experiment.max_length) if neutral else []
     queries = language_model.encode(lm, queries, experiment.max_length)
     shown = language_model.encode(lm, demonstrations, experiment.max_length)
-    frame = {"preamble": preamble, "separator": separator}
-    contexts = [context(lm, demonstration, **frame) for demonstration in (*shown, *twins)]
-    language_model.check_lengths(lm, queries, contexts)
-    twin_rows = _shared_rows(twins, lambda texts: log_likelihoods(lm, queries, texts, **frame))
+    shown, twins = (
+        [(one.id, context(lm, one, preamble, separator)) for one in texts]
+        for texts in (shown, twins)
+    )
+    language_model.check_lengths(lm, queries, [tokens for _, tokens in (*shown, *twins)])
+    together = _together(twins)
 
-    score_block = {
-        "zero_shot": lambda block: log_likelihoods(lm, queries)[None],
-        "icp": lambda block: log_likelihoods(lm, queries, shown[block.start : block.stop], **frame),
-        "icp_neutral": twin_rows,
+    arguments = {
+        "zero_shot": lambda _: ([()],),
+        "icp": lambda rows: ([tokens for _, tokens in shown[rows.start : rows.stop]],),
+        "icp_neutral": lambda rows: (
+            [(name, together[name]) for name, _ in twins[rows.start : rows.stop]],
+        ),
     }
     query_ids = [query.id for query in queries]
     scores = {}
     for method, options in _options(preamble, separator, neutral).items():
-        train_ids = ["zero-shot"] if method == "zero_shot" else [d.id for d in shown]
+        train_ids = ["zero-shot"] if method == "zero_shot" else [name for name, _ in shown]
         kept = experiment.store(
             method, train_ids, query_ids, options, fresh=fresh, description=UNITS
         )
-        scores[method] = kept.fill(score_block[method])
+        start = functools.partial(_each_once if method == "icp_neutral" else _each, queries)
+        (scores[method],) = engines.fill(engine, experiment, lm, [kept], start, arguments[method])
     return Probe(scores["zero_shot"][0], scores["icp"], scores.get("icp_neutral"))
 
 
-def _shared_rows(
-    texts: list[Encoded], score: Callable[[list[Encoded]], np.ndarray]
-) -> Callable[[range], np.ndarray]:
-    """Return a function from a block to its rows that scores each distinct text once.
+Contexts = list[tuple[str, tuple[int, ...]]]  # ids and tokens
 
-    Always the same texts are scored together, so a resumed run gives the same bytes.
+
+def _each(queries: list[Encoded], lm: LM) -> engines.Score:
+    """Return a function from contexts, their tokens, to the queries' log-likelihoods."""
+    return lambda contexts: [language_model.log_likelihoods(lm, queries, contexts)]
+
+
+def _each_once(queries: list[Encoded], lm: LM) -> engines.Score:
+    """Return the same for contexts of which many are equal; see `_together`."""
+    known: dict[str, np.ndarray] = {}
+
+    def score(wanted: list[tuple[str, Contexts]]) -> list[np.ndarray]:
+        for name, group in wanted:
+            if name not in known:
+                found = language_model.log_likelihoods(lm, queries, [tokens for _, tokens in group])
+                known.update(zip((other for other, _ in group), found, strict=True))
+        return [np.stack([known[name] for name, _ in wanted])]
+
+    return score
+
+
+def _together(contexts: Contexts) -> dict[str, Contexts]:
+    """Return with which others each distinct context is scored, by its id.
+
+    Always the same ones, so a resumed run gives the same bytes.
     """
-    distinct = list({text.id: text for text in texts}.values())
-    together = {
-        text.id: distinct[start : start + TEXTS_TOGETHER]
-        for start in range(0, len(distinct), TEXTS_TOGETHER)
-        for text in distinct[start : start + TEXTS_TOGETHER]
-    }
-    rows: dict[str, np.ndarray] = {}
-
-    def block_rows(block: range) -> np.ndarray:
-        for text in texts[block.start : block.stop]:
-            if text.id not in rows:
-                group = together[text.id]
-                rows.update(zip((t.id for t in group), score(group), strict=True))
-        return np.stack([rows[text.id] for text in texts[block.start : block.stop]])
-
-    return block_rows
+    distinct = list(dict(contexts).items())
+    starts = range(0, len(distinct), TEXTS_TOGETHER)
+    groups = [distinct[start : start + TEXTS_TOGETHER] for start in starts]
+    return {name: group for group in groups for name, _ in group}
 
 
 def find(

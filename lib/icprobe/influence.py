@@ -25,7 +25,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from icprobe import gradients, statistics, store
+from icprobe import engines, gradients, statistics, store
 from icprobe import lm as language_model
 from icprobe.clamped import clamped_log as clamped_log
 from icprobe.ekfac import EKFAC as EKFAC
@@ -97,17 +97,23 @@ class GradientDot:
         self.lm, self.layers, self.max_length = lm, layers, max_length
         queries = language_model.encode(lm, queries, max_length)
         self.size = len(queries)
-        self._batches = list(gradients.batches(lm, queries))
-        self._tokens = [gradients.tokens(lm, queries, batch) for batch in self._batches]
+        self._queries = queries
         self._shelf = Shelf(memory * 2**30)
         self._norms = np.full(self.size, np.nan)
         self._cosines = cosines
+        gradients.within_memory(lm, self._keep_queries)
+
+    def _keep_queries(self) -> None:
+        """Put the factors of the queries' gradients on the shelf."""
+        self._shelf.clear()
+        self._batches = list(gradients.batches(self.lm, self._queries))
+        self._tokens = [gradients.tokens(self.lm, self._queries, b) for b in self._batches]
         for number, batch in enumerate(self._batches):
-            groups = gradients.factors(lm, [queries[j] for j in batch], layers)
+            groups = gradients.factors(self.lm, [self._queries[j] for j in batch], self.layers)
             if number == 0:
                 self._token_bytes = sum(group.nbytes for group in groups) / self._tokens[0]
                 self._check_disk()
-            if cosines:
+            if self._cosines:
                 self._norms[batch] = gradients.norms(groups)
             self._shelf.put(groups)
 
@@ -139,13 +145,18 @@ class GradientDot:
         """
         train = language_model.encode(self.lm, train, self.max_length)
         chosen = ("", *parts)
-        dots = np.zeros((len(chosen), len(train), self.size))
         norms = np.full(len(train), np.nan)
         kept = norms if self._cosines else None
-        for rows, columns, by_layer in self._blocks(train, kept, loss_on, reduction):
-            for dot, layers in zip(dots, chosen, strict=True):
-                contributions = [part for name, part in by_layer.items() if re.search(layers, name)]
-                dot[np.ix_(rows, columns)] += sum(contributions)
+
+        def dots_of_all() -> np.ndarray:
+            dots = np.zeros((len(chosen), len(train), self.size))
+            for rows, columns, by_layer in self._blocks(train, kept, loss_on, reduction):
+                for dot, layers in zip(dots, chosen, strict=True):
+                    parts = [part for name, part in by_layer.items() if re.search(layers, name)]
+                    dot[np.ix_(rows, columns)] += sum(parts)
+            return dots
+
+        dots = gradients.within_memory(self.lm, dots_of_all)
         scale = np.outer(norms, self._norms)
         cosine = np.divide(dots[0], scale, out=0 * scale, where=scale > 0)
         return tuple(scores.astype(np.float32) for scores in (dots[0], cosine, *dots[1:]))
@@ -370,6 +381,7 @@ def attribute(
     parts: Mapping[str, str] | None = None,
     memory: float = MEMORY,
     fresh: bool = False,
+    engine: str = engines.LOCAL,
 ) -> Influence:
     """Score all pairs of the experiment through its stores: finished blocks are reused.
 
@@ -381,8 +393,9 @@ def attribute(
         reduction: See `GradientDot.products`.
         parts: By name, a regular expression that chooses some of the layers (such as
             `gradients.parts`): what they contribute has a store of its own.
-        memory: See `GradientDot`.
+        memory: See `GradientDot`; with Ray, of each worker.
         fresh: Compute everything anew.
+        engine: Where, see `engines`.
 
     Raises:
         ValueError: If the model is not the experiment's, no layer matches, or an example has no
@@ -402,15 +415,19 @@ def attribute(
         )
         for method, options in _stores(layers, loss_on, reduction, parts)
     ]
-    # made at the first missing block, so that finished scores cost nothing
-    held = functools.cache(lambda: GradientDot(lm, queries, layers, memory=memory))
-    matrices = store.fill_together(
-        stores,
-        lambda rows: held().products(
-            pool[rows.start : rows.stop], loss_on, reduction, list(parts.values())
-        ),
+    start = functools.partial(
+        _ready, queries, layers, memory, (loss_on, reduction, list(parts.values()))
+    )
+    matrices = engines.fill(
+        engine, experiment, lm, stores, start, lambda rows: (pool[rows.start : rows.stop],)
     )
     return Influence(*matrices[:2], dict(zip(parts, matrices[2:], strict=True)))
+
+
+def _ready(queries, layers, memory, options, lm: LM) -> engines.Score:
+    """Return a function from training examples to their products; see `GradientDot`."""
+    held = GradientDot(lm, queries, layers, memory=memory)
+    return lambda train: held.products(train, *options)
 
 
 def find(

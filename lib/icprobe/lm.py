@@ -13,12 +13,14 @@ import json
 import math
 import threading
 import warnings
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 import datasets
 import numpy as np
@@ -29,10 +31,16 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from icprobe import assets, packing, paths
 
+Result = TypeVar("Result")
+
 DTYPES = ("float32", "bfloat16", "float16", "float64", "auto")
 
 # enough tokens for matrix products to run at full speed; more would only cost memory and cache
 TOKENS_PER_FORWARD = {"cpu": 1024, "cuda": 16384}
+
+ENCODED_TOGETHER = (
+    1000  # examples, so that the memory of a large pool's texts is not needed at once
+)
 
 # time of an operation of attention, in that of one of matrix products (measured on a CPU: short
 # floats make the latter faster only)
@@ -227,23 +235,25 @@ def encode(lm: LM, examples: Iterable, max_length: int | None = None) -> list[En
     Raises:
         ValueError: If a completion has no tokens or would lose some; names the example.
     """
-    examples = list(examples)
-    if not examples or isinstance(examples[0], Encoded):
-        return examples
-    prompts = _tokenise(lm, [row["prompt"] for row in examples])
-    completions = _tokenise(lm, [row["completion"] for row in examples])
     room = float("inf") if max_length is None else max_length - len(lm.bos)
-    encoded = []
-    for row, prompt, completion in zip(examples, prompts, completions, strict=True):
-        if not completion:
-            raise ValueError(f"example {row['id']!r}: the completion has no tokens")
-        if len(completion) > room:
-            raise ValueError(
-                f"example {row['id']!r}: the completion has {len(completion)} tokens, which "
-                f"max_length={max_length} would cut; raise max_length or shorten the example"
-            )
-        cut = int(max(0, len(prompt) + len(completion) - room))
-        encoded.append(Encoded(row["id"], tuple(prompt[cut:]), tuple(completion), cut))
+    encoded, known = [], {}
+    rows = iter(examples)
+    while part := list(itertools.islice(rows, ENCODED_TOGETHER)):
+        if isinstance(part[0], Encoded):
+            return [*part, *rows]
+        prompts, completions = (
+            _tokenise(lm, [row[name] for row in part], known) for name in ("prompt", "completion")
+        )
+        for row, prompt, completion in zip(part, prompts, completions, strict=True):
+            if not completion:
+                raise ValueError(f"example {row['id']!r}: the completion has no tokens")
+            if len(completion) > room:
+                raise ValueError(
+                    f"example {row['id']!r}: the completion has {len(completion)} tokens, which "
+                    f"max_length={max_length} would cut; raise max_length or shorten the example"
+                )
+            cut = int(max(0, len(prompt) + len(completion) - room))
+            encoded.append(Encoded(row["id"], prompt[cut:], completion, cut))
     truncated = [e for e in encoded if e.truncated]
     if truncated:
         warnings.warn(
@@ -255,8 +265,10 @@ def encode(lm: LM, examples: Iterable, max_length: int | None = None) -> list[En
     return encoded
 
 
-def _tokenise(lm: LM, texts: list[str]) -> list[list[int]]:
-    return lm.tokenizer(texts, add_special_tokens=False).input_ids if texts else []
+def _tokenise(lm: LM, texts: list[str], known: dict[int, int]) -> list[tuple[int, ...]]:
+    """Return the ids of each text, one object for each token: a pool has it many times."""
+    ids = lm.tokenizer(texts, add_special_tokens=False).input_ids
+    return [tuple(known.setdefault(i, i) for i in row) for row in ids]
 
 
 def text_ids(lm: LM, text: str) -> tuple[int, ...]:
@@ -342,15 +354,19 @@ def log_likelihoods(
     order = sorted(range(len(contexts)), key=lambda c: len(contexts[c]))
     # each row of a pack needs its own copy of the context's keys and values
     tokens = packs.ids.numel() + len(packs.ids) * max(len(context) for context in contexts)
-    together = max(1, budget // tokens)
-    groups = [order[start : start + together] for start in range(0, len(order), together)]
     nats = np.zeros((len(contexts), len(queries)))
 
-    def score(group: list[int]) -> None:
-        nats[group] = _score(lm, packs, [contexts[c] for c in group], len(queries), budget)
+    def score_all(budget: int) -> None:
+        together = max(1, budget // tokens)
+        groups = [order[start : start + together] for start in range(0, len(order), together)]
+
+        def score(group: list[int]) -> None:
+            nats[group] = _score(lm, packs, [contexts[c] for c in group], len(queries), budget)
+
+        side_by_side(score, groups, lm.device)
 
     with selective_head(lm):
-        side_by_side(score, groups, lm.device)
+        within_memory(lm, "log-likelihoods", budget, score_all)
     if not np.isfinite(nats).all():
         c, q = np.argwhere(~np.isfinite(nats))[0]
         raise FloatingPointError(
@@ -374,6 +390,44 @@ def check_lengths(lm: LM, queries: Sequence[Encoded], contexts: Sequence[Sequenc
             f"query {longest.id!r} with its longest context has {length} tokens, the model's "
             f"attention reaches {limit}: lower max_length"
         )
+
+
+# by model and kind of pass: as many tokens as have been found to fit where that is less than usual
+_fitting: weakref.WeakKeyDictionary[PreTrainedModel, dict[str, int]] = weakref.WeakKeyDictionary()
+
+
+def fitting(lm: LM, kind: str, tokens: int) -> int:
+    """Return how many tokens of one pass fit in memory, as far as known; see `within_memory`."""
+    return min(tokens, _fitting.get(lm.model, {}).get(kind, tokens))
+
+
+def within_memory(lm: LM, kind: str, tokens: int, work: Callable[[int], Result]) -> Result:
+    """Return `work(tokens)`; where a GPU's memory is too small for that, of ever fewer tokens.
+
+    What fits is remembered, so that the next call of this kind begins with it.
+
+    Args:
+        lm: The model.
+        kind: Of work, such as "log-likelihoods".
+        tokens: In one pass, at first.
+        work: Can be called again after it ran out of memory; its passes have so many tokens, or a
+            single sequence where that is longer.
+
+    Raises:
+        torch.OutOfMemoryError: If even single sequences do not fit.
+    """
+    tokens = fitting(lm, kind, tokens)
+    while True:
+        try:
+            return work(tokens)
+        except torch.OutOfMemoryError:
+            if tokens == 1:
+                raise
+        # outside of the clause, whose traceback holds on to what did not fit
+        torch.cuda.empty_cache()
+        tokens //= 2
+        _fitting.setdefault(lm.model, {})[kind] = tokens
+        warnings.warn(f"{kind}: too little memory, now {tokens} tokens a pass", stacklevel=2)
 
 
 def check_packing(lm: LM) -> None:

@@ -109,7 +109,7 @@ def store_pool(
         chosen = pool[rows.start : rows.stop]
         return _projected(lm, chosen, (size,), experiment.seed, layers, loss_on, reduction)[0]
 
-    store.compute([kept], lambda rows: [block_of(rows)])
+    store.compute([kept], store.one_by_one(lambda rows: [block_of(rows)]))
     return kept
 
 

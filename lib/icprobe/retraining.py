@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from icprobe import gradients, icp, store
+from icprobe import engines, gradients, icp
 from icprobe import lm as language_model
 from icprobe.experiment import Experiment
 from icprobe.lm import LM
@@ -292,6 +292,7 @@ def measure(
     loss_on: str = "completion",
     reduction: str = "mean",
     fresh: bool = False,
+    engine: str = engines.LOCAL,
 ) -> dict[str, np.ndarray]:
     """Measure all pairs of the experiment through its stores: finished blocks are reused.
 
@@ -305,6 +306,7 @@ def measure(
         loss_on: See `Retraining.effects`.
         reduction: See `Retraining.effects`.
         fresh: Compute everything anew.
+        engine: Where, see `engines`.
 
     Returns:
         Effects float32 [N, M] by the step's name, see `effects`.
@@ -323,17 +325,25 @@ def measure(
         experiment.store(METHOD, train_ids, query_ids, options, **settings)
         for options in by_name.values()
     ]
-    # made at the first missing block, so that finished scores cost nothing
-    held = functools.cache(lambda: Retraining(lm, queries, layers))
 
-    def score_block(rows: range) -> list[np.ndarray | None]:
-        todo = [k for k, kept in enumerate(stores) if not kept.finished(rows)]
-        found = held().effects(
-            pool[rows.start : rows.stop], [steps[k] for k in todo], loss_on, reduction
-        )
-        return [found[todo.index(k)] if k in todo else None for k in range(len(stores))]
+    def arguments(rows: range) -> tuple:
+        todo = [None if kept.finished(rows) else s for s, kept in zip(steps, stores, strict=True)]
+        return pool[rows.start : rows.stop], todo
 
-    return dict(zip(by_name, store.fill_together(stores, score_block), strict=True))
+    start = functools.partial(_ready, queries, layers, (loss_on, reduction))
+    matrices = engines.fill(engine, experiment, lm, stores, start, arguments)
+    return dict(zip(by_name, matrices, strict=True))
+
+
+def _ready(queries, layers, options, lm: LM) -> engines.Score:
+    """Return a function from training examples and steps, None for finished ones, to effects."""
+    held = Retraining(lm, queries, layers)
+
+    def score(train: list, steps: list[Step | None]) -> list[np.ndarray | None]:
+        found = iter(held.effects(train, [step for step in steps if step], *options))
+        return [next(found) if step else None for step in steps]
+
+    return score
 
 
 def find(

@@ -318,26 +318,43 @@ def fill_together(
 ) -> list[np.ndarray]:
     """Fill stores of methods that come out of one computation, and return all scores.
 
-    Arguments and errors are those of `compute`.
+    Args:
+        stores: with the same rows, in blocks of the same size.
+        score_block: see `one_by_one`.
+        progress: show a progress bar.
 
     Returns:
         float32 [N, M] of each store.
+
+    Raises:
+        StoreError: as `compute`.
     """
-    compute(stores, score_block, progress)
+    compute(stores, one_by_one(score_block), progress)
     return [kept.matrix() for kept in stores]
 
 
-def compute(
-    stores: Sequence[ScoreStore],
-    score_block: Callable[[range], Sequence[np.ndarray]],
-    progress: bool = True,
-) -> None:
+# takes the rows of blocks as they are handed out, and yields blocks as they are finished
+ScoreBlocks = Callable[[Iterator[range]], Iterator[tuple[range, Sequence[np.ndarray | None]]]]
+
+
+def one_by_one(score_block: Callable[[range], Sequence[np.ndarray | None]]) -> ScoreBlocks:
+    """Return how to score all blocks in this process, one after the other.
+
+    Args:
+        score_block: takes row numbers and returns one matrix [n, M] for each store, or None for a
+            store where these rows are `finished`.
+    """
+    return lambda wanted: ((rows, score_block(rows)) for rows in wanted)
+
+
+def compute(stores: Sequence[ScoreStore], score_blocks: ScoreBlocks, progress: bool = True) -> None:
     """Compute the missing blocks of stores that are filled together; nothing is read back.
 
     Args:
         stores: with the same rows, in blocks of the same size.
-        score_block: takes row numbers and returns one matrix [n, M] for each store, or None for a
-            store where these rows are `finished`.
+        score_blocks: takes an iterator of row numbers, a block each, which it may read ahead; and
+            yields, in any order, row numbers with one matrix [n, M] for each store, or None for a
+            store where these rows are `finished`. Each block is written as it comes.
         progress: show a progress bar.
 
     Raises:
@@ -357,13 +374,19 @@ def compute(
         N, M = first.shape
         pairs = {"total": N * M, "initial": first._n_finished(missing) * M, "unit": " pairs"}
         with tqdm(desc=label, disable=not progress, **pairs) as bar:
-            for block in missing:
-                rows = first.rows(block)
-                # another process may have been faster
-                if not all(kept.finished(rows) for kept in stores):
-                    for kept, scores in zip(stores, score_block(rows), strict=True):
-                        if scores is not None:
-                            kept.write(block, scores)
+
+            def wanted() -> Iterator[range]:
+                for block in missing:
+                    rows = first.rows(block)
+                    if all(kept.finished(rows) for kept in stores):  # another process was faster
+                        bar.update(len(rows) * M)
+                    else:
+                        yield rows
+
+            for rows, matrices in score_blocks(wanted()):
+                for kept, scores in zip(stores, matrices, strict=True):
+                    if scores is not None:
+                        kept.write(rows.start // kept.block_size, scores)
                 bar.update(len(rows) * M)
     for kept in stores:
         kept.tidy()

@@ -1,0 +1,213 @@
+"""How long will scoring take, and how much memory? Counted operations, measured rates.
+
+    seconds = operations / (rate of matrix products x efficiency)
+
+Operations are counted from the model's shape and the examples' lengths (`costs`). The rate is that
+of the machine, measured on the spot. The efficiency is the share of it that a method reached in the
+timings that come with this repository: with other lengths, other numbers of queries and other
+models, the least and the greatest of them give a range. Memory is the model, what a method holds
+beside it, and what runs have taken beyond these.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+
+from icprobe import benchmark, costs, influence, paths
+from icprobe.costs import Cost, Lengths, Shape
+from icprobe.lm import LM, Encoded
+
+PROBING, PRODUCTS = "probing", "gradient products"
+METHODS = (PROBING, PRODUCTS)
+
+CPU_TIMINGS = paths.ROOT / "figures" / "laptop" / "cost.csv"
+GPU_TIMINGS = paths.ROOT / "figures" / "gpu" / "gpu.csv"
+
+# weights of the models that were timed: SmolLM2-135M and one of Pythia-1b's shape
+TIMED_WEIGHTS = {"cpu": 134_515_008, "cuda": 1_011_781_632}
+
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where scoring would run.
+
+    Attributes:
+        name: For tables.
+        kind: "cpu" or "cuda".
+        dtype: The model's.
+        rate: Operations a second of matrix products.
+    """
+
+    name: str
+    kind: str
+    dtype: str
+    rate: float
+
+    @classmethod
+    def here(cls, lm: LM) -> "Machine":
+        """Return this one, which takes a second or two to measure."""
+        rate = benchmark.product_rate(lm)
+        return cls("this machine", lm.device.type, lm.identity["dtype"], rate)
+
+
+def experience() -> pd.DataFrame:
+    """Return what timings tell: a row for each run of ours on a CPU or a GPU.
+
+    Returns:
+        Columns method, kind, dtype, machine, lengths, n, m, seconds, rate, efficiency, and beyond:
+        GiB that it took beside the model and what the method is known to hold.
+    """
+    cpu = pd.read_csv(CPU_TIMINGS)
+    cpu = cpu[cpu["method"].str.startswith(benchmark.OURS)]
+    cpu = cpu.assign(method=cpu["method"].str.removeprefix(benchmark.OURS), kind=cpu["device"])
+    gpu = pd.read_csv(GPU_TIMINGS).assign(kind="cuda", lengths="random")
+    found = pd.concat([cpu, gpu.assign(machine=gpu["device"])], ignore_index=True)
+    found = found[found["method"].isin(METHODS)].reset_index(drop=True)
+    sizes = found["dtype"].map(BYTES) * found["kind"].map(TIMED_WEIGHTS) / GIB
+    found["efficiency"] = found["floor"] / found["seconds"]
+    found["beyond"] = found["peak"] - sizes
+    columns = ["method", "kind", "dtype", "machine", "lengths", "n", "m", "seconds", "rate"]
+    return found[[*columns, "efficiency", "beyond"]]
+
+
+def machines(known: pd.DataFrame) -> list[Machine]:
+    """Return the GPUs that were timed, in each dtype."""
+    gpus = known[known["kind"] == "cuda"].groupby(["machine", "dtype"], sort=False)["rate"].median()
+    return [Machine(name, "cuda", dtype, rate) for (name, dtype), rate in gpus.items()]
+
+
+def of_pool(lengths: Lengths, N: int) -> Lengths:
+    """Return the lengths of a pool of N like the training examples at hand, repeated or cut."""
+    return replace(lengths, train=np.resize(lengths.train, N), learnt=np.resize(lengths.learnt, N))
+
+
+def cost(method: str, shape: Shape, lengths: Lengths, block: int = influence.BLOCK_SIZE) -> Cost:
+    """Return a method's cost for a pool of any size.
+
+    Args:
+        method: One of `METHODS`.
+        shape: The model's.
+        lengths: Of N training examples and M queries.
+        block: Training examples whose gradients are multiplied together.
+    """
+    if method == PROBING:
+        return costs.probing(shape, lengths)
+    N = len(lengths.train)
+    queries = costs.gradient_products(shape, of_pool(lengths, 0))
+    blocks = [
+        costs.gradient_products(
+            shape,
+            replace(
+                lengths,
+                train=lengths.train[start : start + block],
+                learnt=lengths.learnt[start : start + block],
+            ),
+        )
+        for start in range(0, N, block)
+    ]
+    operations = sum(one.operations - queries.operations for one in blocks)
+    return Cost(queries.operations + operations, queries.bytes)
+
+
+def predict(
+    machine: Machine, shape: Shape, weights: int, lengths: Lengths, known: pd.DataFrame,
+    memory: float = influence.MEMORY,
+) -> pd.DataFrame:  # fmt: skip
+    """Return what each method would take on a machine.
+
+    Args:
+        machine: Where.
+        shape: The model's.
+        weights: How many it has.
+        lengths: Of N training examples and M queries.
+        known: See `experience`.
+        memory: GiB of gradient factors to hold; the rest goes to a file.
+
+    Returns:
+        One row for each method that was timed on a device of this kind in this dtype: where, dtype,
+        method, n, m, minutes, low and high (by the greatest and the least efficiency that was
+        reached), GiB (on a GPU, of its memory) and file (GiB in a temporary file).
+    """
+    rows = []
+    for method in METHODS:
+        like = known[
+            (known["method"] == method)
+            & (known["kind"] == machine.kind)
+            & (known["dtype"] == machine.dtype)
+        ]
+        if like.empty:
+            continue
+        taken = cost(method, shape, lengths)
+        reached = like["efficiency"].quantile([0.5, 1, 0]).to_numpy()
+        minutes = taken.operations / (machine.rate * reached) / 60
+        size = BYTES[machine.dtype]
+        held = taken.bytes * size / costs.FLOAT / GIB
+        room = min(held, memory) if method == PRODUCTS else held
+        # of what runs took beyond the model, the factors of theirs are the most
+        beyond = like["beyond"].min() if method == PRODUCTS else like["beyond"].median()
+        gib = weights * size / GIB + room + beyond
+        place = machine.name, machine.dtype, method, len(lengths.train), len(lengths.queries)
+        rows.append((*place, *minutes, gib, max(0.0, held - room)))
+    columns = ["where", "dtype", "method", "n", "m", "minutes", "low", "high", "GiB", "file"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def table(
+    lm: LM,
+    train: Sequence[Encoded],
+    queries: Sequence[Encoded],
+    sizes: Sequence[int],
+    memory: float = influence.MEMORY,
+) -> pd.DataFrame:
+    """Return what scoring would take here and on the GPUs that were timed, see `predict`.
+
+    Args:
+        lm: The model.
+        train: Training examples, whose lengths stand for the pool's.
+        queries: M queries.
+        sizes: N, sizes of the pool.
+        memory: GiB of gradient factors to hold.
+    """
+    known, shape, lengths = experience(), Shape.of(lm), Lengths.of(train, queries)
+    weights = sum(parameter.numel() for parameter in lm.model.parameters())
+    where = [Machine.here(lm), *machines(known)]
+    found = [
+        predict(machine, shape, weights, of_pool(lengths, N), known, memory)
+        for machine in where
+        for N in sizes
+    ]
+    return pd.concat(found, ignore_index=True)
+
+
+def checked(lm: LM, known: pd.DataFrame) -> pd.DataFrame:
+    """Return how well timings on a CPU are foretold by those of other lengths.
+
+    Args:
+        lm: The model that was timed.
+        known: See `experience`.
+
+    Returns:
+        A row for each timing: method, dtype, lengths, n, m, seconds (measured), predicted, low,
+        high and times (predicted over measured).
+    """
+    shape = Shape.of(lm)
+    rows = []
+    timed = known[known["kind"] == "cpu"]
+    for row in timed.itertuples():
+        others = timed[timed["lengths"] != row.lengths]
+        work = Lengths.of(*benchmark.examples(lm, row.lengths, row.n, row.m))
+        machine = Machine("", "cpu", row.dtype, row.rate)
+        found = predict(machine, shape, TIMED_WEIGHTS["cpu"], work, others)
+        found = found[found["method"] == row.method]
+        if len(found):
+            seconds = 60 * found[["minutes", "low", "high"]].iloc[0]
+            times = seconds["minutes"] / row.seconds
+            what = row.method, row.dtype, row.lengths, row.n, row.m, row.seconds
+            rows.append((*what, *seconds, times))
+    columns = ["method", "dtype", "lengths", "n", "m", "seconds", "predicted", "low", "high"]
+    return pd.DataFrame(rows, columns=[*columns, "times"])

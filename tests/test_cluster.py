@@ -1,0 +1,356 @@
+"""Scoring with Ray, in real processes: the same scores as without it, whatever goes wrong."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from conftest import experiment_on, texts
+from test_store import files
+
+from icprobe import cluster, engines, icp, influence, retraining
+
+ray = pytest.importorskip("ray", reason="Ray is not installed: pip install -r requirements.txt")
+
+N, M, BLOCK = 40, 3, 4
+MATRIX = np.random.default_rng(0).normal(size=(N, M)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Return an experiment and its tiny model; scores go to folders of the tests."""
+    folder = tmp_path_factory.mktemp("cluster")
+    frames = texts(N, "t"), texts(M, "q")
+    train, queries = (frame.to_dict("records") for frame in frames)
+    experiment = experiment_on(folder, train, queries)
+    yield experiment, experiment.load_model()
+    cluster.release()
+    ray.shutdown()
+
+
+def opened(experiment, folder):
+    """Return an empty store, or the one that is there, of a method without a meaning."""
+    ids = [f"train-{i}" for i in range(N)], [f"query-{j}" for j in range(M)]
+    return replace(experiment, scores_dir=str(folder)).store("made_up", *ids, {}, block_size=BLOCK)
+
+
+def filled(made, folder, fault=None):
+    """Fill a store with MATRIX by Ray; `fault(block)` is called in the worker before each block."""
+    experiment, lm = made
+    matrix, block_size = MATRIX, BLOCK  # of this function, so that they travel with it
+
+    def start(lm):
+        def score(rows):
+            if fault:
+                fault(rows.start // block_size)
+            return [matrix[rows.start : rows.stop]]
+
+        return score
+
+    kept = opened(experiment, folder)
+    (scores,) = engines.fill("ray", experiment, lm, [kept], start, lambda rows: (rows,))
+    return scores
+
+
+def once(folder, block, what):
+    """Return a fault that happens the first time that this block is scored."""
+    flag = str(folder / "happened")
+
+    def fault(number):
+        if number == block:
+            try:
+                os.close(os.open(flag, os.O_CREAT | os.O_EXCL))
+            except FileExistsError:
+                return
+            what()
+
+    return fault
+
+
+def killed():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def complete(made, folder, scores):
+    """Check that scores and the files of their store are those of a run without Ray."""
+    kept, reference = opened(made[0], folder), opened(made[0], folder / "reference")
+    reference.fill(lambda rows: MATRIX[rows.start : rows.stop], progress=False)
+    assert scores.tobytes() == MATRIX.tobytes()
+    assert files(kept.folder) == files(reference.folder)
+
+
+# ------------------------------------------------------------------------------------ the same
+
+
+@pytest.mark.parametrize("method", ["icp", "influence", "retraining"])
+def test_scores_have_the_same_bytes_as_without_ray(made, tmp_path, method, two_threads):
+    experiment, lm = made
+    results = {}
+    torch.set_num_threads(1)  # as a worker's; another number may round otherwise
+    for engine in engines.ENGINES:
+        there = replace(experiment, scores_dir=str(tmp_path / engine))
+        measure = {"icp": icp.probe, "influence": influence.attribute}.get(
+            method, retraining.measure
+        )
+        measure(there, lm, engine=engine)
+        stores = sorted((tmp_path / engine).iterdir())
+        results[engine] = {folder.name: files(folder) for folder in stores}
+    assert results["ray"] == results["local"]
+    assert sum(map(len, results["ray"].values())) > N // 8
+
+
+def test_finished_scores_start_no_worker(made, tmp_path):
+    filled(made, tmp_path)
+    cluster.release()
+    filled(made, tmp_path)
+    assert not cluster._held
+
+
+def test_without_ray_it_is_not_imported():
+    code = "import sys; from icprobe import icp, influence, retraining; print('ray' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "False"
+
+
+def test_an_unknown_engine_is_refused(made, tmp_path):
+    experiment, lm = made
+    with pytest.raises(ValueError, match="engine is 'dask', expected 'local' or 'ray'"):
+        engines.fill("dask", experiment, lm, [], None, None)
+
+
+@pytest.mark.parametrize(
+    ("has", "model", "count", "each"),
+    [
+        ({"GPU": 8.0, "CPU": 64.0}, 2e9, 8, {"num_cpus": 1, "num_gpus": 1}),
+        ({"CPU": 2.0, "memory": 16e9}, 5e8, 2, {"num_cpus": 1}),
+        ({"CPU": 16.0, "memory": 16e9}, 1e9, 3, {"num_cpus": 5}),  # memory for three of them
+        ({"CPU": 4.0, "memory": 1e9}, 1e10, 1, {"num_cpus": 4}),
+    ],
+)
+def test_workers_share_gpus_or_cores_and_memory(has, model, count, each):
+    assert cluster._share(has, model) == (count, each)
+
+
+# ---------------------------------------------------------------------------------------- faults
+
+
+def test_a_worker_that_is_killed_loses_nothing(made, tmp_path):
+    complete(made, tmp_path, filled(made, tmp_path, once(tmp_path, 3, killed)))
+
+
+def test_a_slow_worker_holds_nobody_up(made, tmp_path):
+    start = time.monotonic()
+    fault = once(tmp_path, 0, lambda: time.sleep(600))
+    complete(made, tmp_path, filled(made, tmp_path, fault))
+    assert time.monotonic() - start < 300
+    cluster.release()  # one worker is asleep
+
+
+def test_a_block_that_raises_is_named_and_all_others_are_finished(made, tmp_path):
+    def fault(number):
+        if number in (2, 7):
+            raise FloatingPointError("not finite")
+
+    with pytest.raises(cluster.ClusterError) as caught:
+        filled(made, tmp_path, fault)
+    said = str(caught.value)
+    assert "8 training examples have no scores" in said
+    assert "'train-8' to 'train-11' (4): FloatingPointError: not finite" in said
+    assert "'train-28' to 'train-31' (4)" in said
+    assert opened(made[0], tmp_path).missing() == [2, 7]
+    complete(made, tmp_path, filled(made, tmp_path))
+
+
+def test_a_block_that_kills_every_worker_is_named(made, tmp_path):
+    def fault(number):
+        if number == 5:
+            os.kill(os.getpid(), 9)
+
+    with pytest.raises(cluster.ClusterError, match=r"'train-20' to 'train-23' \(4\): 3 workers"):
+        filled(made, tmp_path, fault)
+    assert opened(made[0], tmp_path).missing() == [5]
+    complete(made, tmp_path, filled(made, tmp_path))
+
+
+def test_a_worker_with_another_model_is_refused(made, tmp_path):
+    experiment, lm = made
+    other = type(lm)(lm.model, lm.tokenizer, {**lm.identity, "sha256": "another"})
+    with pytest.raises(cluster.ClusterError, match="this machine's model is"):
+        filled((experiment, other), tmp_path)
+
+
+@contextmanager
+def small_disk(folder: Path, size: str):
+    """Mount a disk of this size."""
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    if os.geteuid() or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a file system")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_named_and_loses_nothing(made, tmp_path):
+    with small_disk(tmp_path / "disk", "32k") as disk:
+        with pytest.raises(Exception, match=r"cannot write .*No space left on device"):
+            filled(made, disk)
+        kept = opened(made[0], disk)
+        assert 0 < len(kept.missing()) < kept.n_blocks
+        assert not list(kept.folder.glob("*.tmp"))
+        subprocess.run(["mount", "-o", "remount,size=2m", str(disk)], check=True)
+        complete(made, disk, filled(made, disk))
+
+
+def test_a_read_only_store_is_named_and_what_is_there_can_be_read(made, tmp_path):
+    with small_disk(tmp_path / "disk", "2m") as disk:
+        kept = opened(made[0], disk)
+        kept.write(0, MATRIX[:BLOCK])
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        with pytest.raises(Exception, match=r"cannot write .*Read-only file system"):
+            filled(made, disk)
+        assert len(kept.missing()) == kept.n_blocks - 1
+        subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
+        scores = filled(made, disk)
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        assert filled(made, disk).tobytes() == scores.tobytes() == MATRIX.tobytes()
+
+
+def test_a_corrupt_part_is_named(made, tmp_path):
+    filled(made, tmp_path)
+    part = opened(made[0], tmp_path).part(4)
+    part.write_bytes(part.read_bytes()[:-20])
+    with pytest.raises(Exception, match=r"part-00004.parquet is damaged or foreign"):
+        filled(made, tmp_path)
+    part.unlink()
+    complete(made, tmp_path, filled(made, tmp_path))
+
+
+# ------------------------------------------------------------------- drivers in their own processes
+
+DRIVER = """
+import sys, time
+from pathlib import Path
+
+import numpy as np
+
+from icprobe import engines
+from icprobe.experiment import Experiment
+
+N, M, BLOCK = 40, 3, 4
+folder, model, train, queries, seconds = sys.argv[1:]
+experiment = Experiment(scores_dir=folder, model=model, train=train, queries=queries)
+ids = [f"train-{i}" for i in range(N)], [f"query-{j}" for j in range(M)]
+kept = experiment.store("made_up", *ids, {}, block_size=BLOCK)
+matrix = np.random.default_rng(0).normal(size=(N, M)).astype(np.float32)
+seconds = float(seconds)
+
+def start(lm):
+    def score(rows):
+        time.sleep(seconds)
+        return [matrix[rows.start : rows.stop]]
+    return score
+
+lm = experiment.load_model()
+engines.fill("ray", experiment, lm, [kept], start, lambda rows: (rows,))
+print("finished")
+"""
+
+
+def driver(made, folder, seconds: float, **environment) -> subprocess.Popen:
+    """Start a driver with a Ray of its own, which takes so many seconds for a block."""
+    experiment = made[0]
+    sources = experiment.model, experiment.train, experiment.queries
+    variables = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | environment
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(DRIVER), str(folder), *sources, str(seconds)],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=variables,
+    )  # fmt: skip
+
+
+def wait_for(condition, process=None, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        if process and process.poll() is not None:
+            pytest.fail(process.communicate()[0])
+        time.sleep(0.05)
+
+
+def test_a_driver_that_is_killed_leaves_no_worker_and_is_resumed(made, tmp_path):
+    process = driver(made, tmp_path, 0.5)
+    kept = opened(made[0], tmp_path)
+    wait_for(lambda: len(kept.missing()) <= kept.n_blocks - 3, process)
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert any("raylet" in one.name() for one in family)
+    process.kill()
+    process.communicate()
+    done = kept.n_blocks - len(kept.missing())
+    assert 3 <= done < kept.n_blocks
+    _, alive = psutil.wait_procs(family, timeout=60)
+    assert not alive
+    complete(made, tmp_path, filled(made, tmp_path))
+
+
+def test_a_node_agent_that_is_killed_ends_in_an_error_and_is_resumed(made, tmp_path):
+    process = driver(made, tmp_path, 0.5)
+    kept = opened(made[0], tmp_path)
+    wait_for(lambda: len(kept.missing()) <= kept.n_blocks - 3, process)
+    family = psutil.Process(process.pid).children(recursive=True)
+    (agent,) = [one for one in family if one.name() == "raylet"]
+    agent.kill()
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode != 0 and "finished" not in said
+    assert "raylet" in said.lower()
+    assert 3 <= kept.n_blocks - len(kept.missing()) < kept.n_blocks
+    complete(made, tmp_path, filled(made, tmp_path))
+
+
+def test_two_drivers_fill_one_store(made, tmp_path):
+    processes = [driver(made, tmp_path, 0.1) for _ in range(2)]
+    for process in processes:
+        said, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, said
+        assert "finished" in said
+    complete(made, tmp_path, MATRIX)
+
+
+def test_an_existing_cluster_is_joined(made, tmp_path):
+    command = [sys.executable, "-m", "ray.scripts.scripts"]
+    address, port = "127.0.0.1", "46379"
+    started = [*command, "start", "--head", f"--node-ip-address={address}", f"--port={port}"]
+    started += ["--num-cpus=1", "--include-dashboard=false", "--disable-usage-stats", "--block"]
+    head = subprocess.Popen(started, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        wait_for(lambda: any("raylet" in c.name() for c in children(head.pid)), head)
+        process = driver(made, tmp_path, 0.01, RAY_ADDRESS=f"{address}:{port}")
+        said, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, said
+        assert "ray: 1 workers, each with the model and 1 thread" in said
+        complete(made, tmp_path, MATRIX)
+    finally:
+        family = children(head.pid)
+        head.terminate()
+        head.communicate(timeout=60)
+        psutil.wait_procs(family, timeout=60)
+
+
+def children(pid: int) -> list[psutil.Process]:
+    return psutil.Process(pid).children(recursive=True)
+
+
+def test_no_cluster_at_the_address_is_an_error(made, tmp_path):
+    process = driver(made, tmp_path, 0.01, RAY_ADDRESS="127.0.0.1:1")
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 1
+    assert "no Ray cluster at RAY_ADDRESS=127.0.0.1:1" in said

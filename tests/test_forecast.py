@@ -1,0 +1,92 @@
+"""What scoring will take, from counted operations and measured rates."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from test_lm import examples
+
+from icprobe import assets, costs, forecast
+from icprobe import lm as language_model
+from icprobe.costs import Lengths, Shape
+from icprobe.forecast import PROBING, PRODUCTS, Machine
+
+
+def known(**efficiency) -> pd.DataFrame:
+    """Return timings on a CPU with these efficiencies, by method."""
+    rows = [
+        {"method": name, "kind": "cpu", "dtype": "float32", "efficiency": one, "beyond": 1.0}
+        for name, several in efficiency.items()
+        for one in several
+    ]
+    return pd.DataFrame(rows).replace({"method": {"products": PRODUCTS}})
+
+
+@pytest.fixture
+def work(tiny):
+    lm = tiny()
+    train, queries = (language_model.encode(lm, examples(n, seed)) for n, seed in ((7, 1), (4, 2)))
+    return Shape.of(lm), Lengths.of(train, queries)
+
+
+def test_seconds_are_operations_over_rate_and_efficiency(work):
+    shape, lengths = work
+    timings = known(probing=[0.2, 0.5, 0.4], products=[1.0])
+    machine = Machine("here", "cpu", "float32", 1e9)
+    found = forecast.predict(machine, shape, 1000, lengths, timings).set_index("method")
+    operations = costs.probing(shape, lengths).operations
+    minutes = found.loc[PROBING, ["minutes", "low", "high"]].astype(float)
+    np.testing.assert_allclose(minutes * 60, operations / 1e9 / np.array([0.4, 0.5, 0.2]))
+    operations = costs.gradient_products(shape, lengths).operations
+    assert found.loc[PRODUCTS, "minutes"] * 60 == pytest.approx(operations / 1e9)
+    assert (found["n"] == 7).all() and (found["m"] == 4).all()
+
+
+def test_a_kind_of_machine_that_was_not_timed_is_left_out(work):
+    timings = known(probing=[0.5])
+    for machine in (Machine("gpu", "cuda", "float32", 1), Machine("cpu", "cpu", "bfloat16", 1)):
+        assert forecast.predict(machine, work[0], 1000, work[1], timings).empty
+
+
+def test_pools_grow_in_proportion_but_for_the_queries_own_gradients(work):
+    shape, lengths = work
+
+    def operations(method, N, block=8):
+        return forecast.cost(method, shape, forecast.of_pool(lengths, N), block).operations
+
+    assert operations(PROBING, 70) == pytest.approx(10 * operations(PROBING, 7))
+    fixed = operations(PRODUCTS, 0)
+    assert fixed > 0
+    grown = operations(PRODUCTS, 56 * 10) - fixed
+    assert grown == pytest.approx(10 * (operations(PRODUCTS, 56) - fixed))
+    whole = costs.gradient_products(shape, forecast.of_pool(lengths, 56)).operations
+    assert operations(PRODUCTS, 56, block=56) == pytest.approx(whole)
+    assert operations(PRODUCTS, 56) >= whole  # a block at a time, less is shared
+
+
+def test_what_does_not_fit_in_memory_goes_to_a_file(work):
+    shape, lengths = work
+    machine, timings = Machine("here", "cpu", "float32", 1e9), known(products=[1.0])
+    factors = costs.gradient_products(shape, lengths).bytes / 2**30
+    rows = [
+        forecast.predict(machine, shape, 0, lengths, timings, memory).iloc[0]
+        for memory in (1.0, factors / 4)
+    ]
+    np.testing.assert_allclose([row["GiB"] for row in rows], [1 + factors, 1 + factors / 4])
+    np.testing.assert_allclose([row["file"] for row in rows], [0, 0.75 * factors])
+
+
+def test_the_committed_timings_cover_both_methods_on_both_kinds():
+    table = forecast.experience()
+    for kind in ("cpu", "cuda"):
+        assert set(table[table["kind"] == kind]["method"]) == {PROBING, PRODUCTS}
+    assert table["efficiency"].between(0.02, 1.5).all()
+    assert [machine.kind for machine in forecast.machines(table)] == ["cuda", "cuda"]
+
+
+@pytest.mark.real
+def test_timings_are_foretold_by_those_at_other_lengths():
+    lm = language_model.load(assets.DEFAULT_MODEL)
+    found = forecast.checked(lm, forecast.experience())
+    assert len(found) >= 12
+    assert found["times"].between(1 / 3, 3).all()
+    assert np.median(np.abs(np.log(found["times"]))) < np.log(1.5)
