@@ -18,6 +18,7 @@ import atexit
 import itertools
 import logging
 import os
+import socket
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -133,14 +134,30 @@ def _joined():
         ) from None
     if not ray.is_initialized():
         address = os.environ.get("RAY_ADDRESS")
+        _check_answers(address)
         own = {} if address else {"object_store_memory": OBJECT_STORE, "include_dashboard": False}
+        # "local": without an address, Ray would join whatever runs on this machine
+        quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
         try:
-            # "local": without an address, Ray would join whatever runs on this machine
-            ray.init(address or "local", log_to_driver=False, logging_level=logging.WARNING, **own)
-        except ConnectionError as error:
-            raise ClusterError(f"no Ray cluster at RAY_ADDRESS={address}: {error}") from error
+            ray.init(address or "local", **quiet, **own)
+        except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
+            raise ClusterError(
+                f"cannot join the Ray cluster at {address or 'this machine'} (does it ask for a "
+                f"token? then set RAY_AUTH_MODE=token): {error}"
+            ) from error
         atexit.register(_held.clear)
     return ray
+
+
+def _check_answers(address: str | None) -> None:
+    """Raise ClusterError if nothing answers at host:port, where Ray would try for minutes."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise ClusterError(f"no Ray cluster at RAY_ADDRESS={address}: {error}") from error
 
 
 def _workers(ray, experiment: Experiment, lm: LM) -> list:

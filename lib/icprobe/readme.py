@@ -37,7 +37,6 @@ def render(text: str) -> str:
         "synthetic": synthetic,
         "cost": cost,
         "gpu": on_a_gpu,
-        "growth": growth,
         "your-data": your_data,
         "minutes": minutes,
         "parameters": parameter_tables,
@@ -415,38 +414,6 @@ def on_a_gpu() -> str:
             f"{row.high:.1f}) | {row.minutes:.0f} | {row.floor / row.seconds:.2f} | {row.peak:.1f} "
             f"| {row.error:.1g} |"
         )
-    return "\n".join(lines)
-
-
-def growth() -> str:
-    """Return what `benchmarks/growth.py` measured: exponents, workers, resuming."""
-    found = {
-        name: pd.read_csv(FIGURES / "growth" / f"{name}.csv")
-        for name in ("exponents", "workers", "resume")
-    }
-    lines = [
-        "| model | method | grows | exponent of seconds | its upper half | MiB more |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in found["exponents"].itertuples():
-        lines.append(
-            f"| {row.model} | {row.method} | {row.grows}, {row.first:,} to {row.last:,} | "
-            f"{row.seconds:.2f} | {row.seconds_upper:.2f} | {row.grown:.0f} |"
-        )
-    lines += ["", "| method | N, M | engine | workers | threads each | seconds |", "|" + "---|" * 6]
-    for row in found["workers"].itertuples():
-        lines.append(
-            f"| {row.method} | {row.n}, {row.m} | {row.engine} | {row.workers} | {row.threads} | "
-            f"{row.seconds:.1f} |"
-        )
-    seconds = found["resume"].set_index("what")["seconds"]
-    lines += [
-        "",
-        f"A store of {found['resume']['parts'].iloc[0]:,} parts is opened in "
-        f"{seconds['open']:.2f} s; with one part scored anew and all scores read it takes "
-        f"{seconds['resume one missing part and read all']:.1f} s (reading alone "
-        f"{seconds['read all scores']:.1f} s).",
-    ]
     return "\n".join(lines)
 
 
