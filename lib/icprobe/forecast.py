@@ -59,20 +59,20 @@ def experience() -> pd.DataFrame:
     """Return what timings tell: a row for each run of ours on a CPU or a GPU.
 
     Returns:
-        Columns method, kind, dtype, machine, lengths, n, m, seconds, rate, efficiency, and beyond:
-        GiB that it took beside the model and what the method is known to hold.
+        Columns method, model, kind, dtype, machine, lengths, n, m, seconds, rate, efficiency, and
+        beyond: GiB that it took beside the model.
     """
     cpu = pd.read_csv(CPU_TIMINGS)
     cpu = cpu[cpu["method"].str.startswith(benchmark.OURS)]
     cpu = cpu.assign(method=cpu["method"].str.removeprefix(benchmark.OURS), kind=cpu["device"])
-    gpu = pd.read_csv(GPU_TIMINGS).assign(kind="cuda", lengths="random")
+    gpu = pd.read_csv(GPU_TIMINGS).assign(kind="cuda", lengths="random", model="Pythia-1b's shape")
     found = pd.concat([cpu, gpu.assign(machine=gpu["device"])], ignore_index=True)
     found = found[found["method"].isin(METHODS)].reset_index(drop=True)
     sizes = found["dtype"].map(BYTES) * found["kind"].map(TIMED_WEIGHTS) / GIB
     found["efficiency"] = found["floor"] / found["seconds"]
     found["beyond"] = found["peak"] - sizes
-    columns = ["method", "kind", "dtype", "machine", "lengths", "n", "m", "seconds", "rate"]
-    return found[[*columns, "efficiency", "beyond"]]
+    columns = ["method", "model", "kind", "dtype", "machine", "lengths", "n", "m", "seconds"]
+    return found[[*columns, "rate", "efficiency", "beyond"]]
 
 
 def machines(known: pd.DataFrame) -> list[Machine]:
@@ -192,12 +192,12 @@ def checked(lm: LM, known: pd.DataFrame) -> pd.DataFrame:
         known: See `experience`.
 
     Returns:
-        A row for each timing: method, dtype, lengths, n, m, seconds (measured), predicted, low,
-        high and times (predicted over measured).
+        A row for each timing, none if these are of another model: method, dtype, lengths, n, m,
+        seconds (measured), predicted, low, high and times (predicted over measured).
     """
     shape = Shape.of(lm)
     rows = []
-    timed = known[known["kind"] == "cpu"]
+    timed = known[(known["kind"] == "cpu") & (known["model"] == lm.identity["name"])]
     for row in timed.itertuples():
         others = timed[timed["lengths"] != row.lengths]
         work = Lengths.of(*benchmark.examples(lm, row.lengths, row.n, row.m))
