@@ -4,6 +4,7 @@ import dataclasses
 import gc
 import json
 import shutil
+import weakref
 from pathlib import Path
 
 import datasets
@@ -423,3 +424,21 @@ def test_what_cannot_be_written_is_named(bench, tmp_path):
     (tmp_path / "scores").write_text("a file")
     with pytest.raises(StoreError, match=r"cannot write .*json: Not a directory"):
         bench.run([UNTOUCHED])
+
+
+def test_models_of_past_trainings_are_gone(bench, monkeypatch):
+    train, alive = finetuning.train, weakref.WeakSet()
+
+    def watched(*arguments, **more):
+        found = train(*arguments, **more)
+        alive.add(found.lm.model)
+        found.lm.model.__dict__["itself"] = found.lm.model  # as they do in a notebook's kernel
+        return found
+
+    monkeypatch.setattr(finetuning, "train", watched)
+    gc.disable()  # whatever it would find by itself, and whenever
+    try:
+        bench.run([ONE, TWO])
+    finally:
+        gc.enable()
+    assert not list(alive)

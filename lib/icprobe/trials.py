@@ -9,6 +9,7 @@ a selection that several methods make is trained on once, and a run that stops g
 training. Records hold ids and numbers, no text: answers may repeat the data set's.
 """
 
+import gc
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -201,11 +202,15 @@ class Bench:
         measures = evaluation.evaluate(
             trained.lm, self.queries, self.max_length, n, self.answer_tokens
         )
+        checkpoints = [(Path(name).name, rate) for name, rate in trained.checkpoints]
+        curve = trained.curve.to_dict("list")
+        del trained  # in a kernel it refers to itself: many models would fill the memory
+        gc.collect()
         record = {
             "identity": self.identity(trial),
             "examples": list(self._examples(trial)["id"]),
-            "curve": trained.curve.to_dict("list"),
-            "checkpoints": [(Path(name).name, rate) for name, rate in trained.checkpoints],
+            "curve": curve,
+            "checkpoints": checkpoints,
             "queries": list(measures.index),
             "measures": {
                 name: [None if np.isnan(value) else round(value, 7) for value in measures[name]]
