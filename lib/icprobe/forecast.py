@@ -148,7 +148,7 @@ def predict(
         size = BYTES[machine.dtype]
         held = taken.bytes * size / costs.FLOAT / GIB
         room = min(held, memory) if method == PRODUCTS else held
-        # of what runs took beyond the model, the factors of theirs are the most
+        # runs of gradients held all their factors; the run that took least had the fewest
         beyond = like["beyond"].min() if method == PRODUCTS else like["beyond"].median()
         gib = weights * size / GIB + room + beyond
         place = machine.name, machine.dtype, method, len(lengths.train), len(lengths.queries)
