@@ -1,15 +1,15 @@
 """Time probing and gradient products on a GPU, for a model and queries of the paper's size.
 
     ./run_all.sh python benchmarks/gpu.py [--output figures/mine] [--dtype bfloat16] [--probed 256]
-        [--passed 1024] [--repeats 3] [--memory 40] [--tokens 65536]
+        [--passed 1024] [--repeats 3]
 
 The model has Pythia-1b's shape and random weights: speed does not ask what they say, though errors
 do. Examples are random tokens, 120 on average, the queries 100 as in the paper. Probing is timed
-with --probed training examples, gradient products with --passed; a run with few of them tells the
-seconds that do not grow with their number, and both those of the paper's 52,002. Beside them, in
-the same run, the card's limits: the rate of matrix products, in TF32 too, and of copying. Errors
-are those of a few of the timed pairs, relative to the largest value of plain loops in float64 on a
-CPU.
+with --probed training examples, gradient products with --passed, in the blocks and passes in which
+notebooks 01 and 02 score them; a run with few of them tells the seconds that do not grow with their
+number, and both those of the paper's 52,002. Beside them, in the same run, the card's limits: the
+rate of matrix products, and of copying. Errors are those of a few of the timed pairs, relative to
+the largest value of plain loops in float64 on a CPU.
 """
 
 import argparse
@@ -18,7 +18,6 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -70,29 +69,33 @@ def random_examples(rng: np.random.Generator, count: int) -> list[Encoded]:
     return [Encoded(str(k), tokens(*PROMPT), tokens(*COMPLETION)) for k in range(count)]
 
 
-def per_second(amount: float, work: Callable[[], object]) -> float:
-    """Return how much of an amount the card does in a second; median of five."""
+def copied_per_second() -> float:
+    """Return how many bytes the card copies in a second, read and written; median of five."""
+    source = torch.randn(2**30, device="cuda")
+    target = torch.empty_like(source)
     rates = []
     for _ in range(5):
         torch.cuda.synchronize()
         start = time.perf_counter()
-        work()
+        target.copy_(source)
         torch.cuda.synchronize()
-        rates.append(amount / (time.perf_counter() - start))
+        rates.append(2 * source.nbytes / (time.perf_counter() - start))
     return statistics.median(rates)
 
 
-def card_limits() -> dict[str, float]:
-    """Return the bytes a second of copying (read and written), and the operations in TF32."""
-    source = torch.randn(2**30, device="cuda")
-    target = torch.empty_like(source)
-    copied = per_second(2 * source.nbytes, lambda: target.copy_(source))
-    a, b = torch.randn(2, 8192, 8192, device="cuda")
-    settings = torch.backends.cuda.matmul
-    before, settings.fp32_precision = settings.fp32_precision, "tf32"
-    rate = per_second(2 * 8192**3, lambda: a @ b)
-    settings.fp32_precision = before
-    return {"copied": copied, "tf32 rate": rate}
+def probing(lm: LM, train: list[Encoded], queries: list[Encoded]) -> np.ndarray:
+    """Return log-likelihoods [N, M], as `icp.probe` makes them."""
+    size = icp.BLOCK_SIZE["cuda"]
+    blocks = [train[start : start + size] for start in range(0, len(train), size)]
+    return np.concatenate([icp.log_likelihoods(lm, queries, block) for block in blocks])
+
+
+def products(lm: LM, train: list[Encoded], queries: list[Encoded]) -> np.ndarray:
+    """Return gradient dot products [N, M], as `influence.attribute` makes them."""
+    size = influence.BLOCK_SIZE["cuda"]
+    blocks = [train[start : start + size] for start in range(0, len(train), size)]
+    held = influence.GradientDot(lm, queries)
+    return np.concatenate([held.products(block)[0] for block in blocks])
 
 
 def time_one(name: str, method, lm: LM, train: list[Encoded], queries: list[Encoded], options):
@@ -130,20 +133,11 @@ def main() -> None:
     parser.add_argument("--probed", type=int, default=256)
     parser.add_argument("--passed", type=int, default=1024)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--memory", type=float, default=40, help="GiB of gradient factors")
-    parser.add_argument("--tokens", type=int, default=65536, help="in a forward pass of probing")
     options = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("There is no GPU here.")
     if min(options.probed, options.passed) <= FEW:
         parser.error(f"--probed and --passed must be above {FEW}")
-
-    def probing(lm: LM, train: list[Encoded], queries: list[Encoded]) -> np.ndarray:
-        contexts = [icp.context(lm, example) for example in train]
-        return language_model.log_likelihoods(lm, queries, contexts, options.tokens)
-
-    def products(lm: LM, train: list[Encoded], queries: list[Encoded]) -> np.ndarray:
-        return influence.gradient_dot(lm, train, queries, memory=options.memory)
 
     methods = {
         "probing": (NATS, costs.probing, probing, options.probed),
@@ -152,7 +146,7 @@ def main() -> None:
     rng = np.random.default_rng(0)
     train = random_examples(rng, max(options.probed, options.passed))
     queries, rows = random_examples(rng, QUERIES), []
-    limits = card_limits()
+    copied = copied_per_second()
     with tempfile.TemporaryDirectory(prefix="icprobe-") as folder:
         path = str(random_model(Path(folder)))
         some = train[: CHECKED[0]], queries[: CHECKED[1]]
@@ -162,6 +156,7 @@ def main() -> None:
         for dtype, name in itertools.product(options.dtype, methods):
             gives, needs, method, count = methods[name]
             lm = language_model.load(path, dtype, "cuda")
+            memory = influence.usual_memory(lm.device)
             mine = train[:count]
             scores, took = time_one(f"{name}, {dtype}", method, lm, mine, queries, options)
             rate = benchmark.product_rate(lm)
@@ -173,7 +168,8 @@ def main() -> None:
                     "dtype": dtype,
                     **took,
                     "rate": rate,
-                    **limits,
+                    "copied": copied,
+                    "memory": memory,  # GiB that gradient factors may take
                     "floor": floor,  # all at the rate of the model's dtype
                     **benchmark.errors(gives, scores[: CHECKED[0]], exact),
                     "versions": benchmark.versions(),

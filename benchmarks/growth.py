@@ -1,11 +1,12 @@
 """Measure how time and memory grow with the pool, the queries and the workers.
 
     ./run_all.sh python benchmarks/growth.py [--output figures/mine] [--only pool,workers]
+        [--rounds 3]
 
 Every run is a process of its own, which scores a fresh store through the library's own functions:
-seconds without loading the model, and the most memory that it held. Small ends are runs of
-SmolLM2-135M on the suite `grid`, long ends of a tiny model with random weights on random words.
-Exponents are slopes of log seconds on log size; one of 1 is proportional.
+seconds without loading the model, and the most memory that it held; medians of the rounds. Small
+ends are runs of SmolLM2-135M on the suite `grid`, long ends of a tiny model with random weights on
+random words. Exponents are slopes of log seconds on log size; one of 1 is proportional.
 
 - pool: N grows 16 times and more, M stays.
 - queries: M grows, N stays.
@@ -104,7 +105,8 @@ def run_one(what: dict) -> dict:
             few = Path(folder, "few")
             few.mkdir()
             warm_up = replace(scored, scores_dir=str(few))
-            icp.probe(warm_up.part(2, 1), lm, neutral=False, engine="ray")
+            # a block for each worker, and some more
+            icp.probe(warm_up.part(32, 1), lm, neutral=False, engine="ray")
         start = time.perf_counter()
         if what["method"] == "probing":
             icp.probe(scored, lm, neutral=False, engine=what["engine"])
@@ -115,15 +117,28 @@ def run_one(what: dict) -> dict:
 
 
 def in_own_process(what: dict) -> dict:
-    """Run `run_one` in a process of its own; return what was run and what it took."""
-    print(", ".join(f"{name} {value}" for name, value in what.items()), flush=True)
+    """Run `run_one` in a process of its own; return what it returns."""
     command = [sys.executable, __file__, "--one", json.dumps(what)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=paths.ROOT)
     if done.returncode:
         sys.exit(done.stderr)
-    took = json.loads(done.stdout.splitlines()[-1])
-    print(f"    {took['seconds']:.2f} s, {took['gib']:.2f} GiB", flush=True)
-    return what | took
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measured(runs: list[dict], rounds: int) -> pd.DataFrame:
+    """Run all, and all again; return medians of seconds and GiB, and the seconds' range."""
+    took = [[] for _ in runs]
+    for k in range(rounds):
+        for what, found in zip(runs, took, strict=True):
+            found.append(in_own_process(what))
+            told = ", ".join(f"{name} {value}" for name, value in (what | found[-1]).items())
+            print(f"round {k + 1}: {told}", flush=True)
+    rows = []
+    for what, found in zip(runs, took, strict=True):
+        found = pd.DataFrame(found)
+        low, high = found["seconds"].min(), found["seconds"].max()
+        rows.append(what | found.median().to_dict() | {"low": low, "high": high, "rounds": rounds})
+    return pd.DataFrame(rows)
 
 
 def growing(sizes: dict, varied: str) -> Iterator[dict]:
@@ -203,6 +218,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", default="figures/mine")
     parser.add_argument("--only", default="pool,queries,workers,resume")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
@@ -212,7 +228,7 @@ def main() -> None:
     growth, slopes = [], []
     for name, sizes, varied in (("pool", POOL, "n"), ("queries", QUERIES, "m")):
         if name in wanted:
-            table = pd.DataFrame([in_own_process(what) for what in growing(sizes, varied)])
+            table = measured(list(growing(sizes, varied)), options.rounds)
             growth.append(table.assign(grows=varied.upper()))
             slopes.append(exponents(table, varied))
     if growth:
@@ -220,8 +236,9 @@ def main() -> None:
         figures.save_table(pd.concat(slopes), "exponents", options.output)
         print(pd.concat(slopes).to_string())
     if "workers" in wanted:
-        table = pd.DataFrame([in_own_process(what) for what in spread()])
+        table = measured(list(spread()), options.rounds)
         figures.save_table(table, "workers", options.output)
+        print(table.to_string())
     if "resume" in wanted:
         table = resume()
         figures.save_table(table, "resume", options.output)

@@ -130,16 +130,23 @@ def test_an_unknown_engine_is_refused(made, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("has", "model", "count", "each"),
+    ("machines", "needed", "count", "each"),
     [
-        ({"GPU": 8.0, "CPU": 64.0}, 2e9, 8, {"num_cpus": 1, "num_gpus": 1}),
-        ({"CPU": 2.0, "memory": 16e9}, 5e8, 2, {"num_cpus": 1}),
-        ({"CPU": 16.0, "memory": 16e9}, 1e9, 3, {"num_cpus": 5}),  # memory for three of them
-        ({"CPU": 4.0, "memory": 1e9}, 1e10, 1, {"num_cpus": 4}),
+        ([{"GPU": 8.0, "CPU": 64.0}], 2e9, 8, {"num_cpus": 1, "num_gpus": 1}),
+        ([{"CPU": 2.0, "memory": 16e9}], 2e9, 2, {"num_cpus": 1, "memory": 2e9}),
+        # memory for three of them
+        ([{"CPU": 16.0, "memory": 15e9}], 4e9, 3, {"num_cpus": 5, "memory": 4e9}),
+        ([{"CPU": 4.0, "memory": 1e9}], 3e10, 1, {"num_cpus": 4}),
+        # no worker is spread over two machines, and the smaller one counts
+        ([{"CPU": 4.0, "memory": 11e9}] * 3, 13e9, 1, {"num_cpus": 4}),
+        ([{"CPU": 8.0, "memory": 9e9}, {"CPU": 2.0, "memory": 9e9}, {"memory": 9e9}], 4e9, 4,
+         {"num_cpus": 1, "memory": 4e9}),
+        ([{"CPU": 8.0}, {"CPU": 8.0, "GPU": 2.0}, {"CPU": 4.0, "GPU": 1.0}], 4e9, 3,
+         {"num_cpus": 1, "num_gpus": 1}),
     ],
-)
-def test_workers_share_gpus_or_cores_and_memory(has, model, count, each):
-    assert cluster._share(has, model) == (count, each)
+)  # fmt: skip
+def test_workers_share_gpus_or_cores_and_memory(machines, needed, count, each):
+    assert cluster._share(machines, needed) == (count, each)
 
 
 # ---------------------------------------------------------------------------------------- faults
@@ -170,6 +177,46 @@ def test_a_block_that_raises_is_named_and_all_others_are_finished(made, tmp_path
     assert "'train-28' to 'train-31' (4)" in said
     assert opened(made[0], tmp_path).missing() == [2, 7]
     complete(made, tmp_path, filled(made, tmp_path))
+
+
+def test_a_block_that_raises_on_one_worker_is_scored_by_another(made, tmp_path):
+    """As where one machine's disk is full: it would fail one block after the other."""
+    flag = tmp_path / "pid"
+    cluster.release()
+
+    def fault(number):
+        try:
+            with flag.open("x") as file:
+                file.write(str(os.getpid()))
+        except FileExistsError:
+            time.sleep(0.2)
+        if flag.read_text() == str(os.getpid()):
+            raise OSError("disk full")
+
+    complete(made, tmp_path, filled(made, tmp_path, fault))
+
+
+def test_what_no_worker_can_prepare_is_said_at_once(made, tmp_path):
+    experiment, lm = made
+    count = tmp_path / "count"
+
+    def start(lm):
+        with count.open("a") as file:
+            file.write("x")
+        raise FloatingPointError("a query is not finite")
+
+    kept = opened(experiment, tmp_path)
+    with pytest.raises(cluster.ClusterError, match="cannot begin: FloatingPointError: a query"):
+        engines.fill("ray", experiment, lm, [kept], start, lambda rows: (rows,))
+    assert len(count.read_text()) < kept.n_blocks
+    complete(made, tmp_path, filled(made, tmp_path))
+
+
+def test_workers_forget_a_method_when_it_is_finished(made, tmp_path):
+    filled(made, tmp_path)
+    (team,) = cluster._held.values()
+    held = [worker.__ray_call__.remote(lambda self: self._score) for worker in team.workers]
+    assert ray.get(held) == [None] * len(team.workers)
 
 
 def test_a_block_that_kills_every_worker_is_named(made, tmp_path):

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from test_lm import examples
 
-from icprobe import assets, costs, forecast
+from icprobe import assets, benchmark, costs, forecast, influence
 from icprobe import lm as language_model
 from icprobe.costs import Lengths, Shape
 from icprobe.forecast import PROBING, PRODUCTS, Machine
@@ -66,7 +66,8 @@ def test_pools_grow_in_proportion_but_for_the_queries_own_gradients(work):
 def test_what_does_not_fit_in_memory_goes_to_a_file(work):
     shape, lengths = work
     machine, timings = Machine("here", "cpu", "float32", 1e9), known(products=[1.0])
-    factors = costs.gradient_products(shape, lengths).bytes / 2**30
+    tokens = lengths.queries.sum() + lengths.train.sum()  # they are few, and held together
+    factors = tokens * shape.factors * 4 / 2**30
     rows = [
         forecast.predict(machine, shape, 0, lengths, timings, memory).iloc[0]
         for memory in (1.0, factors / 4)
@@ -75,11 +76,24 @@ def test_what_does_not_fit_in_memory_goes_to_a_file(work):
     np.testing.assert_allclose([row["file"] for row in rows], [0, 0.75 * factors])
 
 
+def test_of_a_large_pool_no_more_is_held_than_is_multiplied_together(work):
+    shape, lengths = work
+    machine = Machine("here", "cpu", "bfloat16", 1e9)
+    large = [forecast.of_pool(lengths, N) for N in (10_000, 20_000)]
+    expected = (influence.TOKENS_TOGETHER + lengths.queries.sum()) * shape.factors * 2 / 2**30
+    for one in large:
+        assert forecast.held(PRODUCTS, machine, shape, one) == pytest.approx(expected)
+    assert forecast.held(PROBING, machine, shape, large[0]) == forecast.held(
+        PROBING, machine, shape, large[1]
+    )
+
+
 def test_the_committed_timings_cover_both_methods_on_both_kinds():
     table = forecast.experience()
     for kind in ("cpu", "cuda"):
         assert set(table[table["kind"] == kind]["method"]) == {PROBING, PRODUCTS}
     assert table["efficiency"].between(0.02, 1.5).all()
+    assert (table["beyond"] >= 0).all()
     assert [machine.kind for machine in forecast.machines(table)] == ["cuda", "cuda"]
 
 
@@ -90,3 +104,15 @@ def test_timings_are_foretold_by_those_at_other_lengths():
     assert len(found) >= 12
     assert found["times"].between(1 / 3, 3).all()
     assert np.median(np.abs(np.log(found["times"]))) < np.log(1.5)
+    assert (found["GiB"] / found["peak"]).between(0.5, 2).all()
+
+
+@pytest.mark.real
+def test_what_is_said_of_the_timed_model_is_true():
+    lm = language_model.load(assets.DEFAULT_MODEL)
+    weights = sum(parameter.numel() for parameter in lm.model.parameters())
+    assert weights == forecast.TIMED_WEIGHTS["cpu"]
+    assert Shape.of(lm).factors == forecast.TIMED_FACTORS["cpu"]
+    for lengths, tokens in forecast.TIMED_TOKENS.items():
+        of = Lengths.of(*benchmark.examples(lm, lengths, 32, 48))
+        assert np.mean([*of.train, *of.queries]) == pytest.approx(tokens, abs=1)

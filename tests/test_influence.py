@@ -216,6 +216,23 @@ def test_batches_padding_and_order_do_not_matter(tiny, monkeypatch):
     close(np.concatenate(blocks), whole)
 
 
+@pytest.mark.parametrize("loss_on", ["completion", "text"])
+def test_padding_to_round_lengths_as_on_a_gpu_changes_nothing(tiny, monkeypatch, loss_on):
+    lm = tiny(bos=True)
+    train, queries = encoded(lm, 9, seed=1, words=20), encoded(lm, 6, seed=2, words=20)
+    held = influence.GradientDot(lm, queries)
+    expected = held.products(train, loss_on)
+    monkeypatch.setitem(gradients.MULTIPLE, "cpu", 8)
+    held = influence.GradientDot(lm, queries)
+    for actual, plain in zip(held.products(train, loss_on), expected, strict=True):
+        close(actual, plain)
+    lengths = {part.inputs.shape[1] for part in gradients.factors(lm, train)}
+    assert all(length % 8 == 0 for length in lengths)
+    # but never beyond the positions that the model has
+    monkeypatch.setitem(gradients.MULTIPLE, "cpu", 10_000)
+    assert gradients.factors(lm, train)[0].inputs.shape[1] == lm.max_positions
+
+
 @pytest.mark.parametrize("memory", [influence.MEMORY, 1e-9])
 def test_no_example_is_passed_twice_whatever_the_memory(tiny, monkeypatch, memory):
     lm = tiny()
@@ -260,21 +277,28 @@ def test_factors_are_held_in_the_model_s_dtype_and_summed_in_a_wider_one(tiny, d
             assert torch.equal(squares[name], part)
 
 
-def test_a_gpu_s_tensor_cores_are_for_short_floats_only(tiny, monkeypatch):
-    settings, seen = torch.backends.cuda.matmul, []
-    before = settings.fp32_precision
-    monkeypatch.setattr(
-        gradients, "_over_tokens", lambda *_: seen.append(settings.fp32_precision) or {}
-    )
-    monkeypatch.setattr(gradients, "_over_weights", gradients._over_tokens)
-    for dtype in ("float32", "bfloat16"):
-        lm = tiny(dtype=dtype)
-        group = gradients.factors(lm, encoded(lm, 2, seed=1))[:1]
-        gradients.products(group, group)
-    assert seen == [before, "tf32"] and before != "tf32"
-    with pytest.raises(KeyError), gradients._tensor_cores(True):
-        raise KeyError
-    assert settings.fp32_precision == before
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_gpu_gives_the_products_of_widened_factors(dtype):
+    random = torch.Generator().manual_seed(0)
+
+    def batch(n: int, tokens: int) -> tuple[gradients.Factors, gradients.Factors]:
+        x, *g = (torch.randn(n, tokens, d, generator=random) for d in (24, 16, 40))
+        x, *g = (part.to(getattr(torch, dtype)) for part in (x, *g))
+        there = {f"layer {k}": part.cuda() for k, part in enumerate(g)}
+        here = {f"layer {k}": part.double() for k, part in enumerate(g)}
+        return gradients.Factors(x.cuda(), there), gradients.Factors(x.double(), here)
+
+    (one, exact_one), (other, exact_other) = ([*zip(*sizes, strict=True)] for sizes in (
+        [batch(3, 16), batch(2, 8)], [batch(4, 24)],
+    ))  # fmt: skip
+    expected = gradients.products(exact_one, exact_other)
+    for way in (gradients.products, gradients._over_tokens, gradients._over_weights):
+        for name, part in way(one, other).items():
+            close(part.cpu(), expected[name])
+    norms = gradients.squared_norms(exact_one[:1])
+    for name, part in gradients.squared_norms(one[:1]).items():
+        close(part.cpu(), norms[name])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -462,7 +486,7 @@ def experiment(tmp_path):
 
 
 def test_an_interrupted_run_resumes_with_the_same_numbers(experiment, monkeypatch):
-    monkeypatch.setattr(influence, "BLOCK_SIZE", 4)
+    monkeypatch.setitem(influence.BLOCK_SIZE, "cpu", 4)
     lm = experiment.load_model()
     products, calls = influence.GradientDot.products, []
 
@@ -507,6 +531,17 @@ def test_parts_have_stores_of_their_own(experiment):
         influence.attribute(experiment, lm, layers="attn", parts={"mlp": "mlp"})
 
 
+def test_new_parts_are_cut_like_the_scores_that_another_device_has_begun(experiment, monkeypatch):
+    lm = experiment.load_model()
+    monkeypatch.setitem(influence.BLOCK_SIZE, "cpu", 4)
+    first = influence.attribute(experiment, lm)
+    monkeypatch.setitem(influence.BLOCK_SIZE, "cpu", 8)
+    both = influence.attribute(experiment, lm, parts={"mlp": "mlp"})
+    np.testing.assert_array_equal(both.dot, first.dot)
+    pool, queries = experiment.load_data()
+    close(both.parts["mlp"], influence.gradient_dot(lm, pool, queries, layers="mlp"))
+
+
 def test_kinds_and_bands_of_layers_add_up(tiny):
     for family in ("llama", "gpt_neox", "gpt2"):
         lm = tiny(family)
@@ -524,7 +559,7 @@ import os, signal
 from icprobe import influence, store
 from icprobe.experiment import Experiment
 
-influence.BLOCK_SIZE = 4
+influence.BLOCK_SIZE["cpu"] = 4
 write = store.ScoreStore.write
 
 def write_and_die(self, block, scores):
@@ -540,7 +575,7 @@ influence.attribute(experiment, experiment.load_model(), memory=1e-6)
 
 def test_a_killed_run_resumes_and_leaves_the_same_bytes(experiment, monkeypatch, tmp_path, capsys):
     """Killed between the two files of one block, with factors in temporary files."""
-    monkeypatch.setattr(influence, "BLOCK_SIZE", 4)
+    monkeypatch.setitem(influence.BLOCK_SIZE, "cpu", 4)
     lm = experiment.load_model()
     (tmp_path / "tmp").mkdir()
     died = subprocess.run(

@@ -67,3 +67,4 @@ def test_a_sequence_that_does_not_fit_alone_is_an_error(small_memory):
     rows = language_model.encode(lm, examples(2, 1, 20))
     with pytest.raises(torch.OutOfMemoryError), pytest.warns(UserWarning, match="1 tokens a pass"):
         language_model.log_likelihoods(lm, rows)
+    assert language_model.fitting(lm, "log-likelihoods", 999) == 999, "memory may be freed"

@@ -35,7 +35,7 @@ def tracin(
     layers: str = "",
     loss_on: str = "completion",
     reduction: str = "sum",
-    memory: float = influence.MEMORY,
+    memory: float | None = None,
     fresh: bool = False,
 ) -> np.ndarray:
     """Return TracIn over a fine-tuning run on the experiment's pool: float32 [N, M], in nats.

@@ -7,19 +7,23 @@ the model, and nothing else. What may go wrong:
 
 - a worker dies: Ray starts another one in its place, and the block is scored again; a block that
   kills `TRIES` workers has failed;
-- a block raises an error: it has failed, and all others are finished before that is an error here,
-  with the names of its training examples;
-- a worker is slow, or its machine is gone: when no other block is left, idle workers score the
-  oldest unfinished ones, too, and what comes first counts;
+- a block raises an error: another worker tries it, and if that raises one, too, it has failed; all
+  others are finished before that is an error here, with the names of its training examples;
+- a worker is slow, or its machine is gone: when no other block is left, idle workers score those
+  that take long, too, and what comes first counts;
 - the driver dies: its workers end, finished blocks are in the store, and the same call goes on.
 """
 
 import atexit
+import gc
 import itertools
 import logging
 import os
 import socket
-from collections.abc import Callable, Iterator, Sequence
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -31,14 +35,20 @@ from icprobe.lm import LM
 
 TRIES = 3  # workers that may die over one block
 PATIENCE = 60  # seconds without any result after which it is looked whether workers are left
+LATE = 3  # a block takes long if it takes so many times what others have taken
 
-# a CPU worker takes the memory of so many models: weights, gradients or a second copy, passes
+# a CPU worker takes the memory of so many models (weights, gradients or a second copy, passes) and
+# a GiB, in which a method may hold something
 MODELS_HELD = 3
 OBJECT_STORE = 2**28  # bytes, on this machine: queries, and blocks of scores on their way
 
 
 class ClusterError(RuntimeError):
     """Ray is not there, no worker is left, or blocks could not be scored."""
+
+
+class NotReadyError(RuntimeError):
+    """A worker could not prepare what all blocks share; none would do better on it."""
 
 
 class Worker:
@@ -69,17 +79,29 @@ class Worker:
             start: A reference to the method's function of this name, see `engines`. In a sequence,
                 or Ray would fetch what it stands for at every call.
             arguments: Of the function that it returns.
+
+        Raises:
+            NotReadyError: If the method's function fails.
         """
         import ray
 
         if start[0] != self._of:
-            self._score = None  # what an earlier method holds is gone before there is more
-            self._score, self._of = ray.get(start[0])(self._lm), start[0]
+            self.forget()
+            try:
+                self._score, self._of = ray.get(start[0])(self._lm), start[0]
+            except Exception as error:
+                raise NotReadyError(f"{type(error).__name__}: {error}") from None
         return self._score(*arguments)
+
+    def forget(self) -> None:
+        """Free what a method has prepared."""
+        self._of = self._score = None
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 # the workers of this process and what they are for; kept, since loading a model takes long
-_held: dict[tuple, list] = {}
+_held: dict[tuple, "_Team"] = {}
 
 
 def score_blocks(
@@ -88,6 +110,7 @@ def score_blocks(
     start: Callable[[LM], Callable],
     arguments: Callable[[range], tuple],
     names: Sequence[str],
+    gib: float = 0,
 ) -> Callable[[Iterator[range]], Iterator[tuple[range, Sequence[np.ndarray | None]]]]:
     """Return how to score all blocks with Ray, for `store.compute`.
 
@@ -101,8 +124,8 @@ def score_blocks(
         wanted = itertools.chain([first], wanted)
         ray = _joined()
         try:
-            workers = _workers(ray, experiment, lm)
-            yield from _spread(ray, workers, start, arguments, wanted, names)
+            team = _team(ray, experiment, lm, gib)
+            yield from _spread(ray, team, start, arguments, wanted, names)
         except BaseException:
             release()  # whatever they are at is of no use any more
             raise
@@ -114,7 +137,7 @@ def release() -> None:
     """End this process's workers, which frees their memory."""
     import ray
 
-    for worker in itertools.chain.from_iterable(_held.values()):
+    for worker in itertools.chain.from_iterable(team.workers for team in _held.values()):
         if ray.is_initialized():
             ray.kill(worker)
     _held.clear()
@@ -160,83 +183,139 @@ def _check_answers(address: str | None) -> None:
         raise ClusterError(f"no Ray cluster at RAY_ADDRESS={address}: {error}") from error
 
 
-def _workers(ray, experiment: Experiment, lm: LM) -> list:
+@dataclass(frozen=True)
+class _Team:
+    """Workers with one model, and what Ray gives each of them."""
+
+    workers: list
+    resources: dict[str, float]
+
+
+def _team(ray, experiment: Experiment, lm: LM, gib: float) -> _Team:
     """Return the workers with this model, which are started if they are not there."""
-    model = paths.resolve(experiment.model)
-    name = str(model) if model.is_dir() else experiment.model
-    key = name, experiment.dtype, str(lm.identity)
+    folder = paths.resolve(experiment.model)
+    source = str(folder) if folder.is_dir() else experiment.model
+    if "revision" in lm.identity:  # the driver's, where another machine might take a newer one
+        source = f"{lm.identity['name']}@{lm.identity['revision']}"
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    needed = MODELS_HELD * lm.model.get_memory_footprint() + 2**30 * max(1, gib)
+    count, resources = _share(machines, needed)
+    key = str(lm.identity), source, str(resources)
     if key not in _held:
         release()
-        count, resources = _share(ray.cluster_resources(), lm.model.get_memory_footprint())
         made = ray.remote(Worker).options(max_restarts=-1, max_task_retries=TRIES - 1, **resources)
         threads = int(resources["num_cpus"])
-        _held[key] = [
-            made.remote(name, experiment.dtype, lm.identity, threads) for _ in range(count)
-        ]
+        arguments = source, lm.identity["dtype"], lm.identity, threads
+        _held[key] = _Team([made.remote(*arguments) for _ in range(count)], resources)
         what = "GPU" if resources.get("num_gpus") else f"{threads} thread{'s' * (threads > 1)}"
         print(f"ray: {count} workers, each with the model and {what}")
     return _held[key]
 
 
-def _share(cluster: dict[str, float], model_bytes: int) -> tuple[int, dict[str, float]]:
-    """Return how many workers there should be, and what each takes.
+def _share(machines: Sequence[Mapping[str, float]], needed: float) -> tuple[int, dict[str, float]]:
+    """Return how many workers there should be, and what Ray is to give each.
 
     Args:
-        cluster: What the cluster has, see `ray.cluster_resources`.
-        model_bytes: Size of the model's weights.
+        machines: What each has: CPU, GPU, memory (bytes).
+        needed: Bytes that a worker on a CPU takes.
     """
-    if cluster.get("GPU", 0) >= 1:
-        return int(cluster["GPU"]), {"num_cpus": 1, "num_gpus": 1}
-    cores = max(1, int(cluster.get("CPU", 1)))
-    room = int(cluster.get("memory", 0) // (MODELS_HELD * model_bytes + 2**30))
-    count = min(cores, max(1, room))
-    return count, {"num_cpus": cores // count}
+    gpus = sum(int(machine.get("GPU", 0)) for machine in machines)
+    if gpus:
+        return gpus, {"num_cpus": 1, "num_gpus": 1}
+    cores = [int(machine.get("CPU", 0)) for machine in machines]
+    fit = [min(n, int(m.get("memory", 0) // needed)) for n, m in zip(cores, machines, strict=True)]
+    if not any(fit):  # Ray leaves much of the memory aside, so one may fit all the same
+        return 1, {"num_cpus": max(1, *cores)}
+    threads = min(n // count for n, count in zip(cores, fit, strict=True) if count)
+    return sum(fit), {"num_cpus": threads, "memory": int(needed)}
 
 
-def _spread(ray, workers: list, start, arguments, wanted, names: Sequence[str]) -> Iterator:
+def _spread(ray, team: _Team, start, arguments, wanted, names: Sequence[str]) -> Iterator:
     """Yield blocks as workers finish them; see this module for what happens where they do not."""
     reference = [ray.put(start)]
-    idle, flying = list(workers), {}  # flying: by Ray's reference, the rows and who scores them
-    done, failed = set(), {}
+    idle, flying = list(team.workers), {}  # flying: by Ray's reference, rows, worker and when sent
+    again = {}  # blocks that raised an error, and on which worker
+    done, failed, taken = set(), {}, []  # taken: seconds of finished blocks
+    begun, waiting = time.monotonic(), False
 
-    def send(rows: range) -> None:
-        worker = idle.pop()
-        flying[worker.score.remote(reference, arguments(rows))] = rows, worker
+    def send(rows: range, worker) -> None:
+        idle.remove(worker)
+        call = worker.score.remote(reference, arguments(rows))
+        flying[call] = rows, worker, time.monotonic()
+
+    def send_what_waits() -> None:
+        for rows, raised in again.items():
+            others = [worker for worker in idle if worker != raised]
+            if others and not any(rows == mine for mine, *_ in flying.values()):
+                send(rows, others[0])
+        while idle and (rows := next(wanted, None)) is not None:
+            send(rows, idle[0])
+
+    def send_what_is_late() -> float:
+        """Send it once more; return for how many seconds there will be no more of it."""
+        if not idle or not taken:
+            return PATIENCE
+        flown = [rows for rows, *_ in flying.values() if rows not in done]
+        due = {
+            rows: sent + max(1, LATE * statistics.median(taken))  # a second is not late
+            for rows, _, sent in flying.values()
+            if flown.count(rows) == 1
+        }
+        now = time.monotonic()
+        late = sorted((rows for rows in due if due[rows] <= now), key=due.get)
+        for rows, worker in zip(late, list(idle), strict=False):
+            send(rows, worker)
+        return min((at - now for at in due.values() if at > now), default=PATIENCE)
 
     while True:
-        while idle and (rows := next(wanted, None)) is not None:
-            send(rows)
-        unfinished = [rows for rows, _ in flying.values() if rows not in done]
-        if not unfinished:
+        send_what_waits()
+        if not again and all(rows in done for rows, *_ in flying.values()):
             break
-        # where no other block is left, idle workers help with those that wait longest
-        for rows in [rows for rows in unfinished if unfinished.count(rows) == 1][: len(idle)]:
-            send(rows)
-        ready, _ = ray.wait(list(flying), timeout=PATIENCE)
+        seconds = send_what_is_late()
+        ready, _ = ray.wait(list(flying), timeout=min(PATIENCE, seconds))
         if not ready:
-            _check_alive(ray)
+            _check_alive(ray, team)
+            if not (waiting or taken) and time.monotonic() - begun > PATIENCE:
+                waiting = True
+                print("ray: no block is finished yet (has another run taken the machines?)")
             continue
-        rows, worker = flying.pop(ready[0])
+        rows, worker, sent = flying.pop(ready[0])
         idle.append(worker)
         if rows in done:
             continue
         try:
-            yield rows, ray.get(ready[0])
+            scores = ray.get(ready[0])
         except ray.exceptions.ActorDiedError as error:  # where it might live, it is started again
             raise ClusterError(f"a worker could not start: {error}") from error
         except ray.exceptions.RayActorError:
             failed[rows] = f"{TRIES} workers died of it"
         except ray.exceptions.RayTaskError as error:
+            if rows not in again and len(team.workers) > 1:
+                again[rows] = worker
+                continue
+            if isinstance(error.cause, NotReadyError):
+                raise ClusterError(f"workers cannot begin: {error.cause}") from error
             failed[rows] = f"{type(error.cause).__name__}: {error.cause}"
+        else:
+            taken.append(time.monotonic() - sent)
+            yield rows, scores
+        again.pop(rows, None)
         done.add(rows)
+    for worker in team.workers:
+        worker.forget.remote()
     if failed:
         raise ClusterError(_failure(failed, names))
 
 
-def _check_alive(ray) -> None:
-    """Raise ClusterError if no machine is left that workers could be on."""
-    if not any(node["Alive"] for node in ray.nodes()):
-        raise ClusterError("the cluster has no machine left; finished blocks are kept, run again")
+def _check_alive(ray, team: _Team) -> None:
+    """Raise ClusterError if no machine is left that a worker could be on."""
+    names = {"num_cpus": "CPU", "num_gpus": "GPU", "memory": "memory"}
+    for node in ray.nodes():
+        has = node["Resources"]
+        fits = all(has.get(names[name], 0) >= n for name, n in team.resources.items())
+        if node["Alive"] and fits:
+            return
+    raise ClusterError("no machine is left for workers; finished blocks are kept, run again")
 
 
 def _failure(failed: dict[range, str], names: Sequence[str]) -> str:

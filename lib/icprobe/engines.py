@@ -31,6 +31,7 @@ def fill(
     stores: Sequence[ScoreStore],
     start: Callable[[LM], Score],
     arguments: Callable[[range], tuple],
+    gib: float = 0,
 ) -> list[np.ndarray]:
     """Compute the missing blocks of stores that are filled together, and return all scores.
 
@@ -42,6 +43,7 @@ def fill(
         start: See this module; for Ray a function that can be pickled. Not called where nothing
             is missing.
         arguments: The same; called in this process.
+        gib: What the method holds in each process, beside the model; for Ray's workers on CPUs.
 
     Returns:
         float32 [N, M] of each store.
@@ -56,7 +58,8 @@ def fill(
     if engine == RAY:
         from icprobe import cluster  # its Ray is an extra
 
-        score_blocks = cluster.score_blocks(experiment, lm, start, arguments, stores[0].train_ids)
+        names = stores[0].train_ids
+        score_blocks = cluster.score_blocks(experiment, lm, start, arguments, names, gib)
     else:
         held = functools.cache(lambda: start(lm))
         score_blocks = store.one_by_one(lambda rows: held()(*arguments(rows)))

@@ -6,7 +6,7 @@ Operations are counted from the model's shape and the examples' lengths (`costs`
 of the machine, measured on the spot. The efficiency is the share of it that a method reached in the
 timings that come with this repository: with other lengths, other numbers of queries and other
 models, the least and the greatest of them give a range. Memory is the model, what a method holds
-beside it, and what runs have taken beyond these.
+beside it (see `held`), and what those runs have taken beyond these.
 """
 
 from collections.abc import Sequence
@@ -25,8 +25,14 @@ METHODS = (PROBING, PRODUCTS)
 CPU_TIMINGS = paths.ROOT / "figures" / "laptop" / "cost.csv"
 GPU_TIMINGS = paths.ROOT / "figures" / "gpu" / "gpu.csv"
 
-# weights of the models that were timed: SmolLM2-135M and one of Pythia-1b's shape
+# the models that were timed (SmolLM2-135M and one of Pythia-1b's shape): weights, numbers that a
+# token's gradient factors take
 TIMED_WEIGHTS = {"cpu": 134_515_008, "cuda": 1_011_781_632}
+TIMED_FACTORS = {"cpu": 253_440, "cuda": 524_288}
+TIMED_TOKENS = {"grid": 48, "long": 119}  # of an example, on average
+
+# tokens of training examples whose factors are held together
+TOGETHER = {"cpu": influence.TOKENS_TOGETHER, "cuda": influence.TOKENS_ON_GPU}
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
 GIB = 2**30
@@ -59,8 +65,8 @@ def experience() -> pd.DataFrame:
     """Return what timings tell: a row for each run of ours on a CPU or a GPU.
 
     Returns:
-        Columns method, model, kind, dtype, machine, lengths, n, m, seconds, rate, efficiency, and
-        beyond: GiB that it took beside the model.
+        Columns method, model, kind, dtype, machine, lengths, n, m, seconds, rate, efficiency, peak
+        (GiB), and beyond: GiB that it took beside the model and what gradient products hold.
     """
     cpu = pd.read_csv(CPU_TIMINGS)
     cpu = cpu[cpu["method"].str.startswith(benchmark.OURS)]
@@ -68,11 +74,17 @@ def experience() -> pd.DataFrame:
     gpu = pd.read_csv(GPU_TIMINGS).assign(kind="cuda", lengths="random", model="Pythia-1b's shape")
     found = pd.concat([cpu, gpu.assign(machine=gpu["device"])], ignore_index=True)
     found = found[found["method"].isin(METHODS)].reset_index(drop=True)
-    sizes = found["dtype"].map(BYTES) * found["kind"].map(TIMED_WEIGHTS) / GIB
     found["efficiency"] = found["floor"] / found["seconds"]
-    found["beyond"] = found["peak"] - sizes
+    size = found["dtype"].map(BYTES) / GIB
+    tokens = found["tokens"].fillna(found["lengths"].map(TIMED_TOKENS))
+    together = np.minimum(found["n"] * tokens, found["kind"].map(TOGETHER))
+    factors = (found["m"] * tokens + together) * found["kind"].map(TIMED_FACTORS) * size
+    factors = np.minimum(factors, found["memory"].fillna(benchmark.MEMORY))
+    found["beyond"] = found["peak"] - found["kind"].map(TIMED_WEIGHTS) * size
+    found["beyond"] -= factors.where(found["method"] == PRODUCTS, 0)
+    found["beyond"] = found["beyond"].clip(lower=0)  # where a batch less than a tile was held
     columns = ["method", "model", "kind", "dtype", "machine", "lengths", "n", "m", "seconds"]
-    return found[[*columns, "rate", "efficiency", "beyond"]]
+    return found[[*columns, "rate", "efficiency", "peak", "beyond"]]
 
 
 def machines(known: pd.DataFrame) -> list[Machine]:
@@ -86,7 +98,7 @@ def of_pool(lengths: Lengths, N: int) -> Lengths:
     return replace(lengths, train=np.resize(lengths.train, N), learnt=np.resize(lengths.learnt, N))
 
 
-def cost(method: str, shape: Shape, lengths: Lengths, block: int = influence.BLOCK_SIZE) -> Cost:
+def cost(method: str, shape: Shape, lengths: Lengths, block: int) -> Cost:
     """Return a method's cost for a pool of any size.
 
     Args:
@@ -114,9 +126,22 @@ def cost(method: str, shape: Shape, lengths: Lengths, block: int = influence.BLO
     return Cost(queries.operations + operations, queries.bytes)
 
 
+def held(method: str, machine: Machine, shape: Shape, lengths: Lengths) -> float:
+    """Return the GiB that a method would hold beside the model, if there were room.
+
+    Probing: one context's keys and values. Gradient products: the factors of the gradients of the
+    queries, and of as many training examples as are multiplied together.
+    """
+    size = BYTES[machine.dtype] / GIB
+    if method == PROBING:
+        return costs.probing(shape, lengths).bytes / costs.FLOAT * size
+    together = min(lengths.train.sum(), TOGETHER[machine.kind])
+    return float(lengths.queries.sum() + together) * shape.factors * size
+
+
 def predict(
     machine: Machine, shape: Shape, weights: int, lengths: Lengths, known: pd.DataFrame,
-    memory: float = influence.MEMORY,
+    memory: float | None = None,
 ) -> pd.DataFrame:  # fmt: skip
     """Return what each method would take on a machine.
 
@@ -126,7 +151,8 @@ def predict(
         weights: How many it has.
         lengths: Of N training examples and M queries.
         known: See `experience`.
-        memory: GiB of gradient factors to hold; the rest goes to a file.
+        memory: GiB of gradient factors to hold; the rest goes to a file. By default
+            `influence.MEMORY`, and all of them on a GPU.
 
     Returns:
         One row for each method that was timed on a device of this kind in this dtype: where, dtype,
@@ -142,17 +168,15 @@ def predict(
         ]
         if like.empty:
             continue
-        taken = cost(method, shape, lengths)
+        operations = cost(method, shape, lengths, influence.BLOCK_SIZE[machine.kind]).operations
         reached = like["efficiency"].quantile([0.5, 1, 0]).to_numpy()
-        minutes = taken.operations / (machine.rate * reached) / 60
-        size = BYTES[machine.dtype]
-        held = taken.bytes * size / costs.FLOAT / GIB
-        room = min(held, memory) if method == PRODUCTS else held
-        # runs of gradients held all their factors; the run that took least had the fewest
-        beyond = like["beyond"].min() if method == PRODUCTS else like["beyond"].median()
-        gib = weights * size / GIB + room + beyond
+        minutes = operations / (machine.rate * reached) / 60
+        wanted = room = held(method, machine, shape, lengths)
+        if method == PRODUCTS and (machine.kind == "cpu" or memory is not None):
+            room = min(wanted, influence.MEMORY if memory is None else memory)
+        gib = weights * BYTES[machine.dtype] / GIB + room + like["beyond"].median()
         place = machine.name, machine.dtype, method, len(lengths.train), len(lengths.queries)
-        rows.append((*place, *minutes, gib, max(0.0, held - room)))
+        rows.append((*place, *minutes, gib, wanted - room))
     columns = ["where", "dtype", "method", "n", "m", "minutes", "low", "high", "GiB", "file"]
     return pd.DataFrame(rows, columns=columns)
 
@@ -162,7 +186,7 @@ def table(
     train: Sequence[Encoded],
     queries: Sequence[Encoded],
     sizes: Sequence[int],
-    memory: float = influence.MEMORY,
+    memory: float | None = None,
 ) -> pd.DataFrame:
     """Return what scoring would take here and on the GPUs that were timed, see `predict`.
 
@@ -171,7 +195,7 @@ def table(
         train: Training examples, whose lengths stand for the pool's.
         queries: M queries.
         sizes: N, sizes of the pool.
-        memory: GiB of gradient factors to hold.
+        memory: See `predict`.
     """
     known, shape, lengths = experience(), Shape.of(lm), Lengths.of(train, queries)
     weights = sum(parameter.numel() for parameter in lm.model.parameters())
@@ -193,7 +217,8 @@ def checked(lm: LM, known: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         A row for each timing, none if these are of another model: method, dtype, lengths, n, m,
-        seconds (measured), predicted, low, high and times (predicted over measured).
+        seconds (measured), predicted, low, high and times (predicted over measured), peak (GiB
+        measured) and GiB (predicted).
     """
     shape = Shape.of(lm)
     rows = []
@@ -202,12 +227,13 @@ def checked(lm: LM, known: pd.DataFrame) -> pd.DataFrame:
         others = timed[timed["lengths"] != row.lengths]
         work = Lengths.of(*benchmark.examples(lm, row.lengths, row.n, row.m))
         machine = Machine("", "cpu", row.dtype, row.rate)
-        found = predict(machine, shape, TIMED_WEIGHTS["cpu"], work, others)
+        weights = TIMED_WEIGHTS["cpu"]
+        found = predict(machine, shape, weights, work, others, benchmark.MEMORY)
         found = found[found["method"] == row.method]
         if len(found):
             seconds = 60 * found[["minutes", "low", "high"]].iloc[0]
             times = seconds["minutes"] / row.seconds
             what = row.method, row.dtype, row.lengths, row.n, row.m, row.seconds
-            rows.append((*what, *seconds, times))
+            rows.append((*what, *seconds, times, row.peak, found["GiB"].iloc[0]))
     columns = ["method", "dtype", "lengths", "n", "m", "seconds", "predicted", "low", "high"]
-    return pd.DataFrame(rows, columns=[*columns, "times"])
+    return pd.DataFrame(rows, columns=[*columns, "times", "peak", "GiB"])

@@ -35,11 +35,14 @@ LOSSES = ("completion", "text")
 # a block's number in the name of a layer, such as model.layers.3.mlp.up_proj
 BLOCK = re.compile(r"\.(\d+)\.")
 
-# tokens in one forward and backward pass, padding included; more would only cost memory (on a GPU
-# not measured)
+# tokens in one forward and backward pass, padding included; more would only cost memory
 TOKENS_PER_PASS = {"cpu": 384, "cuda": 4096}
 
 PASSES = "gradients"  # what passes are for, see `lm.within_memory`
+
+# examples are padded to a multiple of so many tokens: a GPU multiplies matrices of other sizes at a
+# fraction of its rate
+MULTIPLE = {"cpu": 1, "cuda": 8}
 
 # entries of weight gradients that are made at once: on a CPU, what its cache holds
 WEIGHT_ENTRIES = {"cpu": 2**23, "cuda": 2**28}
@@ -47,8 +50,9 @@ WEIGHT_ENTRIES = {"cpu": 2**23, "cuda": 2**28}
 # share of the blocks' weights in no linear layer above which there is a warning
 LEFT_OUT = 0.01
 
-# time of an operation over weights, in that of one over tokens (measured on a CPU, used on all)
+# time of an operation over weights, in that of one over tokens (measured on a CPU; on an H200, 2)
 OVER_WEIGHTS = 1.5
+OVER_WEIGHTS_SHORT = 9  # the same of short floats on a GPU (measured on an H200 in bfloat16)
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,10 @@ class Factors:
         dtype = torch.promote_types(self.inputs.dtype, torch.float32)
         outputs = {name: part.to(dtype) for name, part in self.outputs.items()}
         return Factors(self.inputs.to(dtype), outputs)
+
+    def multipliable(self) -> "Factors":
+        """Return them as `_matmul` takes them: short floats only where a GPU multiplies those."""
+        return self if self.inputs.is_cuda else self.widened()
 
 
 def linear_layers(lm: LM, layers: str = "") -> dict[str, nn.Module]:
@@ -197,7 +205,14 @@ def within_memory(lm: LM, work: Callable[[], Result]) -> Result:
 
 def tokens(lm: LM, examples: Sequence[Encoded], batch: list[int]) -> int:
     """Return the tokens of a batch, padding included."""
-    return len(batch) * max(len(lm.bos) + len(examples[i].ids) - 1 for i in batch)
+    return len(batch) * _padded(lm, max(len(lm.bos) + len(examples[i].ids) - 1 for i in batch))
+
+
+def _padded(lm: LM, length: int) -> int:
+    """Return the length to which a batch is padded whose longest example has `length` tokens."""
+    multiple = MULTIPLE.get(lm.device.type, 1)
+    padded = -(-length // multiple) * multiple
+    return max(length, min(padded, lm.max_positions or padded))
 
 
 def factors(
@@ -243,8 +258,7 @@ def factors(
     wrong = {int(rows[k]) for k in (~nats.isfinite()).nonzero()[:, 0].tolist()}
     for group in result:
         for part in (group.inputs, *group.outputs.values()):
-            # a sum is finite only if all its entries are, and needs no memory
-            finite = part.sum((1, 2), dtype=torch.float64).isfinite()
+            finite = part.abs().amax((1, 2)).isfinite()  # the largest is only if all are
             wrong |= set((~finite).nonzero()[:, 0].tolist())
     if wrong:
         names = ", ".join(repr(examples[row].id) for row in sorted(wrong))
@@ -284,33 +298,30 @@ def products(one: Sequence[Factors], other: Sequence[Factors]) -> dict[str, torc
         one: Factors of n examples for one group of layers, in any number of batches.
         other: Factors of m examples for the same layers.
     """
-    short = one[0].inputs.dtype.itemsize == 2
-    one, other = ([part.widened() for part in side] for side in (one, other))
+    one, other = ([part.multipliable() for part in side] for side in (one, other))
     n, m = (sum(len(part) for part in side) for side in (one, other))
     tokens, other_tokens = (sum(part.tokens for part in side) for side in (one, other))
     d_in, d_out = one[0].inputs.shape[-1], sum(g.shape[-1] for g in one[0].outputs.values())
     over_tokens = tokens * other_tokens * (d_in + d_out)
-    over_weights = OVER_WEIGHTS * (tokens + other_tokens + n * m) * d_in * d_out
-    with _tensor_cores(short):
-        return (_over_tokens if over_tokens < over_weights else _over_weights)(one, other)
+    over_weights = (tokens + other_tokens + n * m) * d_in * d_out
+    over_weights *= OVER_WEIGHTS_SHORT if _short(one[0].inputs) else OVER_WEIGHTS
+    return (_over_tokens if over_tokens < over_weights else _over_weights)(one, other)
 
 
-@contextmanager
-def _tensor_cores(wanted: bool) -> Iterator[None]:
-    """Let a GPU multiply float32 in TF32, whose 10 bits hold bfloat16 and float16 exactly.
+def _short(part: torch.Tensor) -> bool:
+    return part.dtype.itemsize == 2
 
-    Several times faster; what is lost is the rounding of weight gradients before their products: to
-    finer numbers than passes in bfloat16 have, and as fine ones as in float16. The setting is the
-    process's: other threads' products are in TF32 meanwhile, too.
+
+def _matmul(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+    """Return a @ b in float32 or better, of matrices or batches of them.
+
+    The product of two short floats is a float32 without rounding, and their sums are in float32;
+    PyTorch has that on GPUs only.
     """
-    settings = torch.backends.cuda.matmul
-    before = settings.fp32_precision
-    if wanted:
-        settings.fp32_precision = "tf32"
-    try:
-        yield
-    finally:
-        settings.fp32_precision = before
+    if not _short(a):
+        return torch.matmul(a, b, out=out)
+    multiply = torch.bmm if a.ndim == 3 else torch.mm
+    return multiply(a, b, out_dtype=torch.float32, **({} if out is None else {"out": out}))
 
 
 def _over_tokens(one, other) -> dict[str, torch.Tensor]:
@@ -319,10 +330,12 @@ def _over_tokens(one, other) -> dict[str, torch.Tensor]:
     for a in one:
         columns: dict[str, list] = {name: [] for name in rows}
         for b in other:
-            x = a.inputs.flatten(0, 1) @ b.inputs.flatten(0, 1).T
+            x = _matmul(a.inputs.flatten(0, 1), b.inputs.flatten(0, 1).T)
             for name, part in columns.items():
-                g = a.outputs[name].flatten(0, 1) @ b.outputs[name].flatten(0, 1).T
+                g = _matmul(a.outputs[name].flatten(0, 1), b.outputs[name].flatten(0, 1).T)
                 pairs = g.mul_(x).view(len(a), -1, len(b), x.shape[1] // len(b))
+                if pairs.is_cuda:  # to sum in float64, it would first copy them all to that
+                    pairs = pairs.sum(1, keepdim=True)
                 part.append(pairs.sum((1, 3), dtype=torch.float64))
         for name, part in columns.items():
             rows[name].append(torch.cat(part, 1))
@@ -335,6 +348,7 @@ def _over_weights(one, other) -> dict[str, torch.Tensor]:
     sizes = [len(part) for part in both]
     n, d_in = sum(len(part) for part in one), one[0].inputs.shape[-1]
     device = one[0].inputs.device
+    dtype = torch.promote_types(one[0].inputs.dtype, torch.float32)
     entries = WEIGHT_ENTRIES.get(device.type, WEIGHT_ENTRIES["cpu"])
     at_once = max(1, entries // (sum(sizes) * d_in))
     pieces = [
@@ -347,13 +361,13 @@ def _over_weights(one, other) -> dict[str, torch.Tensor]:
 
     def work(mine: list[int]) -> None:
         # memory that is used again and again stays in the processor's cache
-        memory = one[0].inputs.new_empty(sum(sizes) * at_once * d_in)
+        memory = torch.empty(sum(sizes) * at_once * d_in, dtype=dtype, device=device)
         for k in mine:
             name, rows = pieces[k]
             shape = sum(sizes), rows.stop - rows.start, d_in
             weights = memory[: math.prod(shape)].view(shape)
             for part, into in zip(both, weights.split(sizes), strict=True):
-                torch.bmm(part.outputs[name][..., rows].mT, part.inputs, out=into)
+                _matmul(part.outputs[name][..., rows].mT, part.inputs, out=into)
             weights = weights.flatten(1)
             found[k] = (weights[:n] @ weights[n:].T).double()
 
@@ -368,10 +382,10 @@ def _over_weights(one, other) -> dict[str, torch.Tensor]:
 def squared_norms(groups: Sequence[Factors]) -> dict[str, torch.Tensor]:
     """Return the squared norm of each example's gradient, by layer: float64 [n] each."""
     squares = {}
-    for group in (part.widened() for part in groups):
-        x = group.inputs @ group.inputs.mT
+    for group in (part.multipliable() for part in groups):
+        x = _matmul(group.inputs, group.inputs.mT)
         for name, g in group.outputs.items():
-            squares[name] = (g @ g.mT).mul_(x).sum((1, 2), dtype=torch.float64)
+            squares[name] = _matmul(g, g.mT).mul_(x).sum((1, 2), dtype=torch.float64)
     return squares
 
 
@@ -412,7 +426,8 @@ def loss_inputs(
     if lm.model.training:
         raise ValueError(f"{lm.identity['name']} is in training mode: call lm.model.eval() first")
     sequences = [language_model.sequence(lm, example) for example in examples]
-    ids = torch.zeros(len(examples), max(len(ids) for ids, _ in sequences) - 1, dtype=torch.long)
+    longest = max(len(ids) for ids, _ in sequences) - 1
+    ids = torch.zeros(len(examples), _padded(lm, longest), dtype=torch.long)
     entries = []
     for row, (tokens, mask) in enumerate(sequences):
         if lm.max_positions and len(tokens) > lm.max_positions:

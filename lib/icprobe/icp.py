@@ -30,6 +30,9 @@ PUBLISHED_PREAMBLE = "These examples may be helpful to answer the question"
 UNITS = "log-likelihood of the query's completion in nats, summed over its tokens"
 TEMPLATE_VERSION = 1  # raise it when the same text begins to give other token ids
 
+# training examples in one part of a store; on a GPU, enough for their packing not to count
+BLOCK_SIZE = {"cpu": 8, "cuda": 64}
+
 NEUTRAL_STEPS = (16, 4)  # tokens: lengths of replaced inputs and answers are rounded to these
 
 NEUTRAL_FRAME = 2  # raise it when another part of a prompt counts as its frame
@@ -201,6 +204,8 @@ def probe(
     )
     language_model.check_lengths(lm, queries, [tokens for _, tokens in (*shown, *twins)])
     together = _together(twins)
+    block_size = BLOCK_SIZE.get(lm.device.type, BLOCK_SIZE["cpu"])
+    settings = {"block_size": block_size, "fresh": fresh, "description": UNITS}
 
     arguments = {
         "zero_shot": lambda _: ([()],),
@@ -213,9 +218,7 @@ def probe(
     scores = {}
     for method, options in _options(preamble, separator, neutral).items():
         train_ids = ["zero-shot"] if method == "zero_shot" else [name for name, _ in shown]
-        kept = experiment.store(
-            method, train_ids, query_ids, options, fresh=fresh, description=UNITS
-        )
+        kept = experiment.store(method, train_ids, query_ids, options, **settings)
         start = functools.partial(_each_once if method == "icp_neutral" else _each, queries)
         (scores[method],) = engines.fill(engine, experiment, lm, [kept], start, arguments[method])
     return Probe(scores["zero_shot"][0], scores["icp"], scores.get("icp_neutral"))

@@ -36,9 +36,10 @@ from icprobe.projected import projected_gradients as projected_gradients
 from icprobe.query_set import query_set_influence as query_set_influence
 from icprobe.shelf import Shelf
 
-# GiB of gradient factors to hold in memory; a token's take about a megabyte for
-# SmolLM2-135M in float32
+# GiB of gradient factors to hold in memory on a CPU; a token's take about a megabyte for
+# SmolLM2-135M in float32. Of a GPU's free memory, a share: passes need the rest
 MEMORY = 0.75
+SHARE_OF_GPU = 0.5
 
 # training examples' tokens whose factors are kept together, see _blocks; on a CPU, more would save
 # little, and on a GPU there may be as many as memory has room for
@@ -48,8 +49,8 @@ TOKENS_ON_GPU = 16384
 # queries' tokens whose factors, of one group of layers, are read from the file at once
 TOKENS_READ = 16384
 
-# training examples in one part of a store
-BLOCK_SIZE = 64
+# training examples in one part of a store; on a GPU, enough to fill its passes
+BLOCK_SIZE = {"cpu": 64, "cuda": 256}
 
 UNITS = {
     "gradient_dot": "nats per unit of learning rate; positive = helps",
@@ -73,7 +74,7 @@ class GradientDot:
         queries: Iterable,
         layers: str = "",
         max_length: int | None = None,
-        memory: float = MEMORY,
+        memory: float | None = None,
         cosines: bool = True,
     ) -> None:
         """Compute the factors of the queries' gradients: one forward and backward pass each.
@@ -83,8 +84,9 @@ class GradientDot:
             queries: M rows with id, prompt, completion (or encoded already).
             layers: See `gradients.linear_layers`.
             max_length: Most tokens of one example, see `lm.encode`.
-            memory: GiB of factors to hold in the device's memory, beside a GiB or two for the
-                passes themselves; the rest goes to a temporary file (in TMPDIR, if set).
+            memory: GiB of factors to hold in the device's memory, beside what the passes
+                themselves need; the rest goes to a temporary file (in TMPDIR, if set). By default
+                `usual_memory`.
             cosines: Whether `products` returns them, too, which takes the norms of all gradients.
 
         Raises:
@@ -92,6 +94,8 @@ class GradientDot:
             FloatingPointError: If a gradient is not finite; names the queries.
             OSError: If the factors will not fit on the disk.
         """
+        if memory is None:
+            memory = usual_memory(lm.device)
         if not memory >= 0:
             raise ValueError(f"memory is {memory}, expected GiB from 0")
         self.lm, self.layers, self.max_length = lm, layers, max_length
@@ -170,11 +174,15 @@ class GradientDot:
         """
         train = language_model.encode(self.lm, train, self.max_length)
         names = gradients.linear_layers(self.lm, self.layers)
-        layers = {name: np.zeros((len(train), self.size), np.float32) for name in names}
-        for rows, columns, parts in self._blocks(train, None, loss_on, reduction):
-            for name, part in parts.items():
-                layers[name][np.ix_(rows, columns)] = part
-        return layers
+
+        def parts_of_all() -> dict[str, np.ndarray]:
+            layers = {name: np.zeros((len(train), self.size), np.float32) for name in names}
+            for rows, columns, parts in self._blocks(train, None, loss_on, reduction):
+                for name, part in parts.items():
+                    layers[name][np.ix_(rows, columns)] = part
+            return layers
+
+        return gradients.within_memory(self.lm, parts_of_all)
 
     def _blocks(self, train, norms, *options):
         """Yield rows, columns and products by layer, for one group of layers after another.
@@ -219,6 +227,15 @@ class GradientDot:
             )
 
 
+def usual_memory(device: torch.device) -> float:
+    """Return how many GiB of gradient factors to hold where nothing else is asked for."""
+    if device.type != "cuda":
+        return MEMORY
+    kept_by_torch = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    free, _ = torch.cuda.mem_get_info(device)
+    return SHARE_OF_GPU * (free + kept_by_torch) / 2**30
+
+
 def _runs(sizes: Sequence[int], limit: int) -> Iterator[slice]:
     """Cut a sequence into runs whose sizes add up to at most the limit (or of one element)."""
     start = total = 0
@@ -240,7 +257,7 @@ def gradient_dot(
     reduction: str = "sum",
     cosine: bool = False,
     max_length: int | None = None,
-    memory: float = MEMORY,
+    memory: float | None = None,
 ) -> np.ndarray:
     """Return <grad L(z_i), grad L(q_j)> for all pairs: float32 [N, M], positive = helps.
 
@@ -262,7 +279,7 @@ def tracin(
     loss_on: str = "completion",
     reduction: str = "sum",
     max_length: int | None = None,
-    memory: float = MEMORY,
+    memory: float | None = None,
 ) -> np.ndarray:
     """Return sum_t eta_t <grad L(z_i; w_t), grad L(q_j; w_t)>: float32 [N, M], in nats.
 
@@ -379,7 +396,7 @@ def attribute(
     loss_on: str = "completion",
     reduction: str = "sum",
     parts: Mapping[str, str] | None = None,
-    memory: float = MEMORY,
+    memory: float | None = None,
     fresh: bool = False,
     engine: str = engines.LOCAL,
 ) -> Influence:
@@ -408,19 +425,19 @@ def attribute(
             raise ValueError(f"no layer among {layers or 'all'!r} matches the part {part!r}")
     pool, queries = experiment.encode(lm)
     train_ids, query_ids = ([row.id for row in rows] for rows in (pool, queries))
-    settings = {"fresh": fresh, "block_size": BLOCK_SIZE}
-    stores = [
-        experiment.store(
-            method, train_ids, query_ids, options, description=UNITS[method], **settings
-        )
-        for method, options in _stores(layers, loss_on, reduction, parts)
-    ]
+    block_size = BLOCK_SIZE.get(lm.device.type, BLOCK_SIZE["cpu"])
+    stores = []
+    for method, options in _stores(layers, loss_on, reduction, parts):
+        settings = {"fresh": fresh, "block_size": block_size, "description": UNITS[method]}
+        stores.append(experiment.store(method, train_ids, query_ids, options, **settings))
+        block_size = stores[0].block_size  # one that was there keeps its own
     start = functools.partial(
         _ready, queries, layers, memory, (loss_on, reduction, list(parts.values()))
     )
     matrices = engines.fill(
-        engine, experiment, lm, stores, start, lambda rows: (pool[rows.start : rows.stop],)
-    )
+        engine, experiment, lm, stores, start, lambda rows: (pool[rows.start : rows.stop],),
+        gib=MEMORY if memory is None else memory,
+    )  # fmt: skip
     return Influence(*matrices[:2], dict(zip(parts, matrices[2:], strict=True)))
 
 

@@ -36,7 +36,7 @@ Result = TypeVar("Result")
 DTYPES = ("float32", "bfloat16", "float16", "float64", "auto")
 
 # enough tokens for matrix products to run at full speed; more would only cost memory and cache
-TOKENS_PER_FORWARD = {"cpu": 1024, "cuda": 16384}
+TOKENS_PER_FORWARD = {"cpu": 1024, "cuda": 65536}
 
 ENCODED_TOGETHER = (
     1000  # examples, so that the memory of a large pool's texts is not needed at once
@@ -65,6 +65,15 @@ class LM:
     def device(self) -> torch.device:
         """The device of the weights."""
         return self.model.device
+
+    @property
+    def summary(self) -> str:
+        """What computes: identity, attention and device.
+
+        Attention is transformers' choice: "sdpa" (PyTorch's) where the model has it, else "eager".
+        """
+        attention = self.model.config._attn_implementation
+        return f"{self.identity}, attention: {attention}, on {self.device}"
 
     @cached_property
     def bos(self) -> tuple[int, ...]:
@@ -416,12 +425,14 @@ def within_memory(lm: LM, kind: str, tokens: int, work: Callable[[int], Result])
     Raises:
         torch.OutOfMemoryError: If even single sequences do not fit.
     """
+    known = dict(_fitting.get(lm.model, {}))
     tokens = fitting(lm, kind, tokens)
     while True:
         try:
             return work(tokens)
         except torch.OutOfMemoryError:
             if tokens == 1:
+                _fitting[lm.model] = known  # what fits later, with other memory, is not known
                 raise
         # outside of the clause, whose traceback holds on to what did not fit
         torch.cuda.empty_cache()
@@ -520,9 +531,8 @@ def _forward(lm, packs, cache, visible) -> np.ndarray:
     if cache is not None:
         cache.batch_repeat_interleave(n_rows)
     shape = (n_contexts, n_rows, length)
-    attends = torch.cat(
-        [visible[:, None, None].expand(*shape, -1), packs.attends.expand(*shape, -1)], dim=-1
-    )
+    both = visible[:, None, None], packs.attends
+    attends = torch.cat([part.to(lm.device).expand(*shape, -1) for part in both], dim=-1)
     depth = packs.depth + visible.sum(1)[:, None, None]
     rows = (packs.row + n_rows * torch.arange(n_contexts)[:, None]).flatten()
     inputs = {
@@ -540,7 +550,7 @@ def _forward(lm, packs, cache, visible) -> np.ndarray:
 def _additive(attends, lm) -> torch.Tensor:
     """Turn a boolean mask into the additive one that every attention implementation takes."""
     mask = torch.zeros(attends.shape, dtype=lm.model.dtype, device=lm.device)
-    return mask.masked_fill_(~attends.to(lm.device), torch.finfo(lm.model.dtype).min)
+    return mask.masked_fill_(~attends, torch.finfo(lm.model.dtype).min)
 
 
 # the (rows, columns) of the hidden states that this thread's forward pass is to show to the head

@@ -37,6 +37,7 @@ def render(text: str) -> str:
         "synthetic": synthetic,
         "cost": cost,
         "gpu": on_a_gpu,
+        "growth": growth,
         "your-data": your_data,
         "minutes": minutes,
         "parameters": parameter_tables,
@@ -414,6 +415,42 @@ def on_a_gpu() -> str:
             f"{row.high:.1f}) | {row.minutes:.0f} | {row.floor / row.seconds:.2f} | {row.peak:.1f} "
             f"| {row.error:.1g} |"
         )
+    return "\n".join(lines)
+
+
+def growth() -> str:
+    """Return what `benchmarks/growth.py` measured: exponents, workers, resuming."""
+    exponents, workers, resume = (
+        pd.read_csv(FIGURES / "growth" / f"{name}.csv")
+        for name in ("exponents", "workers", "resume")
+    )
+    lines = [
+        "| model | method | grows | exponent of seconds (larger half) | MiB more |",
+        "|---|---|---|---|---|",
+    ]
+    for row in exponents.itertuples():
+        lines.append(
+            f"| {row.model} | {row.method} | {row.grows}, {row.first:,} to {row.last:,} | "
+            f"{row.seconds:.2f} ({row.seconds_upper:.2f}) | {row.grown:,.0f} |"
+        )
+    lines += [
+        "",
+        "| method | N, M | engine | workers | threads each | seconds (range) |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in workers.itertuples():
+        lines.append(
+            f"| {row.method} | {row.n}, {row.m} | {row.engine} | {row.workers} | {row.threads} | "
+            f"{row.seconds:.1f} ({row.low:.1f} to {row.high:.1f}) |"
+        )
+    seconds = resume.set_index("what")["seconds"]
+    lines += [
+        "",
+        f"A store of {resume['parts'].iloc[0]:,} parts is opened in {seconds['open']:.2f} s, and "
+        f"what it lacks is found in {seconds['find what is missing']:.2f} s; one part scored anew "
+        f"and all scores read take {seconds['resume one missing part and read all']:.1f} s "
+        f"(reading alone {seconds['read all scores']:.1f} s).",
+    ]
     return "\n".join(lines)
 
 
