@@ -52,7 +52,8 @@ def random_model(folder: Path) -> Path:
     """Save a model of Pythia-1b's shape with random weights, and a tokenizer of two words."""
     torch.manual_seed(0)
     config = transformers.GPTNeoXConfig(**PYTHIA_1B)
-    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    with torch.device("cuda"):  # where a billion numbers are drawn in no time
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     model.save_pretrained(folder)
     words = Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="b"))
     transformers.PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(folder)
