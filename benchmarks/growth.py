@@ -4,9 +4,10 @@
         [--rounds 3]
 
 Every run is a process of its own, which scores a fresh store through the library's own functions:
-seconds without loading the model, and the most memory that it held; medians of the rounds. Small
-ends are runs of SmolLM2-135M on the suite `grid`, long ends of a tiny model with random weights on
-random words. Exponents are slopes of log seconds on log size; one of 1 is proportional.
+seconds without loading the model, and the most memory that it held (with Ray, that of the driver
+alone); medians of the rounds. Small ends are runs of SmolLM2-135M on the suite `grid`, long ends of
+a tiny model with random weights on random words. Exponents are slopes of log seconds on log size;
+one of 1 is proportional.
 
 - pool: N grows 16 times and more, M stays.
 - queries: M grows, N stays.

@@ -48,7 +48,7 @@ class ClusterError(RuntimeError):
 
 
 class NotReadyError(RuntimeError):
-    """A worker could not prepare what all blocks share; none would do better on it."""
+    """A worker could not prepare what all blocks share, so no block can be scored on it."""
 
 
 class Worker:

@@ -38,9 +38,8 @@ DTYPES = ("float32", "bfloat16", "float16", "float64", "auto")
 # enough tokens for matrix products to run at full speed; more would only cost memory and cache
 TOKENS_PER_FORWARD = {"cpu": 1024, "cuda": 65536}
 
-ENCODED_TOGETHER = (
-    1000  # examples, so that the memory of a large pool's texts is not needed at once
-)
+# examples that are tokenised at once, so that a large pool's tokens are not all there twice
+ENCODED_TOGETHER = 1000
 
 # time of an operation of attention, in that of one of matrix products (measured on a CPU: short
 # floats make the latter faster only)
