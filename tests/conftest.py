@@ -38,11 +38,20 @@ FAMILIES = {
 }
 # what not every method can do, or must do differently
 UNUSUAL = {
+    "mistral": (
+        transformers.MistralConfig,
+        {**SIZES, "num_key_value_heads": 2, "sliding_window": 100},
+    ),
     "opt": (transformers.OPTConfig, {**SIZES, "ffn_dim": 64, "word_embed_proj_dim": 32}),
     "olmo": (transformers.OlmoConfig, {**SIZES, "clip_qkv": 0.5}),
     "mixtral": (transformers.MixtralConfig, {**SIZES, "num_key_value_heads": 2}),
     "bloom": (transformers.BloomConfig, {"hidden_size": 32, "n_layer": 2, "n_head": 4}),
     "mpt": (transformers.MptConfig, {"d_model": 32, "n_layers": 2, "n_heads": 4}),
+    "mamba": (transformers.MambaConfig, {"hidden_size": 32, "num_hidden_layers": 2}),
+    "lfm2": (
+        transformers.Lfm2Config,
+        {**SIZES, "num_key_value_heads": 2, "layer_types": ["conv", "full_attention", "conv"]},
+    ),
 }
 
 

@@ -198,7 +198,8 @@ def test_scores_never_go_under_another_key(tmp_path, model, tiny):
     assert not (tmp_path / "scores").exists(), "nothing may be begun that cannot be finished"
 
 
-def test_attention_that_cannot_be_packed_is_refused(tiny, monkeypatch):
+def test_models_that_cannot_be_packed_are_refused(tiny, monkeypatch):
+    language_model.check_packing(tiny("mistral"))
     lm = tiny()
     language_model.check_packing(lm)
     forward = lm.model.forward
@@ -207,7 +208,7 @@ def test_attention_that_cannot_be_packed_is_refused(tiny, monkeypatch):
         return forward(*args, **kwargs)
 
     monkeypatch.setattr(lm.model, "forward", deaf)
-    for refusing in (lm, tiny("bloom"), tiny("mpt")):
+    for refusing in (lm, *map(tiny, ("bloom", "mpt", "mamba", "lfm2"))):
         with pytest.raises(ValueError, match="takes no packed rows"):
             language_model.check_packing(refusing)
 

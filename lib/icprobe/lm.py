@@ -6,7 +6,6 @@ and a completion's ids are the same whatever stands before them. One BOS leads w
 own default adds one. Probing, gradients and fine-tuning all take their ids from here.
 """
 
-import copy
 import hashlib
 import itertools
 import json
@@ -26,6 +25,7 @@ import datasets
 import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 from transformers.modeling_utils import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
@@ -441,10 +441,11 @@ def within_memory(lm: LM, kind: str, tokens: int, work: Callable[[int], Result])
 
 
 def check_packing(lm: LM) -> None:
-    """Raise ValueError if this model's attention takes no packed rows, so scores would be wrong.
+    """Raise ValueError if this model takes no packed rows, so that scores would be wrong.
 
-    Packing needs a model that follows an explicit mask and explicit positions; some (those with
-    attention biases by distance in the row) do not. A few tokens are scored both ways.
+    Packing needs a model that follows an explicit mask and explicit positions; those with attention
+    biases by distance in the row, or with recurrent layers, do not. A few tokens are scored both
+    ways.
     """
     ids = torch.arange(24).add(5).remainder(lm.model.config.get_text_config().vocab_size).tolist()
     queries = [
@@ -455,12 +456,13 @@ def check_packing(lm: LM) -> None:
     plain = [[token_log_likelihoods(lm, q, c).sum() for q in queries] for c in contexts]
     relative = 1e-3 if lm.identity["dtype"] in ("float32", "float64") else 0.05
     refused = ValueError(
-        f"{lm.identity['name']}: this model's attention takes no packed rows, as those with biases "
-        "by distance (ALiBi: BLOOM, MPT); take one with rotary or absolute positions"
+        f"{lm.identity['name']}: this model takes no packed rows, as those with biases by distance "
+        "(ALiBi: BLOOM, MPT) or without keys and values in every layer (Mamba, LFM2); take one "
+        "with attention in every layer and rotary or absolute positions"
     )
     try:
         packed = log_likelihoods(lm, queries, contexts)
-    except ValueError as error:  # some take masks of one shape only
+    except ValueError as error:  # some take masks of one shape only, or have no keys and values
         raise refused from error
     if not np.allclose(packed, plain, rtol=relative, atol=relative):
         raise refused
@@ -499,9 +501,7 @@ def _score(lm, packs, contexts, n_queries, budget) -> np.ndarray:
     edges = np.linspace(0, len(packs.ids), passes + 1).astype(int).tolist()
     for start, stop in itertools.pairwise(edges):
         part = packs.rows(start, stop)
-        # a forward pass writes to its cache, so only the last one may have the original
-        own = cache if stop == edges[-1] else copy.deepcopy(cache)
-        scores = _forward(lm, part, own, visible)
+        scores = _forward(lm, part, cache, visible)
         np.add.at(nats.T, part.item.numpy(), scores.T)
     return nats
 
@@ -521,14 +521,38 @@ def _read(lm, contexts):
         use_cache=True,
         logits_to_keep=1,
     )
-    return output.past_key_values, visible
+    layers = getattr(output.get("past_key_values"), "layers", [None])
+    if any(type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers):
+        raise ValueError(f"{lm.identity['name']}: not every layer has keys and values of its own")
+    return Cache([_Shared(layer) for layer in layers]), visible
+
+
+class _Shared(DynamicLayer):
+    """One layer's keys and values of D contexts, for passes over R rows for each of them.
+
+    Passes leave it as it is. A cache that grows would hold all layers' copies for all rows until
+    the end of a pass, and would copy them twice.
+    """
+
+    def __init__(self, layer: DynamicLayer) -> None:
+        """Take the keys and values of a layer that has read the contexts."""
+        super().__init__()
+        self.keys, self.values, self.is_initialized = layer.keys, layer.values, True
+
+    def update(self, key_states, value_states, *_, **__) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the keys and values of contexts and rows, [D * R, heads, K + T, size]."""
+        return self._before(self.keys, key_states), self._before(self.values, value_states)
+
+    @staticmethod
+    def _before(contexts: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        rows = rows.unflatten(0, (len(contexts), -1))
+        contexts = contexts[:, None].expand(-1, rows.shape[1], -1, -1, -1)
+        return torch.cat([contexts, rows], dim=-2).flatten(0, 1)
 
 
 def _forward(lm, packs, cache, visible) -> np.ndarray:
     """Log-likelihoods [D, S] of the packs' completion tokens after D contexts."""
     n_contexts, n_rows, length = len(visible), *packs.ids.shape
-    if cache is not None:
-        cache.batch_repeat_interleave(n_rows)
     shape = (n_contexts, n_rows, length)
     both = visible[:, None, None], packs.attends
     attends = torch.cat([part.to(lm.device).expand(*shape, -1) for part in both], dim=-1)
