@@ -9,7 +9,7 @@ from scipy.stats import kendalltau, spearmanr
 from icprobe import correlation, statistics
 from icprobe.correlation import CONDITIONS, Labels
 
-QUICK = {"replicates": 20}
+QUICK = {"resamples": 20}
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_agreement_by_condition_is_that_of_plain_loops(crossed, rng):
     first = rng.normal(size=(32, 12))
     second = first + rng.normal(size=first.shape)
     second[crossed.conditions() == 3] *= -1  # where nothing is shared, they disagree
-    table = correlation.by_condition(first, second, crossed, rng, resamples=99, **QUICK)
+    table = correlation.by_condition(first, second, crossed, rng, permutations=99, **QUICK)
     groups, tasks = crossed.conditions(), crossed.queries["task"]
     for k, condition in enumerate(CONDITIONS):
         rhos = [
@@ -87,14 +87,14 @@ def test_agreement_by_condition_is_that_of_plain_loops(crossed, rng):
 def test_conditions_that_are_not_there_are_unknown(rng):
     one = labels_of(["ask qasc"] * 8, ["ask qasc"] * 4)
     first, second = rng.normal(size=(2, 8, 4))
-    table = correlation.by_condition(first, second, one, rng, resamples=9, **QUICK)
+    table = correlation.by_condition(first, second, one, rng, permutations=9, **QUICK)
     known = table["condition"] == "same task"
     assert table.loc[known, ["estimate", "p"]].notna().all(axis=None)
     assert table.loc[~known, ["estimate", "low", "high", "p", "ceiling"]].isna().all(axis=None)
     # tasks that are not shared, and nothing known of them
     frame = pd.DataFrame({"task": ["a"] * 8, "type": "unknown", "content": "unknown"})
     nothing = Labels(frame, frame[:4].assign(task="b"))
-    table = correlation.by_condition(first, second, nothing, rng, resamples=9, **QUICK)
+    table = correlation.by_condition(first, second, nothing, rng, permutations=9, **QUICK)
     assert table[["estimate", "low", "high"]].isna().all(axis=None)
 
 
@@ -103,7 +103,7 @@ def test_one_task_of_several_types_is_several_sets(rng):
     for frame in (one.train, one.queries):
         frame["task"] = "mine"
     first, second = rng.normal(size=(2, 16, 8))
-    table = correlation.by_condition(first, second, one, rng, resamples=9, **QUICK)
+    table = correlation.by_condition(first, second, one, rng, permutations=9, **QUICK)
     assert table["estimate"].notna().any()
 
 
@@ -111,7 +111,7 @@ def test_one_task_of_several_types_is_several_sets(rng):
 def test_a_handful_is_unknown_and_no_error(rng, N, M):
     few = labels_of(["ask qasc"] * N, ["ask qasc"] * M)
     first, second = rng.normal(size=(2, N, M))
-    table = correlation.by_condition(first, second, few, rng, resamples=9, **QUICK)
+    table = correlation.by_condition(first, second, few, rng, permutations=9, **QUICK)
     assert len(table) == 14
     bins, _ = correlation.by_similarity(first, second, first, rng, **QUICK)
     assert len(bins) == 1, "too few for more"
@@ -223,7 +223,7 @@ def test_the_best_of_many_p_values_is_corrected(crossed, rng):
     first, second = rng.normal(size=(2, 32, 12))
     rivals = {"lexical": first}
     one = correlation.Pool(crossed, first, second, second, rivals, {})
-    table = correlation.by_condition_and_pool({"a": one, "b": one}, rng, replicates=10)
+    table = correlation.by_condition_and_pool({"a": one, "b": one}, rng, resamples=10)
     tested = table["p"].notna()
     assert tested.sum() == 2 * 2 * 2 * 4  # pools, forms, levels, conditions
     np.testing.assert_allclose(table.loc[tested, "p_holm"], statistics.holm(table["p"][tested]))

@@ -161,7 +161,7 @@ def test_the_notebooks_own_values_are_right_and_left_as_they_are(number):
         ("02", "memory", -1, "a number from 0"),
         ("02", "memory", float("nan"), "a number from 0"),
         ("03", "resamples", 1, "a number from 2"),
-        ("07", "replicates", 0, "a number from 2"),
+        ("07", "resamples", 0, "a number from 2"),
         ("04", "seeds", 0, "a number from 1"),
         ("04", "budget", 0, "a number above 0, up to 1"),
         ("04", "budget", 1.5, "a number above 0, up to 1"),
@@ -258,8 +258,8 @@ def test_a_whole_number_for_a_float_becomes_one():
 
 def test_a_parameter_whose_line_is_gone_is_named():
     given = values("07")
-    del given["replicates"]
-    with pytest.raises(ParameterError, match="replicates has no value"):
+    del given["resamples"]
+    with pytest.raises(ParameterError, match="resamples has no value"):
         parameters.check("07", given)
 
 
@@ -279,10 +279,10 @@ def test_a_run_stops_in_the_first_cell_after_the_parameters(tmp_path):
     notebook = next(paths.NOTEBOOKS.glob("07_*.ipynb"))
     with pytest.raises(PapermillExecutionError) as error:
         papermill.execute_notebook(
-            notebook, tmp_path / "copy.ipynb", {"replicates": 1, "seed": "0"},
+            notebook, tmp_path / "copy.ipynb", {"resamples": 1, "seed": "0"},
             kernel_name="python3", cwd=tmp_path, progress_bar=False,
         )  # fmt: skip
     assert error.value.ename == "ParameterError"
     assert "seed is '0', expected int" in error.value.evalue
-    assert "replicates is 1, expected a number from 2" in error.value.evalue
+    assert "resamples is 1, expected a number from 2" in error.value.evalue
     assert error.value.exec_count == 3  # the parameters, papermill's own, and this one

@@ -306,7 +306,7 @@ def test_the_interval_of_the_reliability_holds_it(rng):
     hits = 0
     for _ in range(10):
         values = rng.normal(size=(n, 1)) + noise * rng.normal(size=(n, m))
-        low, high = published.reliability_interval(values, rng, replicates=40)
+        low, high = published.reliability_interval(values, rng, resamples=40)
         assert high - low < 0.1
         hits += low - 0.01 <= truth <= high + 0.01  # of the sample of examples
     assert hits >= 8
@@ -364,7 +364,7 @@ RESULTS = sorted(
 
 
 def test_the_notebook_gives_the_same_files_however_it_is_run(tmp_path, written):
-    own = {"published_dir": str(written[0]), "output_dir": str(tmp_path / "out"), "replicates": 5}
+    own = {"published_dir": str(written[0]), "output_dir": str(tmp_path / "out"), "resamples": 5}
     papermill.execute_notebook(
         NOTEBOOK, tmp_path / "copy.ipynb", own, cwd=tmp_path, progress_bar=False,
         kernel_name="python3",

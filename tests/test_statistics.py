@@ -285,7 +285,7 @@ def test_the_crossed_interval_covers(rng):
     for _ in range(runs):
         values = rng.normal(size=(N, 1)) + rng.normal(size=M) + rng.normal(size=(N, M))
         measure = statistics.pair_mean(values, np.ones_like(values, dtype=bool))
-        low, high = statistics.crossed_interval(measure, (N, M), rng, replicates=200)
+        low, high = statistics.crossed_interval(measure, (N, M), rng, resamples=200)
         hits += low <= 0 <= high
     # resampling both sides is a little generous; resampling pairs would cover 40 %
     assert 0.90 <= hits / runs <= 1.0
@@ -340,10 +340,9 @@ def test_joint_shuffles_change_nothing_and_a_minus_the_sign(pair, rng):
 def test_p_values(rng):
     x = np.arange(8.0)[:, None]
     # 8! orders, of which two are as extreme as the identity
-    assert statistics.p_value(x, x, rng, resamples=10**5) == pytest.approx(2 / 40320, rel=1e-9)
+    assert statistics.p_value(x, x, rng, permutations=10**5) == pytest.approx(2 / 40320, rel=1e-9)
     strangers = [
-        statistics.p_value(rng.normal(size=(30, 2)), rng.normal(size=(30, 2)), rng, resamples=199)
-        for _ in range(200)
+        statistics.p_value(*rng.normal(size=(2, 30, 2)), rng, permutations=199) for _ in range(200)
     ]
     assert np.mean(np.array(strangers) <= 0.2) == pytest.approx(0.2, abs=0.12)
 
@@ -353,7 +352,7 @@ def test_p_values_within_a_task_do_not_see_tasks(rng):
     level = 10 * np.repeat([0, 1, 2], 8)[:, None]  # all the agreement there is
     noise = [
         statistics.p_values_within(
-            *(level + rng.normal(size=(24, 6)) for _ in range(2)), tasks, rng, resamples=59
+            *(level + rng.normal(size=(24, 6)) for _ in range(2)), tasks, rng, permutations=59
         )[0]
         for _ in range(100)
     ]
@@ -361,17 +360,17 @@ def test_p_values_within_a_task_do_not_see_tasks(rng):
     truth = level + rng.normal(size=(24, 6))
     # tasks that disagree do not hide that examples agree
     other = -2 * level + 3 * (truth - level) + rng.normal(size=(24, 6))
-    assert statistics.p_values_within(truth, other, tasks, rng, resamples=199)[0] == 0.005
+    assert statistics.p_values_within(truth, other, tasks, rng, permutations=199)[0] == 0.005
     with pytest.raises(ValueError, match="must be in the same groups"):
         statistics.p_values_within(truth, truth, tasks, rng, groups=np.eye(24, 6, dtype=int))
     groups = np.where(np.arange(24) < 16, 0, 1)[:, None] + np.zeros(6, int)
-    found = statistics.p_values_within(truth, truth, tasks, rng, groups=groups, resamples=99)
+    found = statistics.p_values_within(truth, truth, tasks, rng, groups=groups, permutations=99)
     assert found.tolist() == [0.01, 0.01]
     # a query whose scores do not vary, or has no pair in a group, does not count in it
     flat = truth.copy()
     flat[:, 2] = 1
     groups[16:, 4] = -1
-    found = statistics.p_values_within(flat, truth, tasks, rng, groups=groups, resamples=99)
+    found = statistics.p_values_within(flat, truth, tasks, rng, groups=groups, permutations=99)
     assert found.tolist() == [0.01, 0.01]
 
 

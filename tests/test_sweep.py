@@ -49,7 +49,8 @@ def root(tmp_path) -> Path:
         notebook = nbformat.v4.new_notebook(cells=cells)
         nbformat.write(notebook, tmp_path / "notebooks" / f"{name}.ipynb")
     laptop = {"profile": "laptop", "n": 4}
-    smoke = {"profile": "smoke", "n": 1, "m": 3, "fresh": True, "scores_dir": "data/scores/smoke"}
+    smoke = {"profile": "smoke", "n": 8, "m": 3, "fresh": True, "scores_dir": "data/scores/smoke"}
+    smoke |= {"for_01_first": {"n": 1}, "for_02_second": {"m": 4}}
     for name, values in (("laptop", laptop), ("smoke", smoke)):
         (tmp_path / "notebooks" / "profiles" / f"{name}.yaml").write_text(yaml.safe_dump(values))
     return tmp_path

@@ -47,7 +47,7 @@ def agreements(
     similarities: Mapping[str, np.ndarray],
     effect: np.ndarray,
     rng: np.random.Generator,
-    replicates: int = 1000,
+    resamples: int = 1000,
 ) -> pd.DataFrame:
     """Return how well methods rank what a training step does, and the differences that decide.
 
@@ -60,7 +60,7 @@ def agreements(
         similarities: By name, [n, m].
         effect: [n, m] of the training step, nats.
         rng: For the bootstrap.
-        replicates: Number of resamples.
+        resamples: How many.
 
     Returns:
         One row each: quantity (ICP, gradients, each similarity, ICP and gradients minus each
@@ -97,7 +97,7 @@ def agreements(
         return np.array([*mean, *(found[one] - found[other] for one, other in pairs)])
 
     kinds = np.array(["fisher"] * len(names) + ["normal"] * len(pairs))
-    low, high = statistics.crossed_interval(measure, effect.shape, rng, replicates, kinds)
+    low, high = statistics.crossed_interval(measure, effect.shape, rng, resamples, kinds)
     n, m = effect.shape
     frame = pd.DataFrame({"quantity": [*names, *(f"{one} minus {other}" for one, other in pairs)]})
     return frame.assign(

@@ -226,7 +226,7 @@ def tost(estimate: np.ndarray, values: np.ndarray, margin: float) -> np.ndarray:
 
     Args:
         estimate: [P] of the sample; where it is unknown, so is p.
-        values: [replicates, P] of resamples.
+        values: [resamples, P] of resamples.
         margin: Positive.
     """
     beyond = [~(values > -margin), ~(values < margin)]
@@ -240,7 +240,7 @@ def _tested(estimate: np.ndarray, values: np.ndarray, level: float) -> tuple:
     Resamples in which the value is unknown are on both sides, so that too many of them make the
     interval infinite.
     """
-    steps = int(level * len(values))  # of 1 / (1 + replicates) each: the highest p below the level
+    steps = int(level * len(values))  # of 1 / (1 + resamples) each: the highest p below the level
     outer = np.full((1, *estimate.shape), -np.inf)
     low, low_of_negated = (
         np.sort(np.concatenate([outer, np.where(np.isnan(x), -np.inf, x)]), axis=0)[steps]

@@ -77,7 +77,7 @@ def agreement_table(
     levels: Mapping[str, Level],
     rng: np.random.Generator,
     given: Sequence[np.ndarray] = (),
-    replicates: int = 1000,
+    resamples: int = 1000,
 ) -> pd.DataFrame:
     """Return the agreement of each of the first methods with each of the second, at each level.
 
@@ -87,7 +87,7 @@ def agreement_table(
         levels: By name, see `Level`.
         rng: For the bootstrap.
         given: Covariates [N, M], see `statistics.agreements`.
-        replicates: Number of resamples.
+        resamples: How many.
 
     Returns:
         One row each: level, first, second, estimate, low, high.
@@ -96,7 +96,7 @@ def agreement_table(
     for name, level in levels.items():
         methods = [*first.values()], [*second.values()]
         measure = _agreements(*methods, level, given)
-        numbers = _estimate(measure, methods[0][0].shape, rng, replicates)
+        numbers = _estimate(measure, methods[0][0].shape, rng, resamples)
         rows += [
             (name, a, b, *(x[i, j] for x in numbers))
             for i, a in enumerate(first)
@@ -154,7 +154,7 @@ class Pool:
 
 
 def rank_measures(
-    first: np.ndarray, second: np.ndarray, rng: np.random.Generator, replicates: int = 1000
+    first: np.ndarray, second: np.ndarray, rng: np.random.Generator, resamples: int = 1000
 ) -> pd.DataFrame:
     """Return agreements of row means as ranks: quantity, estimate, low, high, chance, p.
 
@@ -165,7 +165,7 @@ def rank_measures(
         first: [N, M].
         second: [N, M].
         rng: For the bootstrap and the permutations.
-        replicates: Number of resamples.
+        resamples: How many.
     """
     N = len(first)
     measures = {
@@ -178,7 +178,7 @@ def rank_measures(
             overlap = statistics.overlap(first, second, k, end)
             measures[f"{end} {k} in common"] = (overlap, k / N, "percentile")
     rows = [
-        (name, *map(float, _estimate(measure, first.shape, rng, replicates, kind)), chance)
+        (name, *map(float, _estimate(measure, first.shape, rng, resamples, kind)), chance)
         for name, (measure, chance, kind) in measures.items()
     ]
     table = pd.DataFrame(rows, columns=["quantity", "estimate", "low", "high", "chance"])
@@ -204,7 +204,7 @@ def with_ceiling(
     rng: np.random.Generator,
     level: str | np.ndarray = "example",
     groups: np.ndarray | None = None,
-    replicates: int = 100,
+    resamples: int = 100,
 ) -> dict[str, np.ndarray]:
     """Return the fields of `statistics.Ceiling` [G], and their intervals over training examples.
 
@@ -218,7 +218,7 @@ def with_ceiling(
     where = {"level": level, "groups": groups}
     found = vars(statistics.noise_ceiling(first, second, rng, **where))
     resampled = []
-    for _ in range(replicates):  # fewer halvings will do: what they add to the spread is little
+    for _ in range(resamples):  # fewer halvings will do: what they add to the spread is little
         rows = rng.integers(N, size=N)
         ceiling = statistics.noise_ceiling(first, second, rng, splits=10, rows=rows, **where)
         resampled.append(vars(ceiling))
@@ -233,8 +233,8 @@ def by_condition(
     second: np.ndarray,
     labels: Labels,
     rng: np.random.Generator,
-    replicates: int = 1000,
-    resamples: int = 4999,
+    resamples: int = 1000,
+    permutations: int = 4999,
 ) -> pd.DataFrame:
     """Return the agreement within each similarity condition, and the differences from the first.
 
@@ -247,8 +247,8 @@ def by_condition(
         second: [N, M].
         labels: Of the N training examples and M queries.
         rng: For the bootstrap, the halvings and the permutations.
-        replicates: Resamples of the bootstrap.
-        resamples: Permutations for the p-values; 0 for none.
+        resamples: Of the bootstrap.
+        permutations: Permutations for the p-values; 0 for none.
 
     Returns:
         One row per level and condition, then per level and difference ("same task less neither"):
@@ -268,15 +268,15 @@ def by_condition(
     for name, level in (("per query", "query"), ("per example", sets)):
         frame = pd.DataFrame({"level": name, "condition": names})
         measure = statistics.contrasts(first, second, level, groups, len(CONDITIONS))
-        numbers = _estimate(measure, first.shape, rng, replicates, kinds)
+        numbers = _estimate(measure, first.shape, rng, resamples, kinds)
         frame = frame.assign(**dict(zip(("estimate", "low", "high"), numbers, strict=True)))
         of_conditions = {
             "pairs": in_condition.sum(1),
             "ranked": [np.median(row[row > 0]) if row.any() else 0 for row in in_condition],
             "rankings": statistics.rankings(first, second, level, groups),
         }
-        if resamples:
-            options = {"level": level, "groups": groups, "resamples": resamples}
+        if permutations:
+            options = {"level": level, "groups": groups, "permutations": permutations}
             rows = labels.kinds(labels.train)
             of_conditions["p"] = statistics.p_values_within(first, second, rows, rng, **options)
         if name == "per example" and several:
@@ -289,14 +289,14 @@ def by_condition(
 
 
 def by_condition_and_pool(
-    pools: Mapping[str, Pool], rng: np.random.Generator, replicates: int = 1000
+    pools: Mapping[str, Pool], rng: np.random.Generator, resamples: int = 1000
 ) -> pd.DataFrame:
     """Return `by_condition` of every pool's two `Pool.forms`, with columns pool and scores.
 
     Its p-values with Holm's correction for their number stand in p_holm.
     """
     found = [
-        by_condition(*pair, pool.labels, rng, replicates).assign(pool=name, scores=scores)
+        by_condition(*pair, pool.labels, rng, resamples).assign(pool=name, scores=scores)
         for name, pool in pools.items()
         for scores, pair in pool.forms.items()
     ]
@@ -347,7 +347,7 @@ def by_similarity(
     similarity: np.ndarray,
     rng: np.random.Generator,
     bins: int = 5,
-    replicates: int = 1000,
+    resamples: int = 1000,
 ) -> tuple[pd.DataFrame, tuple[float, float, float]]:
     """Return the per-query agreement among training examples that are about equally similar.
 
@@ -359,7 +359,7 @@ def by_similarity(
         similarity: [N, M].
         rng: For the bootstrap.
         bins: How many, fewer in a pool too small for so many.
-        replicates: Number of resamples.
+        resamples: How many.
 
     Returns:
         One row per bin: similarity (mean), estimate, low, high; and the slope of a line through
@@ -378,14 +378,14 @@ def by_similarity(
         )
         return np.append(values, slope)
 
-    estimate, low, high = _estimate(with_slope, first.shape, rng, replicates, kinds)
+    estimate, low, high = _estimate(with_slope, first.shape, rng, resamples, kinds)
     frame = pd.DataFrame({"similarity": [_mean(similarity[groups == k]) for k in range(bins)]})
     frame = frame.assign(estimate=estimate[:-1], low=low[:-1], high=high[:-1])
     return frame, (estimate[-1], low[-1], high[-1])
 
 
 def competing(
-    effect: np.ndarray, causes: Methods, rng: np.random.Generator, replicates: int = 1000
+    effect: np.ndarray, causes: Methods, rng: np.random.Generator, resamples: int = 1000
 ) -> pd.DataFrame:
     """Return how an effect's row means go with each of two causes', alone and given the other.
 
@@ -393,7 +393,7 @@ def competing(
         effect: [N, M].
         causes: Two matrices [N, M] by name.
         rng: For the bootstrap.
-        replicates: Number of resamples.
+        resamples: How many.
 
     Returns:
         One row each: cause, given, estimate, low, high.
@@ -403,13 +403,13 @@ def competing(
         for given in ([], [other]):
             covariates = [causes[name] for name in given]
             measure = statistics.agreement(effect, causes[cause], "example", given=covariates)
-            numbers = map(float, _estimate(measure, effect.shape, rng, replicates))
+            numbers = map(float, _estimate(measure, effect.shape, rng, resamples))
             rows.append((cause, *(given or ["nothing"]), *numbers))
     return pd.DataFrame(rows, columns=["cause", "given", "estimate", "low", "high"])
 
 
 def given_the_answer(
-    pools: Mapping[str, Pool], rng: np.random.Generator, replicates: int = 1000
+    pools: Mapping[str, Pool], rng: np.random.Generator, resamples: int = 1000
 ) -> pd.DataFrame:
     """Return how far gain and cosine agree, and do so beyond sharing the query's completion.
 
@@ -422,7 +422,7 @@ def given_the_answer(
         same = pool.rivals["same_completion"]
         for given, covariates in (("nothing", []), ("same completion", [same])):
             measure = statistics.agreement(pool.gain, pool.cosine, "query", given=covariates)
-            numbers = map(float, _estimate(measure, same.shape, rng, replicates))
+            numbers = map(float, _estimate(measure, same.shape, rng, resamples))
             rows.append((name, given, *numbers, int(same.sum())))
     return pd.DataFrame(rows, columns=["pool", "given", "estimate", "low", "high", "sharing"])
 
@@ -456,7 +456,7 @@ def rivalry(
     truth: np.ndarray,
     tasks: np.ndarray,
     rng: np.random.Generator,
-    replicates: int = 1000,
+    resamples: int = 1000,
 ) -> pd.DataFrame:
     """Return how much better one method agrees with the truth than another, in findings' columns.
 
@@ -468,7 +468,7 @@ def rivalry(
         truth: [N, M] training effects.
         tasks: [N] labels of the training examples.
         rng: For the bootstrap.
-        replicates: Number of resamples.
+        resamples: How many.
     """
     names = ["gain", "gain over neutral", "cosine", "product"]
     methods = [proxies[name] for name in (*names, *SIMILARITIES)]
@@ -481,7 +481,7 @@ def rivalry(
     frames = []
     for level, ranked in levels_of_truth(tasks, truth.shape[1]).items():
         less = _differences(_agreements(methods, [truth], ranked), names, pairs[level])
-        estimate, low, high = _estimate(less, truth.shape, rng, replicates, "normal")
+        estimate, low, high = _estimate(less, truth.shape, rng, resamples, "normal")
         quantities = [f"{one} less {other}, {level}" for one, other in pairs[level]]
         frame = pd.DataFrame({"quantity": quantities, "unit": "Spearman"})
         frames.append(frame.assign(estimate=estimate, low=low, high=high, n=len(truth)))
@@ -601,9 +601,9 @@ def _estimate(
     measure: statistics.Measure,
     shape: tuple[int, int],
     rng: np.random.Generator,
-    replicates: int,
+    resamples: int,
     kind: str | np.ndarray = "fisher",
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return a measure's value on all there is, and the ends of its interval."""
-    low, high = statistics.crossed_interval(measure, shape, rng, replicates, kind)
+    low, high = statistics.crossed_interval(measure, shape, rng, resamples, kind)
     return measure(*map(np.arange, shape)), low, high

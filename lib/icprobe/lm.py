@@ -74,6 +74,11 @@ class LM:
         attention = self.model.config._attn_implementation
         return f"{self.identity}, attention: {attention}, on {self.device}"
 
+    @property
+    def precise(self) -> bool:
+        """Whether the weights are exact enough for small steps and differences."""
+        return self.model.dtype in (torch.float32, torch.float64)
+
     @cached_property
     def bos(self) -> tuple[int, ...]:
         """The BOS id as a tuple of one, or nothing where the tokenizer adds none by default."""
@@ -454,7 +459,7 @@ def check_packing(lm: LM) -> None:
     ]
     contexts = [(), tuple(ids[14:16]), tuple(ids[16:])]
     plain = [[token_log_likelihoods(lm, q, c).sum() for q in queries] for c in contexts]
-    relative = 1e-3 if lm.identity["dtype"] in ("float32", "float64") else 0.05
+    relative = 1e-3 if lm.precise else 0.05
     refused = ValueError(
         f"{lm.identity['name']}: this model takes no packed rows, as those with biases by distance "
         "(ALiBi: BLOOM, MPT) or without keys and values in every layer (Mamba, LFM2); take one "

@@ -482,7 +482,7 @@ RULES: dict[str, Rule] = {
         ),
         _FROM_1,
     ),
-    **dict.fromkeys(("resamples", "replicates", "n_tasks", "network_pairs"), _number(2)),
+    **dict.fromkeys(("resamples", "n_tasks", "network_pairs"), _number(2)),
     **dict.fromkeys(("rate", "network_rate", "noise", "prior_spread"), _POSITIVE),
     **dict.fromkeys(("margin", "tolerance"), _POSITIVE),
     "n_sample": _number(4),  # statistics.LEAST, to rank

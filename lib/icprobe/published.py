@@ -185,7 +185,7 @@ def _read_influence(file: Path) -> np.ndarray:
 
 
 def findings(
-    scores: Scores, rng: np.random.Generator, replicates: int = 1000, splits: int = 50
+    scores: Scores, rng: np.random.Generator, resamples: int = 1000, splits: int = 50
 ) -> pd.DataFrame:
     """Return how far the two scores agree, with 95 % intervals.
 
@@ -197,7 +197,7 @@ def findings(
     Args:
         scores: Scores.
         rng: For the bootstrap.
-        replicates: Number of resamples.
+        resamples: How many.
         splits: Number of halvings of the queries, see `statistics.reliability`.
 
     Returns:
@@ -211,7 +211,7 @@ def findings(
     reliable = statistics.reliability(scores.influence, rng, splits)
     whole = agreement(scores.icp, scores.mean_influence, M, sizes, reliable)
     resampled, same_queries = [], []
-    for _ in range(replicates):
+    for _ in range(resamples):
         rows, columns = rng.integers(N, size=N), rng.integers(M, size=M)
         mean = influence @ (np.bincount(columns, minlength=M) / M)
         resampled.append(agreement(scores.icp[rows], mean[rows], M, sizes, reliable))
@@ -361,7 +361,7 @@ def repeated_overlaps(
 
 
 def reliability_interval(
-    scores: np.ndarray, rng: np.random.Generator, replicates: int = 100, most: int = 5000
+    scores: np.ndarray, rng: np.random.Generator, resamples: int = 100, most: int = 5000
 ) -> tuple[float, float]:
     """Return a 95 % interval of the reliability of row means [N] over M queries.
 
@@ -371,7 +371,7 @@ def reliability_interval(
     """
     N, M = scores.shape
     values = []
-    for _ in range(replicates):
+    for _ in range(resamples):
         rows = rng.choice(N, min(N, most), replace=False)
         half = scores[np.ix_(rows, rng.permutation(M)[: M // 2])]
         r = statistics.reliability(half, rng, splits=10)

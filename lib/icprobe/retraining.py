@@ -172,7 +172,7 @@ class Retraining:
                 coarse or its attention takes no packed rows.
             FloatingPointError: If a log-likelihood is not finite; names the query.
         """
-        if lm.model.dtype not in (torch.float32, torch.float64):
+        if not lm.precise:
             raise ValueError(
                 f"{lm.identity['name']} is in {lm.identity['dtype']}, which would round small "
                 "steps away: load it with dtype='float32'"

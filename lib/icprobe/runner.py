@@ -124,8 +124,8 @@ def select(notebooks: list[Notebook], only: str | None) -> list[Notebook]:
 def read_profile(root: Path, profile: str) -> dict[str, object]:
     """Return what `notebooks/profiles/<profile>.yaml` says.
 
-    That is the parameters of all notebooks and, under a notebook's name, a mapping of those that it
-    gets instead of these; see `plan`.
+    That is the parameters of all notebooks and, in the section `for_<notebook>`, a mapping of those
+    that one gets instead of these; see `merged`.
     """
     folder = root / "notebooks" / "profiles"
     known = sorted(path.stem for path in folder.glob("*.yaml"))

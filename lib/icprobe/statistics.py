@@ -32,7 +32,7 @@ def crossed_interval(
     measure: Measure,
     shape: tuple[int, int],
     rng: np.random.Generator,
-    replicates: int = 1000,
+    resamples: int = 1000,
     kind: str | np.ndarray = "percentile",
 ) -> tuple:
     """Return a 95 % interval from resampling training examples and queries together.
@@ -47,36 +47,36 @@ def crossed_interval(
             (not a number where it is undefined there).
         shape: (N, M).
         rng: The source of randomness.
-        replicates: Number of resamples.
+        resamples: How many.
         kind: See `ends`.
 
     Returns:
         Lower and upper end, or arrays of them for a measure that returns an array.
 
     Raises:
-        ValueError: If there are fewer than two replicates.
+        ValueError: If there are fewer than two resamples.
     """
     N, M = shape
-    values = resampled(measure, shape, rng, replicates)
+    values = resampled(measure, shape, rng, resamples)
     return ends(measure(np.arange(N), np.arange(M)), values, kind)
 
 
 def resampled(
-    measure: Measure, shape: tuple[int, int], rng: np.random.Generator, replicates: int
+    measure: Measure, shape: tuple[int, int], rng: np.random.Generator, resamples: int
 ) -> np.ndarray:
-    """Return the measure of resamples of rows and columns: [replicates, ...].
+    """Return the measure of resamples of rows and columns: [resamples, ...].
 
     Arguments and errors are those of `crossed_interval`.
     """
-    if replicates < 2:
-        raise ValueError(f"there are {replicates} resamples, expected at least 2")
+    if resamples < 2:
+        raise ValueError(f"there are {resamples} resamples, expected at least 2")
     N, M = shape
-    draws = ((rng.integers(N, size=N), rng.integers(M, size=M)) for _ in range(replicates))
+    draws = ((rng.integers(N, size=N), rng.integers(M, size=M)) for _ in range(resamples))
     return np.array([measure(*drawn) for drawn in draws])
 
 
 def ends(estimate: np.ndarray, values: np.ndarray, kind: str | np.ndarray = "percentile") -> tuple:
-    """Return lower and upper ends [...] of 95 % intervals from resampled values [replicates, ...].
+    """Return lower and upper ends [...] of 95 % intervals from resampled values [resamples, ...].
 
     Args:
         estimate: [...] of the sample itself.
@@ -546,7 +546,7 @@ def reliability(scores: np.ndarray, rng: np.random.Generator, splits: int = 200)
 
 
 def p_value(
-    first: np.ndarray, second: np.ndarray, rng: np.random.Generator, resamples: int = 9999
+    first: np.ndarray, second: np.ndarray, rng: np.random.Generator, permutations: int = 9999
 ) -> float:
     """Return the two-sided permutation p-value of Spearman's rho between row means of [N, M]."""
     x, y = (rankdata(matrix.mean(1)) for matrix in (first, second))
@@ -556,7 +556,7 @@ def p_value(
         return np.moveaxis(x, axis, -1) @ y  # monotone in rho
 
     test = permutation_test(
-        (x,), statistic, permutation_type="pairings", vectorized=True, n_resamples=resamples,
+        (x,), statistic, permutation_type="pairings", vectorized=True, n_resamples=permutations,
         rng=rng, batch=max(1, 2**22 // len(x)),
     )  # fmt: skip
     return float(test.pvalue)
@@ -569,7 +569,7 @@ def p_values_within(
     rng: np.random.Generator,
     level: str | np.ndarray = "query",
     groups: np.ndarray | None = None,
-    resamples: int = 4999,
+    permutations: int = 4999,
 ) -> np.ndarray:
     """Return two-sided permutation p-values [G] of the agreement in each group.
 
@@ -584,7 +584,7 @@ def p_values_within(
         rng: Draws the permutations.
         level: See `agreements`.
         groups: See `agreements`.
-        resamples: Number of permutations.
+        permutations: Number of permutations.
 
     Raises:
         ValueError: If rows with the same label are not in the same groups.
@@ -618,11 +618,11 @@ def p_values_within(
 
     with np.errstate(invalid="ignore"):
         observed = statistic(np.arange(len(first)))
-        null = np.array([statistic(exchanged()) for _ in range(resamples)])
+        null = np.array([statistic(exchanged()) for _ in range(permutations)])
     centre = null.mean(0)
     # the observed order is one of the equally likely ones
     beyond = np.abs(null - centre) >= np.abs(observed - centre) - 1e-12
-    return np.where(np.isnan(observed), np.nan, (1 + beyond.sum(0)) / (1 + resamples))
+    return np.where(np.isnan(observed), np.nan, (1 + beyond.sum(0)) / (1 + permutations))
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:

@@ -262,7 +262,7 @@ def main(argv: list[str] | None = None, root: Path = paths.ROOT) -> int:
         notebook = find(notebooks, args.notebook)
         source = f"{args.profile}.yaml"
         runner.plan(notebooks, [notebook], profile, source, {}, False)  # names in all the profile
-        shared = {k: v for k, v in profile.items() if k in (notebook.name, *notebook.declared)}
+        shared = runner.merged(profile, notebook)
         planned = combinations(notebook, grid, shared, source, args.output, args.fresh, root)
     except (UsageError, ParameterError) as error:
         print(f"error: {error}", file=sys.stderr)
