@@ -39,10 +39,12 @@ def made(tmp_path_factory):
     ray.shutdown()
 
 
-def opened(experiment, folder):
+def opened(experiment, folder, block_size=BLOCK):
     """Return an empty store, or the one that is there, of a method without a meaning."""
     ids = [f"train-{i}" for i in range(N)], [f"query-{j}" for j in range(M)]
-    return replace(experiment, scores_dir=str(folder)).store("made_up", *ids, {}, block_size=BLOCK)
+    return replace(experiment, scores_dir=str(folder)).store(
+        "made_up", *ids, {}, block_size=block_size
+    )
 
 
 def filled(made, folder, fault=None):
@@ -82,9 +84,11 @@ def killed():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def complete(made, folder, scores):
+def complete(made, folder, scores, block_size=BLOCK):
     """Check that scores and the files of their store are those of a run without Ray."""
-    kept, reference = opened(made[0], folder), opened(made[0], folder / "reference")
+    kept, reference = (
+        opened(made[0], place, block_size) for place in (folder, folder / "reference")
+    )
     reference.fill(lambda rows: MATRIX[rows.start : rows.stop], progress=False)
     assert scores.tobytes() == MATRIX.tobytes()
     assert files(kept.folder) == files(reference.folder)
@@ -206,7 +210,9 @@ def test_what_no_worker_can_prepare_is_said_at_once(made, tmp_path):
         raise FloatingPointError("a query is not finite")
 
     kept = opened(experiment, tmp_path)
-    with pytest.raises(cluster.ClusterError, match="cannot begin: FloatingPointError: a query"):
+    with pytest.raises(
+        cluster.ClusterError, match="no worker can begin: FloatingPointError: a query"
+    ):
         engines.fill("ray", experiment, lm, [kept], start, lambda rows: (rows,))
     assert len(count.read_text()) < kept.n_blocks
     complete(made, tmp_path, filled(made, tmp_path))
@@ -224,7 +230,8 @@ def test_a_block_that_kills_every_worker_is_named(made, tmp_path):
         if number == 5:
             os.kill(os.getpid(), 9)
 
-    with pytest.raises(cluster.ClusterError, match=r"'train-20' to 'train-23' \(4\): 3 workers"):
+    said = r"'train-20' to 'train-23' \(4\): its worker died \(tried 3 times\)"
+    with pytest.raises(cluster.ClusterError, match=said):
         filled(made, tmp_path, fault)
     assert opened(made[0], tmp_path).missing() == [5]
     complete(made, tmp_path, filled(made, tmp_path))
@@ -296,17 +303,19 @@ import numpy as np
 from icprobe import engines
 from icprobe.experiment import Experiment
 
-N, M, BLOCK = 40, 3, 4
-folder, model, train, queries, seconds = sys.argv[1:]
+N, M = 40, 3
+folder, model, train, queries, seconds, block_size = sys.argv[1:]
 experiment = Experiment(scores_dir=folder, model=model, train=train, queries=queries)
 ids = [f"train-{i}" for i in range(N)], [f"query-{j}" for j in range(M)]
-kept = experiment.store("made_up", *ids, {}, block_size=BLOCK)
+kept = experiment.store("made_up", *ids, {}, block_size=int(block_size))
 matrix = np.random.default_rng(0).normal(size=(N, M)).astype(np.float32)
 seconds = float(seconds)
 
 def start(lm):
     def score(rows):
         time.sleep(seconds)
+        with open(f"{folder}.scored", "a") as file:
+            file.write("x")
         return [matrix[rows.start : rows.stop]]
     return score
 
@@ -322,12 +331,13 @@ def plain_environment() -> dict[str, str]:
     return kept | {"RAY_AUTH_MODE": "disabled"}
 
 
-def driver(made, folder, seconds: float, **environment) -> subprocess.Popen:
+def driver(made, folder, seconds: float, block_size=BLOCK, **environment) -> subprocess.Popen:
     """Start a driver with a Ray of its own, which takes so many seconds for a block."""
     experiment = made[0]
     sources = experiment.model, experiment.train, experiment.queries
     return subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(DRIVER), str(folder), *sources, str(seconds)],
+        [sys.executable, "-c", textwrap.dedent(DRIVER), str(folder), *sources, str(seconds),
+         str(block_size)],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         env=plain_environment() | environment,
     )  # fmt: skip
@@ -374,35 +384,65 @@ def test_a_node_agent_that_is_killed_loses_nothing(made, tmp_path):
 
 
 def test_two_drivers_fill_one_store(made, tmp_path):
-    processes = [driver(made, tmp_path, 0.1) for _ in range(2)]
+    folder = tmp_path / "scores"
+    processes = [driver(made, folder, 0.5, block_size=1) for _ in range(2)]
     for process in processes:
         said, _ = process.communicate(timeout=300)
         assert process.returncode == 0, said
         assert "finished" in said
-    complete(made, tmp_path, MATRIX)
+    scored = len(Path(f"{folder}.scored").read_text())
+    assert N <= scored < 1.6 * N, "each skips what the other has finished"
+    complete(made, folder, MATRIX, block_size=1)
+
+
+ADDRESS = "127.0.0.1:46379"
+
+
+@contextmanager
+def machine(*options: str):
+    """Start Ray as on a machine of its own; yield its process."""
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--disable-usage-stats"]
+    process = subprocess.Popen(
+        [*command, "--node-ip-address=127.0.0.1", "--block", *options],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=plain_environment(),
+    )  # fmt: skip
+    try:
+        wait_for(lambda: any("raylet" in c.name() for c in children(process.pid)), process)
+        yield process
+    finally:
+        if process.poll() is None:
+            family = children(process.pid)
+            process.terminate()
+            process.communicate(timeout=60)
+            psutil.wait_procs(family, timeout=60)
+
+
+def head(cores: int):
+    port = ADDRESS.rpartition(":")[2]
+    return machine("--head", f"--port={port}", "--include-dashboard=false", f"--num-cpus={cores}")
 
 
 def test_an_existing_cluster_is_joined(made, tmp_path):
-    command = [sys.executable, "-m", "ray.scripts.scripts"]
-    address, port = "127.0.0.1", "46379"
-    started = [*command, "start", "--head", f"--node-ip-address={address}", f"--port={port}"]
-    started += ["--num-cpus=1", "--include-dashboard=false", "--disable-usage-stats", "--block"]
-    head = subprocess.Popen(
-        started, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        env=plain_environment(),
-    )  # fmt: skip
-    try:
-        wait_for(lambda: any("raylet" in c.name() for c in children(head.pid)), head)
-        process = driver(made, tmp_path, 0.01, RAY_ADDRESS=f"{address}:{port}")
+    with head(cores=1):
+        process = driver(made, tmp_path, 0.01, RAY_ADDRESS=ADDRESS)
         said, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, said
-        assert "ray: 1 workers, each with the model and 1 thread" in said
-        complete(made, tmp_path, MATRIX)
-    finally:
-        family = children(head.pid)
-        head.terminate()
-        head.communicate(timeout=60)
-        psutil.wait_procs(family, timeout=60)
+    assert process.returncode == 0, said
+    assert "ray: 1 workers, each with the model and 1 thread" in said
+    complete(made, tmp_path, MATRIX)
+
+
+def test_a_machine_that_is_lost_costs_nothing(made, tmp_path):
+    kept = opened(made[0], tmp_path)
+    other = f"--address={ADDRESS}", "--num-cpus=1"
+    with head(cores=0), machine(*other), machine(*other) as lost:
+        process = driver(made, tmp_path, 0.5, RAY_ADDRESS=ADDRESS)
+        wait_for(lambda: len(kept.missing()) <= kept.n_blocks - 3, process)
+        for one in [*children(lost.pid), psutil.Process(lost.pid)]:
+            one.kill()
+        said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    assert "ray: 2 workers" in said
+    complete(made, tmp_path, MATRIX)
 
 
 def children(pid: int) -> list[psutil.Process]:

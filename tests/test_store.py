@@ -191,6 +191,20 @@ def test_a_block_that_another_process_finishes_meanwhile_is_not_computed(tmp_pat
     assert computed == [[0, 1, 2], [6]]
 
 
+def test_two_that_begin_at_once_share_the_work(tmp_path):
+    """In step, they would score every block twice."""
+    matrix, computed = some_scores(300, 1), []
+    mine, theirs = (opened(tmp_path, N=300, M=1) for _ in range(2))
+
+    def score(rows):
+        other = theirs.missing()[0]  # goes through them in order, and is as fast
+        theirs.write(other, matrix[3 * other : 3 * other + 3])
+        return from_matrix(matrix, computed)(rows)
+
+    assert bits(mine.fill(score, progress=False)) == bits(matrix)
+    assert 50 <= len(computed) < 65
+
+
 def test_permuting_the_training_set_permutes_rows(tmp_path):
     by_id = dict(zip(ids("train", 7), some_scores(7, 5), strict=True))
     order = np.random.default_rng(1).permutation(7)

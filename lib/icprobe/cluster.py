@@ -20,35 +20,23 @@ import itertools
 import logging
 import os
 import socket
-import statistics
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 
 from icprobe import lm as language_model
 from icprobe import paths
+from icprobe.dispatch import ClusterError, Dispatch, NotReadyError
 from icprobe.experiment import Experiment
 from icprobe.lm import LM
-
-TRIES = 3  # workers that may die over one block
-PATIENCE = 60  # seconds without any result after which it is looked whether workers are left
-LATE = 3  # a block takes long if it takes so many times what others have taken
 
 # a CPU worker takes the memory of so many models (weights, gradients or a second copy, passes) and
 # a GiB, in which a method may hold something
 MODELS_HELD = 3
 OBJECT_STORE = 2**28  # bytes, on this machine: queries, and blocks of scores on their way
-
-
-class ClusterError(RuntimeError):
-    """Ray is not there, no worker is left, or blocks could not be scored."""
-
-
-class NotReadyError(RuntimeError):
-    """A worker could not prepare what all blocks share, so no block can be scored on it."""
 
 
 class Worker:
@@ -125,7 +113,7 @@ def score_blocks(
         ray = _joined()
         try:
             team = _team(ray, experiment, lm, gib)
-            yield from _spread(ray, team, start, arguments, wanted, names)
+            yield from _results(ray, team, start, arguments, wanted, names)
         except BaseException:
             release()  # whatever they are at is of no use any more
             raise
@@ -185,9 +173,10 @@ def _check_answers(address: str | None) -> None:
 
 @dataclass(frozen=True)
 class _Team:
-    """Workers with one model, and what Ray gives each of them."""
+    """Workers with one model, how to start another one, and what Ray gives each of them."""
 
     workers: list
+    hire: Callable[[], object]
     resources: dict[str, float]
 
 
@@ -203,10 +192,11 @@ def _team(ray, experiment: Experiment, lm: LM, gib: float) -> _Team:
     key = str(lm.identity), source, str(resources)
     if key not in _held:
         release()
-        made = ray.remote(Worker).options(max_restarts=-1, max_task_retries=TRIES - 1, **resources)
+        torch.cuda.empty_cache()  # a worker may have the GPU that this process's model is on
         threads = int(resources["num_cpus"])
-        arguments = source, lm.identity["dtype"], lm.identity, threads
-        _held[key] = _Team([made.remote(*arguments) for _ in range(count)], resources)
+        options = ray.remote(Worker).options(**resources)
+        hire = partial(options.remote, source, lm.identity["dtype"], lm.identity, threads)
+        _held[key] = _Team([hire() for _ in range(count)], hire, resources)
         what = "GPU" if resources.get("num_gpus") else f"{threads} thread{'s' * (threads > 1)}"
         print(f"ray: {count} workers, each with the model and {what}")
     return _held[key]
@@ -230,81 +220,19 @@ def _share(machines: Sequence[Mapping[str, float]], needed: float) -> tuple[int,
     return sum(fit), {"num_cpus": threads, "memory": int(needed)}
 
 
-def _spread(ray, team: _Team, start, arguments, wanted, names: Sequence[str]) -> Iterator:
-    """Yield blocks as workers finish them; see this module for what happens where they do not."""
+def _results(ray, team: _Team, start, arguments, wanted, names: Sequence[str]) -> Iterator:
+    """Yield blocks and their scores as they come."""
     reference = [ray.put(start)]
-    idle, flying = list(team.workers), {}  # flying: by Ray's reference, rows, worker and when sent
-    again = {}  # blocks that raised an error, and on which worker
-    done, failed, taken = set(), {}, []  # taken: seconds of finished blocks
-    begun, waiting = time.monotonic(), False
 
-    def send(rows: range, worker) -> None:
-        idle.remove(worker)
-        call = worker.score.remote(reference, arguments(rows))
-        flying[call] = rows, worker, time.monotonic()
+    def send(worker, rows: range):
+        return worker.score.remote(reference, arguments(rows))
 
-    def send_what_waits() -> None:
-        for rows, raised in again.items():
-            others = [worker for worker in idle if worker != raised]
-            if others and not any(rows == mine for mine, *_ in flying.values()):
-                send(rows, others[0])
-        while idle and (rows := next(wanted, None)) is not None:
-            send(rows, idle[0])
-
-    def send_what_is_late() -> float:
-        """Send it once more; return for how many seconds there will be no more of it."""
-        if not idle or not taken:
-            return PATIENCE
-        flown = [rows for rows, *_ in flying.values() if rows not in done]
-        due = {
-            rows: sent + max(1, LATE * statistics.median(taken))  # a second is not late
-            for rows, _, sent in flying.values()
-            if flown.count(rows) == 1
-        }
-        now = time.monotonic()
-        late = sorted((rows for rows in due if due[rows] <= now), key=due.get)
-        for rows, worker in zip(late, list(idle), strict=False):
-            send(rows, worker)
-        return min((at - now for at in due.values() if at > now), default=PATIENCE)
-
-    while True:
-        send_what_waits()
-        if not again and all(rows in done for rows, *_ in flying.values()):
-            break
-        seconds = send_what_is_late()
-        ready, _ = ray.wait(list(flying), timeout=min(PATIENCE, seconds))
-        if not ready:
-            _check_alive(ray, team)
-            if not (waiting or taken) and time.monotonic() - begun > PATIENCE:
-                waiting = True
-                print("ray: no block is finished yet (has another run taken the machines?)")
-            continue
-        rows, worker, sent = flying.pop(ready[0])
-        idle.append(worker)
-        if rows in done:
-            continue
-        try:
-            scores = ray.get(ready[0])
-        except ray.exceptions.ActorDiedError as error:  # where it might live, it is started again
-            raise ClusterError(f"a worker could not start: {error}") from error
-        except ray.exceptions.RayActorError:
-            failed[rows] = f"{TRIES} workers died of it"
-        except ray.exceptions.RayTaskError as error:
-            if rows not in again and len(team.workers) > 1:
-                again[rows] = worker
-                continue
-            if isinstance(error.cause, NotReadyError):
-                raise ClusterError(f"workers cannot begin: {error.cause}") from error
-            failed[rows] = f"{type(error.cause).__name__}: {error.cause}"
-        else:
-            taken.append(time.monotonic() - sent)
-            yield rows, scores
-        again.pop(rows, None)
-        done.add(rows)
+    blocks = Dispatch(ray, team.workers, team.hire, send, wanted)
+    yield from blocks.results(lambda: _check_alive(ray, team))
     for worker in team.workers:
         worker.forget.remote()
-    if failed:
-        raise ClusterError(_failure(failed, names))
+    if blocks.failed:
+        raise ClusterError(_failure(blocks.failed, names))
 
 
 def _check_alive(ray, team: _Team) -> None:

@@ -350,6 +350,8 @@ def one_by_one(score_block: Callable[[range], Sequence[np.ndarray | None]]) -> S
 def compute(stores: Sequence[ScoreStore], score_blocks: ScoreBlocks, progress: bool = True) -> None:
     """Compute the missing blocks of stores that are filled together; nothing is read back.
 
+    Several processes that do so share the blocks: each skips what others have finished.
+
     Args:
         stores: with the same rows, in blocks of the same size.
         score_blocks: takes an iterator of row numbers, a block each, which it may read ahead; and
@@ -374,16 +376,20 @@ def compute(stores: Sequence[ScoreStore], score_blocks: ScoreBlocks, progress: b
         N, M = first.shape
         pairs = {"total": N * M, "initial": first._n_finished(missing) * M, "unit": " pairs"}
         with tqdm(desc=label, disable=not progress, **pairs) as bar:
+            left = missing[::-1]
 
             def wanted() -> Iterator[range]:
-                for block in missing:
-                    rows = first.rows(block)
+                while left:
+                    rows = first.rows(left.pop())
                     if all(kept.finished(rows) for kept in stores):  # another process was faster
                         bar.update(len(rows) * M)
                     else:
                         yield rows
 
             for rows, matrices in score_blocks(wanted()):
+                if all(kept.finished(rows) for kept in stores):
+                    # another process goes through the same blocks: in another order, they share
+                    np.random.default_rng().shuffle(left)
                 for kept, scores in zip(stores, matrices, strict=True):
                     if scores is not None:
                         kept.write(rows.start // kept.block_size, scores)
