@@ -158,10 +158,12 @@ def test_workers_that_fail_on_everything_cost_no_block(time, bad):
 
 def test_a_block_that_fails_everywhere_is_given_up_and_others_finished(time):
     for count, tried in ((1, ""), (2, " (tried 2 times)"), (8, " (tried 3 times)")):
-        raising = unless((3, 17), lambda block, now: (1, RayTaskError(ValueError("not finite"))))
+        raising = unless((0, 1, 17), lambda block, now: (1, RayTaskError(ValueError("not finite"))))
+        time.now = 0
         _, failed, workers = spread(time, [raising] * count)
-        assert failed == dict.fromkeys((3, 17), f"ValueError: not finite{tried}")
-        assert max(worker.blocks.count(3) for worker in workers) == 1
+        assert failed == dict.fromkeys((0, 1, 17), f"ValueError: not finite{tried}")
+        assert all(max(map(worker.blocks.count, range(40))) == 1 for worker in workers)
+        assert time.now < 60 + 370 / count
 
 
 @pytest.mark.parametrize("count", [1, 2, 8])
@@ -171,6 +173,12 @@ def test_a_block_that_kills_is_given_up_and_workers_are_replaced(time, count):
     assert failed == {5: "its worker died (tried 3 times)"}
     assert len(workers) == count + 3
     assert len(time.killed) == 3
+
+
+def test_a_machine_that_kills_all_workers_costs_no_block(time):
+    _, failed, workers = spread(time, [dies, good, good, good], hired=(dies,))
+    assert not failed
+    assert len(workers) < 12
 
 
 def test_a_machine_that_is_lost_costs_nothing(time):
@@ -208,10 +216,35 @@ def test_what_takes_long_is_scored_twice_and_the_first_counts(time):
     assert time.now < 60
 
 
-def test_a_copy_that_fails_leaves_the_first_alone(time):
+def test_of_two_copies_one_counts(time):
+    slow = unless((0,), lambda block, now: (45, ["scores"]))
+    slower = unless((2,), lambda block, now: (1000, ["scores"]))
+    _, failed, workers = spread(time, [slow, good, slower], 3)
+    assert not failed
+    assert sum(worker.blocks.count(0) for worker in workers) == 2
+
+
+def test_what_takes_less_than_a_second_is_not_late(time):
+    seconds = {8: 0.5, 9: 0.9}
+    quick = lambda block, now: (seconds.get(block, 0.01), ["scores"])  # noqa: E731
+    _, failed, workers = spread(time, [quick] * 3, 10)
+    assert not failed
+    assert sum(worker.blocks.count(9) for worker in workers) == 1
+
+
+def test_scores_of_a_block_that_was_given_up_are_welcome(time):
+    slow = unless((0,), lambda block, now: (500, ["scores"]))
+    slower = unless((1,), lambda block, now: (600, ["scores"]))
+    done, failed, _ = spread(time, [slow, slower, *[unless((0, 1), full_disk)] * 3], 8)
+    assert not failed
+    assert done[-2:] == [0, 1]
+
+
+def test_copies_that_fail_leave_the_first_alone(time):
     slow = unless((0,), lambda block, now: (45, ["scores"]))
     for fault in (dies, full_disk):
-        _, failed, _ = spread(time, [slow, unless((0,), fault)], 3, hired=(full_disk,))
+        works = [slow, *[unless((0,), fault)] * 4]
+        _, failed, _ = spread(time, works, 20, hired=(unless((0,), fault),))
         assert not failed
 
 

@@ -177,7 +177,8 @@ class Dispatch:
         else:
             self._idle.append(worker)
             self._new.discard(worker)
-            if rows is not None and rows not in self._done:
+            # a copy of a block that was given up is welcome, of a finished one not
+            if rows is not None and (rows not in self._done or self.failed.pop(rows, None)):
                 self._seconds.append(time.monotonic() - sent)
                 self._done.add(rows)
                 self._again.pop(rows, None)
@@ -191,7 +192,7 @@ class Dispatch:
         workers = [*self._again.get(rows, ([],))[0], *([worker] if worker else [])]
         self._again[rows] = workers, time.monotonic()
         everywhere = worker and set(self._workers) <= set(workers)
-        if (len(workers) >= TRIES or everywhere) and rows not in self._in_work():
+        if len(workers) >= TRIES or everywhere:
             times = f" (tried {len(workers)} times)" if len(workers) > 1 else ""
             self.failed[rows] = reason + times
             self._done.add(rows)
