@@ -233,9 +233,9 @@ def test_what_takes_less_than_a_second_is_not_late(time):
 
 
 def test_scores_of_a_block_that_was_given_up_are_welcome(time):
-    slow = unless((0,), lambda block, now: (500, ["scores"]))
     slower = unless((1,), lambda block, now: (600, ["scores"]))
-    done, failed, _ = spread(time, [slow, slower, *[unless((0, 1), full_disk)] * 3], 8)
+    slow = unless((0,), lambda block, now: (500, ["scores"]), slower)
+    done, failed, _ = spread(time, [slow, *[unless((0,), full_disk, slower)] * 4], 8)
     assert not failed
     assert done[-2:] == [0, 1]
 
