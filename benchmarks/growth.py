@@ -1,6 +1,6 @@
 """Measure how time and memory grow with the pool, the queries and the workers.
 
-    ./run_all.sh python benchmarks/growth.py [--output figures/mine] [--only pool,workers]
+    ./run_all.sh python benchmarks/growth.py [--output figures/mine] [--only pool workers]
         [--rounds 3]
 
 Every run is a process of its own, which scores a fresh store through the library's own functions:
@@ -41,6 +41,7 @@ PARTS = 5000
 POOL = {"tiny": ([512, 1024, 2048, 4096, 8192], 8), "smollm2": ([4, 8, 16, 32, 64], 6)}
 QUERIES = {"tiny": ([8, 16, 32, 64, 128], 512), "smollm2": ([3, 6, 12, 24, 48], 16)}
 METHODS = ("probing", "gradient products")
+MEASURED = ("pool", "queries", "workers", "resume")
 
 
 def tiny_model(folder: Path) -> str:
@@ -106,8 +107,12 @@ def run_one(what: dict) -> dict:
             few = Path(folder, "few")
             few.mkdir()
             warm_up = replace(scored, scores_dir=str(few))
-            # a block for each worker, and some more
             icp.probe(warm_up.part(32, 1), lm, neutral=False, engine="ray")
+            (team,) = cluster._held.values()
+            ray.get([worker.forget.remote() for worker in team.workers])
+            has = len(team.workers), team.resources["num_cpus"]
+            if has != (what["workers"], what["threads"]):
+                sys.exit(f"(workers, threads) are {has}, expected others: too little memory?")
         start = time.perf_counter()
         if what["method"] == "probing":
             icp.probe(scored, lm, neutral=False, engine=what["engine"])
@@ -218,17 +223,16 @@ def main() -> None:
     """Run what is asked for, and write growth.csv, exponents.csv, workers.csv and resume.csv."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", default="figures/mine")
-    parser.add_argument("--only", default="pool,queries,workers,resume")
+    parser.add_argument("--only", nargs="+", choices=MEASURED, default=MEASURED)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
         print(json.dumps(run_one(json.loads(options.one))))
         return
-    wanted = options.only.split(",")
     growth, slopes = [], []
     for name, sizes, varied in (("pool", POOL, "n"), ("queries", QUERIES, "m")):
-        if name in wanted:
+        if name in options.only:
             table = measured(list(growing(sizes, varied)), options.rounds)
             growth.append(table.assign(grows=varied.upper()))
             slopes.append(exponents(table, varied))
@@ -236,11 +240,11 @@ def main() -> None:
         figures.save_table(pd.concat(growth), "growth", options.output)
         figures.save_table(pd.concat(slopes), "exponents", options.output)
         print(pd.concat(slopes).to_string())
-    if "workers" in wanted:
+    if "workers" in options.only:
         table = measured(list(spread()), options.rounds)
         figures.save_table(table, "workers", options.output)
         print(table.to_string())
-    if "resume" in wanted:
+    if "resume" in options.only:
         table = resume()
         figures.save_table(table, "resume", options.output)
         print(table.to_string())

@@ -23,6 +23,24 @@ if workers > 1:
     os.environ.setdefault("OMP_NUM_THREADS", str(share))
     torch.set_num_threads(share)
 
+
+def pytest_addoption(parser):
+    parser.addoption("--gpu", action="store_true", help="run what needs a GPU, and only that")
+
+
+def pytest_configure(config):
+    if not config.getoption("--gpu"):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the same blocks and numbers on every machine
+    elif not torch.cuda.is_available():
+        raise pytest.UsageError("--gpu: there is no GPU")
+
+
+def pytest_collection_modifyitems(config, items):
+    other = [one for one in items if bool(one.get_closest_marker("gpu")) != config.option.gpu]
+    config.hook.pytest_deselected(items=other)
+    items[:] = [one for one in items if one not in set(other)]
+
+
 # one tolerance pair for the suite: log-likelihoods of float32 models, in nats
 RTOL, ATOL = 1e-5, 1e-4
 

@@ -34,6 +34,9 @@ def made(tmp_path_factory):
     frames = texts(N, "t"), texts(M, "q")
     train, queries = (frame.to_dict("records") for frame in frames)
     experiment = experiment_on(folder, train, queries)
+    # two workers wherever this runs
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False,
+             object_store_memory=cluster.OBJECT_STORE)  # fmt: skip
     yield experiment, experiment.load_model()
     cluster.release()
     ray.shutdown()

@@ -38,6 +38,7 @@ def test_seconds_are_operations_over_rate_and_efficiency(work):
     np.testing.assert_allclose(minutes * 60, operations / 1e9 / np.array([0.4, 0.5, 0.2]))
     operations = costs.gradient_products(shape, lengths).operations
     assert found.loc[PRODUCTS, "minutes"] * 60 == pytest.approx(operations / 1e9)
+    assert found.loc[PRODUCTS, ["low", "high"]].isna().all(), "of one timing there is no range"
     assert (found["n"] == 7).all() and (found["m"] == 4).all()
 
 
@@ -86,6 +87,22 @@ def test_of_a_large_pool_no_more_is_held_than_is_multiplied_together(work):
     assert forecast.held(PROBING, machine, shape, large[0]) == forecast.held(
         PROBING, machine, shape, large[1]
     )
+
+
+def test_a_gpu_multiplies_as_many_together_as_it_has_room_for(work):
+    shape, lengths = work
+    timings = known(products=[1.0]).assign(kind="cuda", beyond=0.0)
+    large, token = forecast.of_pool(lengths, 10_000), shape.factors * 4 / 2**30
+    for tokens, together in ((1e6, influence.TOKENS_ON_GPU), (8000, 8000 - lengths.queries.sum())):
+        machine = Machine("gpu", "cuda", "float32", 1e9, memory=tokens * token)
+        row = forecast.predict(machine, shape, 0, large, timings).iloc[0]
+        assert row["GiB"] == pytest.approx((lengths.queries.sum() + together) * token)
+        assert row["file"] == 0
+    machine = Machine("gpu", "cuda", "float32", 1e9, memory=100 * token)
+    row = forecast.predict(machine, shape, 0, large, timings).iloc[0]
+    assert row["GiB"] == pytest.approx(100 * token)
+    rest = influence.TOKENS_TOGETHER + lengths.queries.sum() - 100
+    assert row["file"] == pytest.approx(rest * token)
 
 
 def test_the_committed_timings_cover_both_methods_on_both_kinds():

@@ -277,30 +277,6 @@ def test_factors_are_held_in_the_model_s_dtype_and_summed_in_a_wider_one(tiny, d
             assert torch.equal(squares[name], part)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_a_gpu_gives_the_products_of_widened_factors(dtype):
-    random = torch.Generator().manual_seed(0)
-
-    def batch(n: int, tokens: int) -> tuple[gradients.Factors, gradients.Factors]:
-        x, *g = (torch.randn(n, tokens, d, generator=random) for d in (24, 16, 40))
-        x, *g = (part.to(getattr(torch, dtype)) for part in (x, *g))
-        there = {f"layer {k}": part.cuda() for k, part in enumerate(g)}
-        here = {f"layer {k}": part.double() for k, part in enumerate(g)}
-        return gradients.Factors(x.cuda(), there), gradients.Factors(x.double(), here)
-
-    (one, exact_one), (other, exact_other) = ([*zip(*sizes, strict=True)] for sizes in (
-        [batch(3, 16), batch(2, 8)], [batch(4, 24)],
-    ))  # fmt: skip
-    expected = gradients.products(exact_one, exact_other)
-    for way in (gradients.products, gradients._over_tokens, gradients._over_weights):
-        for name, part in way(one, other).items():
-            close(part.cpu(), expected[name])
-    norms = gradients.squared_norms(exact_one[:1])
-    for name, part in gradients.squared_norms(one[:1]).items():
-        close(part.cpu(), norms[name])
-
-
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_factors_lie_in_memory_or_in_a_file_without_a_name(tiny, monkeypatch, tmp_path, dtype):
     lm = tiny(dtype=dtype)

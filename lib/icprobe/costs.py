@@ -92,14 +92,21 @@ class Lengths:
     def of(cls, train: Sequence[Encoded], queries: Sequence[Encoded]) -> "Lengths":
         """Return those of encoded examples."""
         inputs = [query.ids[:-1] for query in queries]
-        beginnings = {ids[: k + 1] for ids in inputs for k in range(len(ids))}
+        # numbers of beginnings, by the number of the one without the last token (0: none) and it
+        tree: dict[tuple[int, int], int] = {}
+        depths = 0
+        for ids in inputs:
+            number = 0
+            for depth, token in enumerate(ids, 1):
+                depths += depth * ((number, token) not in tree)
+                number = tree.setdefault((number, token), len(tree) + 1)
         return cls(
             np.array([len(example.ids) - 1 for example in train]),
             np.array([len(example.completion) for example in train]),
             np.array([len(ids) for ids in inputs]),
             np.array([len(query.completion) for query in queries]),
-            len(beginnings),
-            sum(map(len, beginnings)),
+            len(tree),
+            depths,
         )
 
 

@@ -47,18 +47,20 @@ class Machine:
         kind: "cpu" or "cuda".
         dtype: The model's.
         rate: Operations a second of matrix products.
+        memory: GiB of gradient factors that it holds where nothing else is asked for.
     """
 
     name: str
     kind: str
     dtype: str
     rate: float
+    memory: float = influence.MEMORY
 
     @classmethod
     def here(cls, lm: LM) -> "Machine":
         """Return this one, which takes a second or two to measure."""
-        rate = benchmark.product_rate(lm)
-        return cls("this machine", lm.device.type, lm.identity["dtype"], rate)
+        rate, memory = benchmark.product_rate(lm), influence.usual_memory(lm.device)
+        return cls("this machine", lm.device.type, lm.identity["dtype"], rate, memory)
 
 
 def experience() -> pd.DataFrame:
@@ -66,7 +68,8 @@ def experience() -> pd.DataFrame:
 
     Returns:
         Columns method, model, kind, dtype, machine, lengths, n, m, seconds, rate, efficiency, peak
-        (GiB), and beyond: GiB that it took beside the model and what gradient products hold.
+        (GiB), memory (GiB that gradient factors might take), and beyond: GiB that it took beside
+        the model and what gradient products hold.
     """
     cpu = pd.read_csv(CPU_TIMINGS)
     cpu = cpu[cpu["method"].str.startswith(benchmark.OURS)]
@@ -79,18 +82,20 @@ def experience() -> pd.DataFrame:
     tokens = found["tokens"].fillna(found["lengths"].map(TIMED_TOKENS))
     together = np.minimum(found["n"] * tokens, found["kind"].map(TOGETHER))
     factors = (found["m"] * tokens + together) * found["kind"].map(TIMED_FACTORS) * size
-    factors = np.minimum(factors, found["memory"].fillna(benchmark.MEMORY))
+    found["memory"] = found["memory"].fillna(benchmark.MEMORY)
+    factors = np.minimum(factors, found["memory"])
     found["beyond"] = found["peak"] - found["kind"].map(TIMED_WEIGHTS) * size
     found["beyond"] -= factors.where(found["method"] == PRODUCTS, 0)
-    found["beyond"] = found["beyond"].clip(lower=0)  # where a batch less than a tile was held
+    found["beyond"] = found["beyond"].clip(lower=0)  # what is held may be a batch less than a tile
     columns = ["method", "model", "kind", "dtype", "machine", "lengths", "n", "m", "seconds"]
-    return found[[*columns, "rate", "efficiency", "peak", "beyond"]]
+    return found[[*columns, "rate", "efficiency", "peak", "memory", "beyond"]]
 
 
 def machines(known: pd.DataFrame) -> list[Machine]:
     """Return the GPUs that were timed, in each dtype."""
-    gpus = known[known["kind"] == "cuda"].groupby(["machine", "dtype"], sort=False)["rate"].median()
-    return [Machine(name, "cuda", dtype, rate) for (name, dtype), rate in gpus.items()]
+    gpus = known[known["kind"] == "cuda"].groupby(["machine", "dtype"], sort=False)
+    rows = gpus[["rate", "memory"]].median().itertuples()
+    return [Machine(name, "cuda", dtype, *numbers) for (name, dtype), *numbers in rows]
 
 
 def of_pool(lengths: Lengths, N: int) -> Lengths:
@@ -126,17 +131,29 @@ def cost(method: str, shape: Shape, lengths: Lengths, block: int) -> Cost:
     return Cost(queries.operations + operations, queries.bytes)
 
 
-def held(method: str, machine: Machine, shape: Shape, lengths: Lengths) -> float:
-    """Return the GiB that a method would hold beside the model, if there were room.
+def held(
+    method: str, machine: Machine, shape: Shape, lengths: Lengths, memory: float = np.inf
+) -> float:
+    """Return the GiB that a method holds beside the model, of which some may lie in a file.
 
     Probing: one context's keys and values. Gradient products: the factors of the gradients of the
     queries, and of as many training examples as are multiplied together.
+
+    Args:
+        method: One of `METHODS`.
+        machine: Where.
+        shape: The model's.
+        lengths: Of N training examples and M queries.
+        memory: GiB of factors that it may hold in memory: on a GPU, fewer training examples are
+            multiplied together if there is no room for more.
     """
     size = BYTES[machine.dtype] / GIB
     if method == PROBING:
         return costs.probing(shape, lengths).bytes / costs.FLOAT * size
-    together = min(lengths.train.sum(), TOGETHER[machine.kind])
-    return float(lengths.queries.sum() + together) * shape.factors * size
+    token, queries = shape.factors * size, lengths.queries.sum()
+    room = max(influence.TOKENS_TOGETHER, memory / token - queries)
+    together = min(lengths.train.sum(), TOGETHER[machine.kind], room)
+    return float(queries + together) * token
 
 
 def predict(
@@ -151,14 +168,15 @@ def predict(
         weights: How many it has.
         lengths: Of N training examples and M queries.
         known: See `experience`.
-        memory: GiB of gradient factors to hold; the rest goes to a file. By default
-            `influence.MEMORY`, and all of them on a GPU.
+        memory: GiB of gradient factors to hold; the rest goes to a file. By default the machine's.
 
     Returns:
         One row for each method that was timed on a device of this kind in this dtype: where, dtype,
         method, n, m, minutes, low and high (by the greatest and the least efficiency that was
-        reached), GiB (on a GPU, of its memory) and file (GiB in a temporary file).
+        reached; not numbers where that was a single one), GiB (on a GPU, of its memory) and file
+        (GiB in a temporary file).
     """
+    memory = machine.memory if memory is None else memory
     rows = []
     for method in METHODS:
         like = known[
@@ -171,9 +189,10 @@ def predict(
         operations = cost(method, shape, lengths, influence.BLOCK_SIZE[machine.kind]).operations
         reached = like["efficiency"].quantile([0.5, 1, 0]).to_numpy()
         minutes = operations / (machine.rate * reached) / 60
-        wanted = room = held(method, machine, shape, lengths)
-        if method == PRODUCTS and (machine.kind == "cpu" or memory is not None):
-            room = min(wanted, influence.MEMORY if memory is None else memory)
+        if len(like) == 1:
+            minutes[1:] = np.nan
+        wanted = held(method, machine, shape, lengths, memory)
+        room = min(wanted, memory) if method == PRODUCTS else wanted
         gib = weights * BYTES[machine.dtype] / GIB + room + like["beyond"].median()
         place = machine.name, machine.dtype, method, len(lengths.train), len(lengths.queries)
         rows.append((*place, *minutes, gib, wanted - room))

@@ -42,7 +42,7 @@ MEMORY = 0.75
 SHARE_OF_GPU = 0.5
 
 # training examples' tokens whose factors are kept together, see _blocks; on a CPU, more would save
-# little, and on a GPU there may be as many as memory has room for
+# little, on a GPU there may be as many as memory has room for, up to a limit
 TOKENS_TOGETHER = 4096
 TOKENS_ON_GPU = 16384
 
@@ -322,6 +322,7 @@ def tracin(
                 queries, layers, max_length, memory, cosines=False,
             )  # fmt: skip
             total += rate * influence.products(train, loss_on, reduction)[0]
+            del influence  # or two models would be held
     return total.astype(np.float32)
 
 

@@ -1,0 +1,121 @@
+"""On a GPU (`./run_all.sh test --gpu`): the same scores as in float64 on a CPU, close enough."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from conftest import experiment_on, texts
+from test_influence import close
+
+from icprobe import gradients, icp, influence, retraining
+from icprobe import lm as language_model
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Return an experiment, and a function that loads its model in a dtype on a device."""
+    train, queries = (texts(n, kind).to_dict("records") for n, kind in ((20, "t"), (6, "q")))
+    experiment = experiment_on(tmp_path_factory.mktemp("gpu"), train, queries)
+
+    def load(dtype="float32", device="cuda"):
+        return language_model.load(experiment.model, dtype, device)
+
+    return experiment, load
+
+
+def pool(experiment):
+    return experiment.load_data()
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 0.1)])
+@pytest.mark.parametrize("tokens", [100, 100_000])
+def test_log_likelihoods(made, dtype, tolerance, tokens):
+    experiment, load = made
+    train, queries = pool(experiment)
+    exact = load("float64", "cpu")
+    encoded = [language_model.encode(exact, rows) for rows in (train, queries)]
+    contexts = [(), *(one.ids for one in encoded[0])]
+    expected = [
+        [language_model.token_log_likelihoods(exact, q, context).sum() for q in encoded[1]]
+        for context in contexts
+    ]
+    found = language_model.log_likelihoods(load(dtype), encoded[1], contexts, tokens)
+    np.testing.assert_allclose(found, expected, rtol=tolerance, atol=10 * tolerance)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 0.2)])
+@pytest.mark.parametrize("memory", [None, 1e-4, 0])
+def test_gradient_products(made, dtype, tolerance, memory):
+    """In its memory, and with some or all factors in a file."""
+    experiment, load = made
+    train, queries = pool(experiment)
+    expected = influence.gradient_dot(load("float64", "cpu"), train, queries)
+    found = influence.gradient_dot(load(dtype), train, queries, memory=memory)
+    assert np.abs(found - expected).max() <= tolerance * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_products_of_factors_are_those_of_widened_ones(dtype):
+    random = torch.Generator().manual_seed(0)
+
+    def batch(n: int, tokens: int) -> tuple[gradients.Factors, gradients.Factors]:
+        x, *g = (torch.randn(n, tokens, d, generator=random) for d in (24, 16, 40))
+        x, *g = (part.to(getattr(torch, dtype)) for part in (x, *g))
+        there = {f"layer {k}": part.cuda() for k, part in enumerate(g)}
+        here = {f"layer {k}": part.double() for k, part in enumerate(g)}
+        return gradients.Factors(x.cuda(), there), gradients.Factors(x.double(), here)
+
+    (one, exact_one), (other, exact_other) = ([*zip(*sizes, strict=True)] for sizes in (
+        [batch(3, 16), batch(2, 8)], [batch(4, 24)],
+    ))  # fmt: skip
+    expected = gradients.products(exact_one, exact_other)
+    for way in (gradients.products, gradients._over_tokens, gradients._over_weights):
+        for name, part in way(one, other).items():
+            close(part.cpu(), expected[name])
+    norms = gradients.squared_norms(exact_one[:1])
+    for name, part in gradients.squared_norms(one[:1]).items():
+        close(part.cpu(), norms[name])
+
+
+def test_effects_of_training_steps(made):
+    experiment, load = made
+    train, queries = (rows.select(range(4)) for rows in pool(experiment))
+    steps = [retraining.Step("sgd", 1e-3), retraining.Step("adamw", 1e-5)]
+    exact, found = (
+        retraining.Retraining(lm, queries).effects(train, steps)
+        for lm in (load("float64", "cpu"), load())
+    )
+    for mine, theirs in zip(found, exact, strict=True):
+        assert np.abs(mine - theirs).max() <= 0.02 * np.abs(theirs).max() + 1e-4
+
+
+def test_what_does_not_fit_is_done_in_smaller_passes(made):
+    """The card lets this process have a little only: the passes get smaller, scores stay."""
+    experiment, load = made
+    lm = load()
+    queries = language_model.encode(lm, pool(experiment)[1])
+    contexts = [tuple(range(3 + k, 203 + k)) for k in range(50)] * 40
+    expected = language_model.log_likelihoods(lm, queries, contexts, 1000)
+    torch.cuda.empty_cache()
+    _, total = torch.cuda.mem_get_info()
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 2**28) / total)
+    try:
+        with pytest.warns(UserWarning, match="log-likelihoods: too little memory, now"):
+            found = language_model.log_likelihoods(lm, queries, contexts, 2**24)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-3)
+
+
+def test_what_the_notebooks_call(made, tmp_path):
+    """Blocks of a GPU's size, written to stores."""
+    experiment, load = made
+    lm = load()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        probe = icp.probe(experiment, lm)
+    scores = influence.attribute(experiment, lm)
+    assert probe.demonstrated.shape == scores.dot.shape == (20, 6)
