@@ -125,8 +125,8 @@ def test_intervals_of_a_table_are_those_of_its_entries(pair):
     first, second = pair
     table = statistics.agreements([first, second], [second])
     one = statistics.agreement(first, second)
-    low, high = statistics.crossed_interval(table, first.shape, np.random.default_rng(1), 50)
-    alone = statistics.crossed_interval(one, first.shape, np.random.default_rng(1), 50)
+    _, low, high = statistics.estimated(table, first.shape, np.random.default_rng(1), 50)
+    alone = statistics.estimated(one, first.shape, np.random.default_rng(1), 50)
     assert (low[0, 0, 0], high[0, 0, 0]) == pytest.approx(alone)
 
 
@@ -167,9 +167,9 @@ def test_an_interval_needs_most_of_its_resamples(rng):
     first[3, 2] = 1
     measure = statistics.agreement(first, second, "example")
     assert np.isfinite(whole(measure, first.shape))
-    assert np.isnan(statistics.crossed_interval(measure, first.shape, rng, 100, "fisher")).all()
+    assert np.isnan(statistics.estimated(measure, first.shape, rng, 100, "fisher")[1:]).all()
     with pytest.raises(ValueError, match="there are 1 resamples, expected at least 2"):
-        statistics.crossed_interval(measure, first.shape, rng, 1)
+        statistics.estimated(measure, first.shape, rng, 1)
 
 
 def test_kendall_is_scipys(pair, rng):
@@ -285,7 +285,7 @@ def test_the_crossed_interval_covers(rng):
     for _ in range(runs):
         values = rng.normal(size=(N, 1)) + rng.normal(size=M) + rng.normal(size=(N, M))
         measure = statistics.pair_mean(values, np.ones_like(values, dtype=bool))
-        low, high = statistics.crossed_interval(measure, (N, M), rng, resamples=200)
+        _, low, high = statistics.estimated(measure, (N, M), rng, resamples=200)
         hits += low <= 0 <= high
     # resampling both sides is a little generous; resampling pairs would cover 40 %
     assert 0.90 <= hits / runs <= 1.0
@@ -303,7 +303,7 @@ def test_the_interval_of_a_correlation_covers(rng):
         first, second = (one[:, None] + rng.normal(size=(N, M)) for one in truth)
         measure = statistics.agreement(first, second, "example")
         for kind in covered:
-            low, high = statistics.crossed_interval(measure, (N, M), rng, 100, kind)
+            _, low, high = statistics.estimated(measure, (N, M), rng, 100, kind)
             covered[kind] += low <= target <= high
     assert 0.92 * runs <= covered["fisher"]
     assert covered["percentile"] < covered["fisher"]  # why there is another

@@ -65,7 +65,7 @@ def agreements(
     Returns:
         One row each: quantity (ICP, gradients, each similarity, ICP and gradients minus each
         similarity, ICP minus gradients), unit, estimate, low, high (see
-        `statistics.crossed_interval`), n and m. Not numbers where no query has a ranking, as in a
+        `statistics.estimated`), n and m. Not numbers where no query has a ranking, as in a
         sample of fewer than four examples.
 
     Raises:
@@ -97,12 +97,10 @@ def agreements(
         return np.array([*mean, *(found[one] - found[other] for one, other in pairs)])
 
     kinds = np.array(["fisher"] * len(names) + ["normal"] * len(pairs))
-    low, high = statistics.crossed_interval(measure, effect.shape, rng, resamples, kinds)
-    n, m = effect.shape
+    found = statistics.estimated(measure, effect.shape, rng, resamples, kinds)
     frame = pd.DataFrame({"quantity": [*names, *(f"{one} minus {other}" for one, other in pairs)]})
-    return frame.assign(
-        unit="Spearman", estimate=measure(np.arange(n), np.arange(m)), low=low, high=high, n=n, m=m
-    )
+    numbers = dict(zip(("estimate", "low", "high", "n", "m"), (*found, *effect.shape), strict=True))
+    return frame.assign(unit="Spearman", **numbers)
 
 
 @dataclass(frozen=True)

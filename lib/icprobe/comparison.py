@@ -2,7 +2,7 @@
 
 What a selection brings is its models' mean measure over S seeds and Q evaluation queries, less that
 of the untouched model. All selections have the same seeds and queries, so differences are paired.
-Seeds and queries are resampled together (`statistics.crossed_interval`).
+Seeds and queries are resampled together (`statistics.estimated`).
 
 Two selections are held to be equivalent if their difference is within a margin, a share of what the
 full pool brings that is fixed beforehand, by two one-sided tests (TOST, Schuirmann 1987): at 5 %,
@@ -90,8 +90,7 @@ def summary(
         and not in the interval.
     """
     names, measure, shape = _means(gains)
-    low, high = statistics.crossed_interval(measure, shape, rng, resamples)
-    estimate = measure(*map(np.arange, shape))
+    estimate, low, high = statistics.estimated(measure, shape, rng, resamples)
     frame = pd.DataFrame({"selection": names, "estimate": estimate, "low": low, "high": high})
     of_seeds = np.stack(list(gains.values())).mean(2)
     seed_sd = of_seeds.std(axis=1, ddof=1) if shape[0] > 1 else np.nan
@@ -360,8 +359,8 @@ def win_rates(
             shares.append(judging.win_rates(judge, prompts, completions, *texts, cache=cache))
         won = np.stack(shares)
         measure = statistics.pair_mean(won, np.ones(won.shape, dtype=bool))
-        low, high = statistics.crossed_interval(measure, won.shape, rng, resamples)
-        rows.append((first, second, won.mean(), low, high, *won.shape))
+        found = statistics.estimated(measure, won.shape, rng, resamples)
+        rows.append((first, second, *found, *won.shape))
     names = ["first", "second", "estimate", "low", "high", "seeds", "queries"]
     return pd.DataFrame(rows, columns=names)
 

@@ -96,7 +96,7 @@ def agreement_table(
     for name, level in levels.items():
         methods = [*first.values()], [*second.values()]
         measure = _agreements(*methods, level, given)
-        numbers = _estimate(measure, methods[0][0].shape, rng, resamples)
+        numbers = statistics.estimated(measure, methods[0][0].shape, rng, resamples, "fisher")
         rows += [
             (name, a, b, *(x[i, j] for x in numbers))
             for i, a in enumerate(first)
@@ -178,7 +178,11 @@ def rank_measures(
             overlap = statistics.overlap(first, second, k, end)
             measures[f"{end} {k} in common"] = (overlap, k / N, "percentile")
     rows = [
-        (name, *map(float, _estimate(measure, first.shape, rng, resamples, kind)), chance)
+        (
+            name,
+            *map(float, statistics.estimated(measure, first.shape, rng, resamples, kind)),
+            chance,
+        )
         for name, (measure, chance, kind) in measures.items()
     ]
     table = pd.DataFrame(rows, columns=["quantity", "estimate", "low", "high", "chance"])
@@ -268,7 +272,7 @@ def by_condition(
     for name, level in (("per query", "query"), ("per example", sets)):
         frame = pd.DataFrame({"level": name, "condition": names})
         measure = statistics.contrasts(first, second, level, groups, len(CONDITIONS))
-        numbers = _estimate(measure, first.shape, rng, resamples, kinds)
+        numbers = statistics.estimated(measure, first.shape, rng, resamples, kinds)
         frame = frame.assign(**dict(zip(("estimate", "low", "high"), numbers, strict=True)))
         of_conditions = {
             "pairs": in_condition.sum(1),
@@ -281,7 +285,9 @@ def by_condition(
             of_conditions["p"] = statistics.p_values_within(first, second, rows, rng, **options)
         if name == "per example" and several:
             found = with_ceiling(first, second, rng, level, groups)
-            of_conditions |= {key: found[key] for key in found if not key.startswith(("fi", "se"))}
+            of_conditions |= {
+                key: found[key] for key in found if key.startswith(("ceiling", "disattenuated"))
+            }
         for key, values in of_conditions.items():
             frame[key] = pd.Series(values)  # differences, and conditions without pairs, have none
         frames.append(frame)
@@ -378,7 +384,7 @@ def by_similarity(
         )
         return np.append(values, slope)
 
-    estimate, low, high = _estimate(with_slope, first.shape, rng, resamples, kinds)
+    estimate, low, high = statistics.estimated(with_slope, first.shape, rng, resamples, kinds)
     frame = pd.DataFrame({"similarity": [_mean(similarity[groups == k]) for k in range(bins)]})
     frame = frame.assign(estimate=estimate[:-1], low=low[:-1], high=high[:-1])
     return frame, (estimate[-1], low[-1], high[-1])
@@ -403,7 +409,9 @@ def competing(
         for given in ([], [other]):
             covariates = [causes[name] for name in given]
             measure = statistics.agreement(effect, causes[cause], "example", given=covariates)
-            numbers = map(float, _estimate(measure, effect.shape, rng, resamples))
+            numbers = map(
+                float, statistics.estimated(measure, effect.shape, rng, resamples, "fisher")
+            )
             rows.append((cause, *(given or ["nothing"]), *numbers))
     return pd.DataFrame(rows, columns=["cause", "given", "estimate", "low", "high"])
 
@@ -422,7 +430,9 @@ def given_the_answer(
         same = pool.rivals["same_completion"]
         for given, covariates in (("nothing", []), ("same completion", [same])):
             measure = statistics.agreement(pool.gain, pool.cosine, "query", given=covariates)
-            numbers = map(float, _estimate(measure, same.shape, rng, resamples))
+            numbers = map(
+                float, statistics.estimated(measure, same.shape, rng, resamples, "fisher")
+            )
             rows.append((name, given, *numbers, int(same.sum())))
     return pd.DataFrame(rows, columns=["pool", "given", "estimate", "low", "high", "sharing"])
 
@@ -481,7 +491,7 @@ def rivalry(
     frames = []
     for level, ranked in levels_of_truth(tasks, truth.shape[1]).items():
         less = _differences(_agreements(methods, [truth], ranked), names, pairs[level])
-        estimate, low, high = _estimate(less, truth.shape, rng, resamples, "normal")
+        estimate, low, high = statistics.estimated(less, truth.shape, rng, resamples, "normal")
         quantities = [f"{one} less {other}, {level}" for one, other in pairs[level]]
         frame = pd.DataFrame({"quantity": quantities, "unit": "Spearman"})
         frames.append(frame.assign(estimate=estimate, low=low, high=high, n=len(truth)))
@@ -595,15 +605,3 @@ def _agreements(
 def _mean(values: np.ndarray) -> float:
     """Return the mean, not a number for none."""
     return float(values.mean()) if len(values) else np.nan
-
-
-def _estimate(
-    measure: statistics.Measure,
-    shape: tuple[int, int],
-    rng: np.random.Generator,
-    resamples: int,
-    kind: str | np.ndarray = "fisher",
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return a measure's value on all there is, and the ends of its interval."""
-    low, high = statistics.crossed_interval(measure, shape, rng, resamples, kind)
-    return measure(*map(np.arange, shape)), low, high

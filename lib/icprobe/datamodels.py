@@ -111,11 +111,11 @@ def scores(
         return np.concatenate([of_methods, of_methods[one] - of_methods[other]])
 
     kind = np.repeat(["fisher", "normal"], [len(names), len(pairs)])
-    low, high = statistics.crossed_interval(found, (S, M), rng, resamples, kind)
+    estimate, low, high = statistics.estimated(found, (S, M), rng, resamples, kind)
     frame = pd.DataFrame(
         {
             "method": [*names, *(f"{first} less {second}" for first, second in pairs)],
-            "estimate": found(np.arange(S), np.arange(M)),
+            "estimate": estimate,
             "low": low,
             "high": high,
         }

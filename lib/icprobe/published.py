@@ -239,8 +239,8 @@ def findings(
         ("queries on whose influence it agrees negatively", "share"): lambda x: (x < 0).mean(),
     }
     for name, measure in measures.items():
-        interval = statistics.crossed_interval(lambda _, j, m=measure: m(rho[j]), (1, M), rng)
-        table.append((*name, float(measure(rho)), *map(float, interval), M))
+        found = statistics.estimated(lambda _, j, m=measure: m(rho[j]), (1, M), rng)
+        table.append((*name, *map(float, found), M))
     name = ("reliability of the mean influence, split-half", "Spearman")
     table.append((*name, reliable, *reliability_interval(scores.influence, rng), N))
     return pd.DataFrame(table, columns=["quantity", "unit", "estimate", "low", "high", "n"])

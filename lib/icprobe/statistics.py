@@ -28,7 +28,7 @@ DEFINED = 0.9
 Measure = Callable[[np.ndarray, np.ndarray], float | np.ndarray]
 
 
-def crossed_interval(
+def estimated(
     measure: Measure,
     shape: tuple[int, int],
     rng: np.random.Generator,
@@ -51,14 +51,14 @@ def crossed_interval(
         kind: See `ends`.
 
     Returns:
-        Lower and upper end, or arrays of them for a measure that returns an array.
+        The measure of all there is, lower and upper end; or arrays of them for a measure that
+        returns an array.
 
     Raises:
         ValueError: If there are fewer than two resamples.
     """
-    N, M = shape
-    values = resampled(measure, shape, rng, resamples)
-    return ends(measure(np.arange(N), np.arange(M)), values, kind)
+    estimate = measure(*map(np.arange, shape))
+    return (estimate, *ends(estimate, resampled(measure, shape, rng, resamples), kind))
 
 
 def resampled(
@@ -66,7 +66,7 @@ def resampled(
 ) -> np.ndarray:
     """Return the measure of resamples of rows and columns: [resamples, ...].
 
-    Arguments and errors are those of `crossed_interval`.
+    Arguments and errors are those of `estimated`.
     """
     if resamples < 2:
         raise ValueError(f"there are {resamples} resamples, expected at least 2")
@@ -661,9 +661,7 @@ def with_intervals(
     for (quantity, unit), (measure, shape, n) in measures.items():
         if n:
             kind = "fisher" if unit == "Spearman" else "percentile"
-            low, high = map(float, crossed_interval(measure, shape, rng, kind=kind))
-            estimate = float(measure(*map(np.arange, shape)))
-            rows.append((quantity, unit, estimate, low, high, n))
+            rows.append((quantity, unit, *map(float, estimated(measure, shape, rng, kind=kind)), n))
     return pd.DataFrame(rows, columns=["quantity", "unit", "estimate", "low", "high", "n"])
 
 

@@ -346,7 +346,7 @@ def agreements(scores: Scores, query: str | None = None, task: str | None = None
     Returns:
         One row for each two methods: first, second, estimate, low, high, examples and queries (what
         both methods measured; all of these examples for all of these queries). Intervals of means
-        are over training examples and queries, see `statistics.crossed_interval`; those of a single
+        are over training examples and queries, see `statistics.estimated`; those of a single
         query over training examples, by Fisher's transformation with the variance of Bonett and
         Wright (2000). Not a number where fewer than `statistics.LEAST` examples are left, or a
         method gives all of them the same score.
@@ -382,13 +382,12 @@ def _agreements(parts: np.ndarray) -> tuple[np.ndarray, ...]:
     if n < statistics.LEAST or not m:
         return (np.full([K, K], np.nan),) * 3
     measure = statistics.agreements(parts, parts, level="example")
-    estimate = measure(np.arange(n), np.arange(m))[0]
     if m > 1:
         rng = np.random.default_rng(SEED)
-        ends = statistics.crossed_interval(
+        return statistics.estimated(
             lambda rows, asked: measure(rows, asked)[0], (n, m), rng, RESAMPLES, kind="fisher"
         )
-        return estimate, *ends
+    estimate = measure(np.arange(n), np.arange(m))[0]
     z = np.arctanh(np.clip(estimate, -1 + 1e-9, 1 - 1e-9))
     half = stats.norm.ppf(0.975) * np.sqrt((1 + estimate**2 / 2) / (n - 3))
     return estimate, np.tanh(z - half), np.tanh(z + half)
