@@ -180,10 +180,8 @@ def hub_revision(name: str, kind: str) -> tuple[str, str]:
         ) from error
     # loading by commit leaves no such note: without it, a later run would need the hub again and
     # might get a newer commit in the middle of its scores
-    ref.parent.mkdir(parents=True, exist_ok=True)
-    temporary = ref.with_name(f"{ref.name}.{os.getpid()}.tmp")
-    temporary.write_text(commit)
-    temporary.replace(ref)
+    with paths.replacing(ref) as temporary:
+        temporary.write_text(commit)
     return name, commit
 
 

@@ -355,7 +355,6 @@ def write(output_dir: str | Path) -> pd.DataFrame:
     """Judge all claims and write <output_dir>/claims.json; return them as a table."""
     records = judge(output_dir)
     file = paths.resolve(output_dir) / "claims.json"
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(file)
+    with paths.replacing(file) as temporary:
+        temporary.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
     return pd.DataFrame(records)

@@ -177,14 +177,10 @@ def rank_measures(
         for end in ("top", "bottom"):
             overlap = statistics.overlap(first, second, k, end)
             measures[f"{end} {k} in common"] = (overlap, k / N, "percentile")
-    rows = [
-        (
-            name,
-            *map(float, statistics.estimated(measure, first.shape, rng, resamples, kind)),
-            chance,
-        )
-        for name, (measure, chance, kind) in measures.items()
-    ]
+    rows = []
+    for name, (measure, chance, kind) in measures.items():
+        found = statistics.estimated(measure, first.shape, rng, resamples, kind)
+        rows.append((name, *map(float, found), chance))
     table = pd.DataFrame(rows, columns=["quantity", "estimate", "low", "high", "chance"])
     table.loc[table["quantity"] == "Spearman", "p"] = statistics.p_value(first, second, rng)
     return table
@@ -409,10 +405,8 @@ def competing(
         for given in ([], [other]):
             covariates = [causes[name] for name in given]
             measure = statistics.agreement(effect, causes[cause], "example", given=covariates)
-            numbers = map(
-                float, statistics.estimated(measure, effect.shape, rng, resamples, "fisher")
-            )
-            rows.append((cause, *(given or ["nothing"]), *numbers))
+            numbers = statistics.estimated(measure, effect.shape, rng, resamples, "fisher")
+            rows.append((cause, *(given or ["nothing"]), *map(float, numbers)))
     return pd.DataFrame(rows, columns=["cause", "given", "estimate", "low", "high"])
 
 
@@ -430,10 +424,8 @@ def given_the_answer(
         same = pool.rivals["same_completion"]
         for given, covariates in (("nothing", []), ("same completion", [same])):
             measure = statistics.agreement(pool.gain, pool.cosine, "query", given=covariates)
-            numbers = map(
-                float, statistics.estimated(measure, same.shape, rng, resamples, "fisher")
-            )
-            rows.append((name, given, *numbers, int(same.sum())))
+            numbers = statistics.estimated(measure, same.shape, rng, resamples, "fisher")
+            rows.append((name, given, *map(float, numbers), int(same.sum())))
     return pd.DataFrame(rows, columns=["pool", "given", "estimate", "low", "high", "sharing"])
 
 

@@ -13,9 +13,7 @@ import html
 import importlib.metadata
 import importlib.resources
 import json
-import os
 import string
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -85,14 +83,8 @@ def write(
         data=_json(_content(scores, examples) | {"plot": json_item(_plot(), "scatter")}),
         licences=_licences(),
     )
-    handle, temporary = tempfile.mkstemp(suffix=".tmp", dir=file.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as out:
-            out.write(content)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(file)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    with paths.replacing(file) as temporary:
+        temporary.write_text(content, encoding="utf-8")
     return file
 
 

@@ -65,9 +65,8 @@ def discard(name: str, output_dir: str | Path) -> None:
 
 def save_table(frame: pd.DataFrame, name: str, output_dir: str | Path) -> None:
     """Save a table as <output_dir>/<name>.csv."""
-    folder = paths.resolve(output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    frame.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g")
+    with paths.replacing(paths.resolve(output_dir) / f"{name}.csv") as temporary:
+        frame.to_csv(temporary, index=False, float_format="%.6g")
 
 
 def gain_distribution(gain: np.ndarray, score: np.ndarray) -> Figure:

@@ -1,9 +1,12 @@
-"""Where things are: the repository root, and relative paths resolved against it.
+"""Where things are: the repository root, relative paths resolved against it, files that are whole.
 
 Notebooks may run from any working directory (Jupyter starts a kernel in notebooks/, papermill in
 the caller's), so a relative path in a parameter always means "from the repository root".
 """
 
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,3 +24,15 @@ def shown(path: str | Path) -> str:
     """Return `path` for messages: relative to the repository root where it lies inside."""
     path = Path(path)
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+
+
+@contextmanager
+def replacing(file: Path) -> Iterator[Path]:
+    """Yield a name to write a file under: once it is whole, it takes the place of `file`."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f"{file.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        yield temporary
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 
-from icprobe import __version__, machine
+from icprobe import __version__, machine, paths
 
 FILE = "run.json"
 # what `of_run` says
@@ -189,9 +189,8 @@ def update(folder: Path, run: dict, records: Mapping[str, dict]) -> None:
         "runs": {started: runs[started] for started in sorted(runs) if started in used},
         "notebooks": dict(sorted(notebooks.items())),
     }
-    temporary = folder / f"{FILE}.tmp"
-    temporary.write_text(json.dumps(kept, indent=1, default=str) + "\n", encoding="utf-8")
-    temporary.replace(folder / FILE)
+    with paths.replacing(folder / FILE) as temporary:
+        temporary.write_text(json.dumps(kept, indent=1, default=str) + "\n", encoding="utf-8")
 
 
 def _system() -> str:

@@ -387,12 +387,10 @@ class _Progress:
         """Write everything, by way of a temporary name, if it is time to."""
         if self.file is None or time.monotonic() - self._kept < KEPT_EVERY:
             return
-        self.file.parent.mkdir(parents=True, exist_ok=True)
         parts = {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
         mine = {name: getattr(self, name) for name in ("asked", "losses", "snapshots", "seconds")}
-        temporary = self.file.with_suffix(".tmp")
-        torch.save(parts | mine, temporary)
-        temporary.replace(self.file)
+        with paths.replacing(self.file) as temporary:
+            torch.save(parts | mine, temporary)
         self._kept = time.monotonic()
 
     def forget(self) -> None:
@@ -473,7 +471,6 @@ def obtain(
 
 def _save(trained: Trained, weights: Path) -> None:
     """Write a network's files, each by way of a temporary name."""
-    weights.parent.mkdir(parents=True, exist_ok=True)
     parts = np.array_split(trained.losses, min(PARTS, len(trained.losses)))
     record = {
         "recipe": asdict(trained.recipe),
@@ -482,10 +479,10 @@ def _save(trained: Trained, weights: Path) -> None:
         "seconds": round(trained.seconds, 1),
         "made_with": store.made_with(),
     }
-    temporary = weights.with_suffix(".tmp")
-    temporary.write_bytes(save(_copied(trained.network)))
-    weights.with_suffix(".json").unlink(missing_ok=True)  # of other weights, until it is written
-    temporary.replace(weights)
+    with paths.replacing(weights) as temporary:
+        temporary.write_bytes(save(_copied(trained.network)))
+        # of other weights, until it is written
+        weights.with_suffix(".json").unlink(missing_ok=True)
     store.publish(weights.with_suffix(".json"), (json.dumps(record) + "\n").encode())
 
 

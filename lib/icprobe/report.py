@@ -131,9 +131,8 @@ def write(output_dir: str | Path, root: Path = paths.ROOT) -> Path:
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
     text = render(folder, root)
-    temporary = folder / f"{FILE}.tmp"
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(folder / FILE)
+    with paths.replacing(folder / FILE) as temporary:
+        temporary.write_text(text, encoding="utf-8")
     return folder / FILE
 
 

@@ -546,12 +546,13 @@ def table(rows: list[Row]) -> str:
 
 def write_csv(path: Path, records: list[dict[str, object]]) -> None:
     """Write records as a CSV file, by way of a temporary name."""
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
+    with (
+        paths.replacing(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8") as file,
+    ):
         writer = csv.DictWriter(file, records[0].keys(), lineterminator="\n")
         writer.writeheader()
         writer.writerows(records)
-    temporary.replace(path)
 
 
 def run_records(rows: list[Row]) -> list[dict[str, object]]:

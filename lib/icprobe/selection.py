@@ -335,13 +335,11 @@ def write_one(
             it they are in the order given.
     """
     file = paths.resolve(file)
-    file.parent.mkdir(parents=True, exist_ok=True)
     lines = []
     for row in sorted(map(int, rows), key=lambda row: 0 if values is None else -values[row]):
         line = {column: examples[row][column] for column in COLUMNS}
         line |= {} if values is None else {"score": float(values[row])}
         lines.append(json.dumps(line, ensure_ascii=False) + "\n")
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text("".join(lines), encoding="utf-8")
-    temporary.replace(file)
+    with paths.replacing(file) as temporary:
+        temporary.write_text("".join(lines), encoding="utf-8")
     return file

@@ -283,9 +283,8 @@ def main(argv: list[str] | None = None, root: Path = paths.ROOT) -> int:
             return 1
         if len(rows):
             file = folder / f"{notebook.number:02}_{args.table}.csv"
-            temporary = file.with_suffix(".tmp")
-            rows.to_csv(temporary, index=False)
-            temporary.replace(file)
+            with paths.replacing(file) as temporary:
+                rows.to_csv(temporary, index=False)
             say(f"\ntable: {paths.shown(file)}, {len(rows)} rows")
         say(f"log: {paths.shown(log_file)}")
     if "interrupted" in unfinished.values():
