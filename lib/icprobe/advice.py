@@ -18,6 +18,7 @@ The rule is about ranking single steps; whether a selection trains better models
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -117,6 +118,7 @@ class Advice:
         n: Training examples of a sample so large, or None.
         m: Queries of it, or None.
         differences: Those that decide, as phrases with their intervals.
+        known: Whether there were enough rankings for intervals.
     """
 
     verdict: str
@@ -125,6 +127,7 @@ class Advice:
     n: int | None
     m: int | None
     differences: tuple[str, ...]
+    known: bool = True
 
     @property
     def settled(self) -> bool:
@@ -132,8 +135,12 @@ class Advice:
         return self.verdict != TOO_SMALL
 
 
-# a difference, a bound, and whether its interval must be above it (or below)
-Condition = tuple[str, float, bool]
+class Condition(NamedTuple):
+    """A difference whose interval must be above a bound, or below it."""
+
+    difference: str
+    bound: float
+    above: bool
 
 
 def advise(agreed: pd.DataFrame, tolerance: float = TOLERANCE) -> Advice:
@@ -159,17 +166,17 @@ def advise(agreed: pd.DataFrame, tolerance: float = TOLERANCE) -> Advice:
     n, m = int(rows["n"].iloc[0]), int(rows["m"].iloc[0])
     said = tables.in_words(deciding.reset_index())
     differences = tuple(f"{name} {said[name]}" for name in deciding.index)
-    needed = _needed([q.removeprefix("ICP minus ") for q in deciding.index if q[:4] == "ICP "])
-    needed = {v: [[(q, t * tolerance, a) for q, t, a in c] for c in cs] for v, cs in needed.items()}
+    others = [q.removeprefix("ICP minus ") for q in deciding.index if q.startswith("ICP ")]
+    needed = _needed([name for name in others if name != GRADIENTS], tolerance)
 
-    known = np.isfinite(low).all()
+    known = bool(np.isfinite(low).all())
     settled = _first(needed, low, high) if known and m >= FEWEST else None
     if settled:
         return Advice(settled, METHODS[settled], 1.0, n, m, differences)
     likely = _first(needed, estimate, estimate)
     if not known or not likely:
         method = METHODS.get(likely, SIMILARITY)
-        return Advice(TOO_SMALL, method, math.inf, None, None, differences)
+        return Advice(TOO_SMALL, method, math.inf, None, None, differences, known)
     factor = min(
         max(_times(estimate[q], low[q], high[q], bound, above) for q, bound, above in conditions)
         for conditions in needed[likely]
@@ -180,20 +187,23 @@ def advise(agreed: pd.DataFrame, tolerance: float = TOLERANCE) -> Advice:
     return Advice(TOO_SMALL, METHODS[likely], factor, *sizes, differences)
 
 
-def _needed(others: Sequence[str]) -> dict[str, list[list[Condition]]]:
-    """Return what each verdict needs: one of several lists of conditions, bounds in tolerances.
+def _needed(similar: Sequence[str], tolerance: float) -> dict[str, list[list[Condition]]]:
+    """Return what each verdict needs: all conditions of one of several lists.
 
     Args:
-        others: The similarities, and gradients.
+        similar: The similarities.
+        tolerance: As for `advise`.
     """
-    similar = [name for name in others if name != GRADIENTS]
+
+    def beats_all(name: str) -> list[Condition]:
+        return [Condition(f"{name} minus {s}", 0, above=True) for s in similar]
+
     return {
-        USE_ICP: [[*((f"ICP minus {s}", 0, True) for s in similar), (ICP_AGAINST, -1, True)]],
-        USE_GRADIENTS: [
-            [*((f"gradients minus {s}", 0, True) for s in similar), (ICP_AGAINST, 0, False)]
-        ],
+        USE_ICP: [[*beats_all(ICP), Condition(ICP_AGAINST, -tolerance, above=True)]],
+        USE_GRADIENTS: [[*beats_all(GRADIENTS), Condition(ICP_AGAINST, 0, above=False)]],
         NEITHER: [
-            [(f"ICP minus {s}", 1, False), (f"gradients minus {s}", 1, False)] for s in similar
+            [Condition(f"{name} minus {s}", tolerance, above=False) for name in (ICP, GRADIENTS)]
+            for s in similar
         ],
     }
 
@@ -238,7 +248,7 @@ def in_words(advice: Advice, tolerance: float, available: tuple[int, int]) -> st
         return said[advice.verdict] + numbers
     head = "**Sample too small.** "
     likely = f"Its estimates speak for {advice.method}, which is used for now. "
-    if not math.isfinite(advice.factor) and "nan" in numbers:
+    if not advice.known:
         return f"{head}It has too few rankings for an interval; {advice.method} is used for now."
     if advice.n is None:
         return (

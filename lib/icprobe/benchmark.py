@@ -21,7 +21,6 @@ import functools
 import itertools
 import json
 import math
-import os
 import signal
 import statistics
 import subprocess
@@ -34,6 +33,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import psutil
 import torch
 import transformers
 from scipy.stats import spearmanr
@@ -297,18 +297,14 @@ def peak_memory(device: torch.device) -> float:
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
-    # getrusage would count what the parent held when it started this process
-    status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.exists() else []
-    peak = [int(line.split()[1]) for line in lines if line.startswith("VmHWM")]
-    return peak[0] / 2**20 if peak else float("nan")
+    return machine.peak_memory()
 
 
 def _memory(device: torch.device) -> int:
     """Return the bytes that a device has."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[1]
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return psutil.virtual_memory().total
 
 
 def product_rate(lm: LM) -> float:

@@ -187,7 +187,7 @@ def measure(
 ) -> np.ndarray:
     """Score all pairs of the experiment through its store: float32 [N, M], positive = helps.
 
-    The curvature is fitted to the pool itself, or to about a thousand of it, once for all blocks.
+    The curvature is fitted once for all blocks: to the pool, or to one to two thousand of it.
 
     Args:
         experiment: What is scored and where the scores lie.

@@ -18,11 +18,13 @@ from matplotlib.colors import LogNorm, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
+from scipy.stats import spearmanr
 
 from icprobe import __version__, paths
 
 BLUE, ORANGE, GREEN, PINK, GREY = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#555555"
 SERIES = [BLUE, ORANGE, GREEN, PINK, GREY, "#56B4E9", "#D55E00", "black"]
+MARKERS = "osD^vPX*"
 DIVERGING = "PuOr"
 
 STYLE = {
@@ -55,6 +57,12 @@ def save(figure: Figure, name: str, output_dir: str | Path, profile: str, seed: 
         figure.savefig(folder / f"{name}.pdf", metadata=pdf)
     plt.close(figure)
     return figure
+
+
+def _looks(names: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Return a colour and a marker for each name; after eight, they are the same again."""
+    looks = itertools.cycle(zip(SERIES, MARKERS, strict=True))
+    return dict(zip(names, looks, strict=False))
 
 
 def discard(name: str, output_dir: str | Path) -> None:
@@ -182,12 +190,10 @@ def dot_intervals(axes: plt.Axes, rows: pd.DataFrame) -> None:
 
 def length_against_score(tokens: np.ndarray, scores: dict[str, np.ndarray]) -> Figure:
     """Tokens of each training example [N] against each of its scores [N], with Spearman's rho."""
-    from scipy.stats import spearmanr
-
     with mpl.rc_context(STYLE):
         figure, axes = plt.subplots(1, len(scores), figsize=(4.2 * len(scores), 3.2), squeeze=False)
         for ax, (name, values), colour in zip(
-            axes[0], scores.items(), (GREEN, BLUE, PINK, ORANGE), strict=False
+            axes[0], scores.items(), itertools.cycle((GREEN, BLUE, PINK, ORANGE)), strict=False
         ):
             rho = spearmanr(tokens, values).statistic
             ax.scatter(tokens, values, s=14, alpha=0.6, color=colour)
@@ -257,12 +263,10 @@ def against(panels: dict[str, tuple[str, np.ndarray, np.ndarray]]) -> Figure:
     `panels` has, by the name of the upright axis, the name and values [n, m] of the level one and
     the values [n, m] of the upright one.
     """
-    from scipy.stats import spearmanr
-
     with mpl.rc_context(STYLE):
         figure, row = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.6), squeeze=False)
         for axes, (name, (label, plain, other)), colour in zip(
-            row[0], panels.items(), (BLUE, PINK, GREEN, ORANGE), strict=False
+            row[0], panels.items(), itertools.cycle((BLUE, PINK, GREEN, ORANGE)), strict=False
         ):
             x, y = plain.ravel(), other.ravel()
             axes.scatter(x, y, s=10, alpha=0.4, color=colour, linewidths=0, rasterized=True)
@@ -313,9 +317,7 @@ def scatter_with_margins(
             height_ratios=[1, 4],
         )  # fmt: skip
         main, top, side = places["main"], places["top"], places["side"]
-        for group, colour, marker in zip(
-            pd.unique(np.asarray(groups)), SERIES * 4, "osD^vPX*" * 4, strict=False
-        ):
+        for group, (colour, marker) in _looks(pd.unique(np.asarray(groups))).items():
             mine = np.asarray(groups) == group
             main.scatter(
                 x[mine], y[mine], s=22, color=colour, marker=marker, alpha=0.8, label=group
@@ -389,9 +391,7 @@ def intervals(
             squeeze=False,
         )  # fmt: skip
         for axes, (title, frame) in zip(row[0], panels.items(), strict=True):
-            for number, (name, colour, marker) in enumerate(
-                zip(series, SERIES * 2, "osD^vPX*" * 2, strict=False)
-            ):
+            for number, (name, (colour, marker)) in enumerate(_looks(series).items()):
                 mine = frame[frame["series"] == name]
                 shift = 0.7 * ((number + 0.5) / len(series) - 0.5)
                 places = -np.array([names.index(one) for one in mine["row"]]) - shift
@@ -633,7 +633,8 @@ def learning_curves(curves: dict[str, list[pd.DataFrame]], batch_size: int) -> F
             rows, columns, figsize=(2.7 * columns, 2.1 * rows), sharey=True, squeeze=False
         )
         for axes, (name, runs) in zip(grid.flat, curves.items(), strict=False):
-            for run, colour, style in zip(runs, SERIES * 2, ("-", "--", ":") * 6, strict=False):
+            colours, styles = itertools.cycle(SERIES), itertools.cycle(("-", "--", ":"))
+            for run, colour, style in zip(runs, colours, styles, strict=False):
                 axes.plot(
                     run["step"] * batch_size, run["loss"], style, color=colour, marker=".",
                     linewidth=1,
@@ -680,9 +681,7 @@ def budgets(table: pd.DataFrame, label: str) -> Figure:
     with mpl.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(6.4, 3.8))
         methods = pd.unique(table["method"])
-        for number, (method, colour, marker) in enumerate(
-            zip(methods, SERIES * 2, "osD^vPX*" * 2, strict=False)
-        ):
+        for number, (method, (colour, marker)) in enumerate(_looks(methods).items()):
             mine = table[table["method"] == method].sort_values("examples")
             places = mine["examples"] * 1.03 ** (number - (len(methods) - 1) / 2)
             errors = [mine["estimate"] - mine["low"], mine["high"] - mine["estimate"]]
@@ -723,7 +722,6 @@ def bands(
     names = list(pd.unique(pd.concat(panels.values())["series"]))
     looks = itertools.cycle(itertools.product(("-", "--"), SERIES))
     styles = dict(zip(names, looks, strict=False))
-    markers = dict(zip(names, itertools.cycle("osD^vPX*"), strict=False))
     columns = min(columns, len(panels))
     rows = -(-len(panels) // columns)
     with mpl.rc_context(STYLE):
@@ -734,7 +732,7 @@ def bands(
             for name, mine in frame.groupby("series", sort=False):
                 style, colour = styles[name]
                 axes.plot(
-                    mine["x"], mine["estimate"], style, color=colour, marker=markers[name],
+                    mine["x"], mine["estimate"], style, color=colour, marker=_looks(names)[name][1],
                     markersize=4, linewidth=1.4, label=name,
                 )  # fmt: skip
                 axes.fill_between(
@@ -806,14 +804,14 @@ def frontier(panels: dict[str, pd.DataFrame], x_label: str, y_label: str) -> Fig
         size = (0.6 + 4.6 * len(panels), 4)
         figure, row = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False)
         names = sorted(set(pd.concat(panels.values())["method"]))
-        looks = dict(zip(names, zip("osD^vPX*", SERIES, strict=False), strict=False))
+        looks = _looks(names)
         for axes, (title, table) in zip(row[0], panels.items(), strict=True):
             table = table.sort_values(["seconds", "method"])
             best = table.groupby("seconds")["estimate"].max().cummax()
             axes.step(best.index, best, where="post", color="#999999", zorder=0)
             places = table["seconds"] * 1.06 ** table.groupby("seconds").cumcount()
             for place, point in zip(places, table.itertuples(), strict=True):
-                marker, colour = looks[point.method]
+                colour, marker = looks[point.method]
                 errors = [[point.estimate - point.low], [point.high - point.estimate]]
                 axes.errorbar(
                     place, point.estimate, yerr=errors, fmt=marker, color=colour, capsize=3,
@@ -854,8 +852,6 @@ def marked_scatters(
         y_label: The same.
         marked: What marked examples are.
     """
-    from scipy.stats import spearmanr
-
     with mpl.rc_context(STYLE):
         figure, row = plt.subplots(
             1, len(panels), figsize=(0.6 + 2.9 * len(panels), 3.4), squeeze=False

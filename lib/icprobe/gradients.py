@@ -194,7 +194,7 @@ def batches(lm: LM, examples: Sequence[Encoded]) -> Iterator[list[int]]:
 
 def tokens_per_pass(lm: LM) -> int:
     """Return the most tokens of one forward and backward pass on the model's device."""
-    usual = TOKENS_PER_PASS.get(lm.device.type, TOKENS_PER_PASS["cpu"])
+    usual = language_model.by_device(TOKENS_PER_PASS, lm.device)
     return language_model.fitting(lm, PASSES, usual)
 
 
@@ -210,7 +210,7 @@ def tokens(lm: LM, examples: Sequence[Encoded], batch: list[int]) -> int:
 
 def _padded(lm: LM, length: int) -> int:
     """Return the length to which a batch is padded whose longest example has `length` tokens."""
-    multiple = MULTIPLE.get(lm.device.type, 1)
+    multiple = language_model.by_device(MULTIPLE, lm.device)
     padded = -(-length // multiple) * multiple
     return max(length, min(padded, lm.max_positions or padded))
 
@@ -349,7 +349,7 @@ def _over_weights(one, other) -> dict[str, torch.Tensor]:
     n, d_in = sum(len(part) for part in one), one[0].inputs.shape[-1]
     device = one[0].inputs.device
     dtype = torch.promote_types(one[0].inputs.dtype, torch.float32)
-    entries = WEIGHT_ENTRIES.get(device.type, WEIGHT_ENTRIES["cpu"])
+    entries = language_model.by_device(WEIGHT_ENTRIES, device)
     at_once = max(1, entries // (sum(sizes) * d_in))
     pieces = [
         (name, slice(start, min(start + at_once, output.shape[-1])))

@@ -164,7 +164,9 @@ class Probe:
 
     @property
     def neutral_gain(self) -> np.ndarray:
-        """[N, M] gain of the neutral demonstration in its place."""
+        """[N, M] gain of the neutral demonstration in its place; ValueError if there is none."""
+        if self.neutral is None:
+            raise ValueError("neutral demonstrations were not scored")
         return gain(self.neutral, self.zero_shot)
 
 
@@ -204,7 +206,7 @@ def probe(
     )
     language_model.check_lengths(lm, queries, [tokens for _, tokens in (*shown, *twins)])
     together = _together(twins)
-    block_size = BLOCK_SIZE.get(lm.device.type, BLOCK_SIZE["cpu"])
+    block_size = language_model.by_device(BLOCK_SIZE, lm.device)
     settings = {"block_size": block_size, "fresh": fresh, "description": UNITS}
 
     arguments = {

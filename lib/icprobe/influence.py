@@ -426,7 +426,7 @@ def attribute(
             raise ValueError(f"no layer among {layers or 'all'!r} matches the part {part!r}")
     pool, queries = experiment.encode(lm)
     train_ids, query_ids = ([row.id for row in rows] for rows in (pool, queries))
-    block_size = BLOCK_SIZE.get(lm.device.type, BLOCK_SIZE["cpu"])
+    block_size = language_model.by_device(BLOCK_SIZE, lm.device)
     stores = []
     for method, options in _stores(layers, loss_on, reduction, parts):
         settings = {"fresh": fresh, "block_size": block_size, "description": UNITS[method]}

@@ -13,7 +13,7 @@ import math
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -129,6 +129,11 @@ def resolve_dtype(dtype: str, device: str | torch.device) -> str:
     return "bfloat16" if native else "float32"
 
 
+def by_device(table: Mapping[str, int], device: torch.device) -> int:
+    """Return what a table has for a kind of device: the CPU's for one that is not in it."""
+    return table.get(device.type, table["cpu"])
+
+
 def default_device() -> str:
     """Return "cuda" where there is a GPU, else "cpu"."""
     return "cuda" if torch.cuda.is_available() else "cpu"
@@ -238,7 +243,8 @@ def encode(lm: LM, examples: Iterable, max_length: int | None = None) -> list[En
 
     Args:
         lm: The model, for its tokenizer.
-        examples: Rows with `id`, `prompt` and `completion`; rows encoded already are returned.
+        examples: Rows with `id`, `prompt` and `completion`; if the first is encoded already, all
+            have to be and are returned as they are, whatever their length.
         max_length: Most tokens of one example, BOS included. Longer prompts lose tokens at their
             left, which is counted in `truncated` and warned about.
 
@@ -348,7 +354,7 @@ def log_likelihoods(
         dtype: Of the result; float64 where small differences of log-likelihoods matter.
 
     Returns:
-        float32 [C, M], in nats.
+        [C, M] in nats.
 
     Raises:
         ValueError: If a query has no prompt, or a sequence is longer than the model allows.
@@ -356,7 +362,7 @@ def log_likelihoods(
     """
     check_lengths(lm, queries, contexts)
     contexts = [(*lm.bos, *context) for context in contexts]
-    budget = tokens_per_forward or TOKENS_PER_FORWARD.get(lm.device.type, 1024)
+    budget = tokens_per_forward or by_device(TOKENS_PER_FORWARD, lm.device)
     packs = packing.pack(
         [packing.Item(q.prompt, q.completion) for q in queries],
         context=int(np.mean([len(context) for context in contexts])),

@@ -1,5 +1,6 @@
 """What this machine computes with."""
 
+import math
 import os
 import platform
 import re
@@ -26,3 +27,14 @@ def processor() -> str:
         command = ["sysctl", "-n", "machdep.cpu.brand_string"]
         return subprocess.run(command, capture_output=True, text=True).stdout.strip()
     return platform.processor() or platform.machine()
+
+
+def peak_memory(pid: int | str = "self") -> float:
+    """Return the most memory that a process has held, in GiB; not a number where none says."""
+    # getrusage would count what the parent held when it started the process
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return math.nan
+    found = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
+    return int(found.group(1)) / 2**20 if found else math.nan

@@ -234,9 +234,9 @@ def draw(
     tasks = shift.far * prior.centre + deviations
     turn, turned = _planes(streams[2], B, D, shift.degrees)
     direction = _unit(_normal(streams[3], B, D))[:, None]
-    counts = {"pool": (N,), "queries": (M,), "base": (C * K,)}
+    counts = {"pool": N, "queries": M, "base": C * K}
     drawn = {}
-    for (name, (n,)), stream in zip(counts.items(), streams[4].spawn(3), strict=True):
+    for (name, n), stream in zip(counts.items(), streams[4].spawn(3), strict=True):
         asked = name == "queries"
         x = prior.covariates(stream, B, n)
         if shift.degrees is not None:

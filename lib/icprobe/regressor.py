@@ -25,6 +25,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from icprobe import paths, regression, store
+from icprobe.lm import default_device
 from icprobe.regression import LeastSquares, Prior, PriorMean, Problems, Ridge
 
 VERSION = 1  # raise it when the same recipe begins to train in another way
@@ -265,7 +266,7 @@ def train(
     """
     if any(not 0 <= step <= recipe.steps for step in snapshots):
         raise ValueError(f"snapshots are {list(snapshots)}, expected 0 to {recipe.steps} steps")
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = device or default_device()
     with torch.random.fork_rng():  # torch's layers start from the global generator
         torch.manual_seed(recipe.seed)
         network = Regressor(recipe.prior.dimension, recipe.shape).to(device)
@@ -319,7 +320,7 @@ def _partial(recipe: Recipe, folder: str | Path) -> Path:
 
 def step_seconds(recipe: Recipe, steps: int) -> float:
     """Return the median time of a step of training, the first of which does not count."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = default_device()
     network = Regressor(recipe.prior.dimension, recipe.shape).to(device)
     optimizer, seconds = _optimizer(network, recipe), []
     with _few_threads(recipe.shape):
@@ -505,7 +506,7 @@ def _load(recipe: Recipe, weights: Path, device: str | None) -> Trained:
             f"{paths.shown(weights)} or the .json beside it is damaged: {error}. Delete both and "
             "run again; the network will be trained anew."
         ) from error
-    network.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    network.to(device or default_device())
     return trained
 
 

@@ -317,7 +317,7 @@ def measure(
         FloatingPointError: As these.
     """
     pool, queries = experiment.encode(lm)
-    gradients.linear_layers(lm, layers)
+    gradients.linear_layers(lm, layers)  # an error before any store is made
     by_name = _options(steps, layers, loss_on, reduction)
     train_ids, query_ids = ([row.id for row in rows] for rows in (pool, queries))
     settings = {"fresh": fresh, "block_size": BLOCK_SIZE, "description": UNITS}

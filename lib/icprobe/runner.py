@@ -393,7 +393,8 @@ class Progress:
         for process in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.Error):  # it has just ended
                 held += process.memory_info().rss
-                self.peak = max(self.peak, _most_held(process.pid))
+                peak = machine.peak_memory(process.pid) * 2**30
+                self.peak = max(self.peak, peak)  # in this order: it may not be a number
         self.peak = max(self.peak, held)
 
     def _show(self) -> None:
@@ -406,16 +407,6 @@ class Progress:
             line += "\n"
         self.stream.write(line)
         self.stream.flush()
-
-
-def _most_held(pid: int) -> int:
-    """Return the most memory that a process ever held, in bytes, where Linux tells; else 0."""
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return 0
-    found = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
-    return int(found.group(1)) * 1024 if found else 0
 
 
 def _visible(line: str) -> str:
