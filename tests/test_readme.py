@@ -1,5 +1,6 @@
 """Every number in the README's generated parts is the committed result's."""
 
+import ast
 import re
 
 import pytest
@@ -35,3 +36,14 @@ def test_every_notebook_and_module_is_listed():
         assert f"notebooks/{notebook.name}" in text
     for module in (paths.ROOT / "lib" / "icprobe").glob("[!_]*.py"):
         assert f"    {module.name} " in text
+
+
+def test_modules_import_only_from_those_above_them():
+    order = re.findall(r"^    (\w+)\.py ", readme.README.read_text(), re.MULTILINE)
+    for number, name in enumerate(order):
+        tree = ast.parse((paths.ROOT / "lib" / "icprobe" / f"{name}.py").read_text())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.module.partition(".")[0] == "icprobe":
+                _, _, module = node.module.partition(".")
+                imported = {module} if module else {one.name for one in node.names}
+                assert not imported & set(order[number:]), f"{name} imports {imported}"
