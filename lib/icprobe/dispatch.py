@@ -13,6 +13,7 @@ that cannot prepare what all blocks share is left out, too.
 
 import statistics
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 
@@ -63,7 +64,7 @@ class Dispatch:
         self._call, self._wanted = send, wanted
         self.failed: dict[range, str] = {}
         self._done: set[range] = set()  # given up, too
-        self._seconds: list[float] = []  # of finished blocks
+        self._seconds: deque[float] = deque(maxlen=100)  # of the blocks that were finished last
         self._idle: list = []
         self._resting: dict = {}  # workers, and until when
         self._new: set = set()  # workers that stand in for others and have not answered yet
