@@ -493,4 +493,16 @@ def test_sentences_say_each_verdict(rng):
 def test_sentences_of_few_seeds_have_no_interval(rng):
     gains = {name: values[:2] for name, values in made(rng, a=0.9, b=0.4, noise=0.01).items()}
     line = comparison.in_words(differences(gains, PAIRS, 0.7, rng, 100), 0.7)[0]
-    assert line.endswith(", fewer than 3 seeds: no interval).") and "nan" not in line
+    said = ", fewer than 3 seeds or 6 queries: no interval)."
+    assert line.endswith(said) and "nan" not in line
+
+
+def test_few_queries_give_no_verdict_and_no_interval(rng):
+    gains = {
+        name: values[:, :5] for name, values in made(rng, a=0.9, b=0.4, noise=0.01).items()
+    }
+    row = one(gains)
+    assert row["verdict"] == "undecided"
+    assert row[["share_low", "share_high", "p_equivalent"]].isna().all()
+    table = comparison.summary(gains, rng, 100)
+    assert table["estimate"].notna().all() and table[["low", "high"]].isna().all().all()

@@ -106,7 +106,7 @@ def test_one_bad_line_is_named_exactly(tmp_path, reason, before, after):
         data.load(tmp_path / "own.jsonl")
     said = str(raised.value).splitlines()
     assert len(said) == 2
-    assert said[0].startswith("1 problems in ")
+    assert said[0].startswith("1 problem in ")
     assert f"own.jsonl:{before + 1}: {reason}" in said[1]
 
 

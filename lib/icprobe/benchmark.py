@@ -70,6 +70,7 @@ PLAIN_BATCH = 8
 
 OURS = "icprobe, "  # how the names of our own methods begin
 CLAIMED = (1, 12, 48)  # numbers of queries that claim C5 looks at
+LENGTHS = ("grid", "long")  # of examples: as they are in this suite, or made of several
 
 KEY = ["method", "model", "lengths", "dtype", "device", "n", "m"]
 
@@ -224,7 +225,7 @@ def examples(lm: LM, lengths: str, n: int, m: int) -> tuple[list[Encoded], list[
     Raises:
         ValueError: If lengths are neither "grid" nor "long".
     """
-    if lengths not in ("grid", "long"):
+    if lengths not in LENGTHS:
         raise ValueError(f"lengths is {lengths!r}, expected 'grid' or 'long'")
     found = []
     for split, size in (("train", n), ("query", m)):
@@ -618,14 +619,30 @@ def merged(before: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
 def main() -> None:
     """Run the comparisons asked for, and write the table after each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--lengths", nargs="+", default=["grid", "long"])
-    parser.add_argument("--train", type=int, default=32)
-    parser.add_argument("--queries", type=int, nargs="+", default=CLAIMED)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--dtype", nargs="+", default=["float32"])
-    parser.add_argument("--model", default=assets.DEFAULT_MODEL)
-    parser.add_argument("--output", default="figures/mine")
+    known = "; ".join(METHODS)
+    several = {"nargs": "+", "metavar": "NAME"}
+    parser.add_argument(
+        "--methods", **several, choices=METHODS, default=list(METHODS),
+        help=f"in quotes, by default all: {known}",
+    )  # fmt: skip
+    parser.add_argument(
+        "--lengths", **several, choices=LENGTHS, default=LENGTHS,
+        help="lengths of examples: those of the suite grid, or long ones made of these (both)",
+    )  # fmt: skip
+    parser.add_argument("--train", type=int, default=32, metavar="N", help="examples (32)")
+    parser.add_argument(
+        "--queries", type=int, nargs="+", default=CLAIMED, metavar="M",
+        help=f"numbers of queries ({', '.join(map(str, CLAIMED))})",
+    )  # fmt: skip
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each (3)")
+    parser.add_argument(
+        "--dtype", **several, choices=language_model.DTYPES, default=["float32"],
+        help="of the model (float32)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--model", default=assets.DEFAULT_MODEL, help="a folder or a hub name (the built-in one)"
+    )
+    parser.add_argument("--output", default="figures/mine", help="a folder (figures/mine)")
     parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:

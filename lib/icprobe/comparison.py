@@ -34,6 +34,7 @@ from icprobe.trials import Outcome
 FULL = "full pool"
 LEVEL = 0.05  # of the equivalence test
 LEAST_SEEDS = 3  # below, the noise of training is not in the intervals, or hardly
+LEAST_QUERIES = 6  # below, intervals over them are far too short
 
 BETTER, WORSE, EQUIVALENT, OPEN = "better", "worse", "equivalent", "undecided"
 
@@ -85,12 +86,15 @@ def summary(
         resamples: How many.
 
     Returns:
-        One row each: selection, estimate, low, high, seed_sd, seeds, queries. seed_sd is the
+        One row each: selection, estimate, low, high (not numbers with fewer than `LEAST_QUERIES`),
+        seed_sd, seeds, queries. seed_sd is the
         standard deviation between seeds of the mean over queries; with one seed it is not known,
         and not in the interval.
     """
     names, measure, shape = _means(gains)
     estimate, low, high = statistics.estimated(measure, shape, rng, resamples)
+    if shape[1] < LEAST_QUERIES:
+        low = high = np.nan
     frame = pd.DataFrame({"selection": names, "estimate": estimate, "low": low, "high": high})
     of_seeds = np.stack(list(gains.values())).mean(2)
     seed_sd = of_seeds.std(axis=1, ddof=1) if shape[0] > 1 else np.nan
@@ -123,7 +127,7 @@ def differences(
         "better" or "worse" where the 95 % interval does not hold zero, "equivalent" where TOST's
         p is below 5 %, both, or "undecided"; tasks_low and tasks_high, the 95 % interval of share
         where tasks are drawn, too (not a number with a single task). With fewer than `LEAST_SEEDS`
-        all are undecided, and intervals of shares and p not numbers.
+        or `LEAST_QUERIES` all are undecided, and intervals of shares and p not numbers.
 
     Raises:
         ValueError: As `check`, or if a name is unknown.
@@ -160,7 +164,7 @@ def differences(
             for _ in range(resamples)
         ]
         tasks_low, tasks_high = statistics.ends(share, np.array(values))
-    if shape[0] < LEAST_SEEDS:
+    if shape[0] < LEAST_SEEDS or shape[1] < LEAST_QUERIES:
         share_low = share_high = tost_low = tost_high = p_equivalent = np.nan
         tasks_low = tasks_high = np.nan
         verdicts = OPEN
@@ -373,7 +377,7 @@ def in_words(table: pd.DataFrame, margin: float) -> list[str]:
         EQUIVALENT: f"models equivalent (within {margin:.0%} of the full pool's gain) to those of",
         OPEN: "models that cannot be told from, nor called equivalent to, those of",
     }
-    few = f"fewer than {LEAST_SEEDS} seeds: no interval"
+    few = f"fewer than {LEAST_SEEDS} seeds or {LEAST_QUERIES} queries: no interval"
     return [
         f"{row.first}: {' and '.join(said[part] for part in row.verdict.split(' and '))} "
         f"{row.second} ({row.share:+.2f}, "

@@ -523,7 +523,8 @@ def _examples(
                 'such as {"prompt": "{question}", "completion": " {answer}"} '
                 "(train_columns, query_columns or evaluation_columns)"
             )
-        raise DataError(f"{len(problems)} problems in {where}:\n{listed.lstrip()}")
+        count = f"{len(problems)} problem{'s' * (len(problems) > 1)}"
+        raise DataError(f"{count} in {where}:\n{listed.lstrip()}")
     return _dataset(examples, where)
 
 

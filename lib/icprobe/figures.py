@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 from scipy.stats import spearmanr
 
 from icprobe import __version__, paths
@@ -561,7 +561,7 @@ def correlation_by_query(rho: np.ndarray, all_queries: float) -> Figure:
         ):
             axes.axvline(value, color=ORANGE, linestyle=style, label=f"{name}: {value:.2f}")
         axes.set(xlabel="Spearman of ICP score and influence on one query", ylabel="queries")
-        axes.legend(loc="upper left")
+        axes.legend(loc="upper left", framealpha=1)
     return figure
 
 
@@ -617,7 +617,9 @@ def shares(panels: dict[str, pd.DataFrame]) -> Figure:
             axes.set_yticks(range(len(table)), table.index)
             axes.set_title(title)
             axes.spines[:].set_visible(False)
-        figure.colorbar(image, ax=column[:, 0].tolist(), label="share", shrink=0.5)
+        percent = PercentFormatter(1, decimals=0, symbol=None)
+        places = column[:, 0].tolist()
+        figure.colorbar(image, ax=places, label="percent", shrink=0.5, format=percent)
     return figure
 
 

@@ -145,6 +145,14 @@ def render(folder: Path, root: Path) -> str:
         _notebook(name, number, record, judged, folder, root, missing)
         for number, name in _names(folder, root, record)
     ]
+    skipped = [
+        one["number"] for one in notebooks if one["has_results"] and one["status"] == "skipped"
+    ]
+    if skipped:
+        missing.append(
+            f"{', '.join(skipped)} was skipped by the last run: its figures, tables and claims are "
+            "those of an earlier one."
+        )
     uncopied = [one["number"] for one in notebooks if one["has_results"] and not one["executed"]]
     if uncopied:
         missing.append(f"No executed copies of {', '.join(uncopied)}; texts are the checkout's.")

@@ -206,11 +206,14 @@ def ranking(
     half = np.full(len(values), np.nan)
     several = count > 1
     half[several] = stats.t.ppf(0.975, count[several] - 1) * error[several]
+    low, high = mean - half, mean + half
+    if scores.units[method] == "cosine":
+        low, high = np.clip([low, high], -1, 1)
     rank = ranks(mean)
     rank_low, rank_high = _rank_range(values, rank) if intervals else (np.nan, np.nan)
     return pd.DataFrame(
         {
-            "score": mean, "low": mean - half, "high": mean + half, "queries": count,
+            "score": mean, "low": low, "high": high, "queries": count,
             "rank": rank, "rank_low": rank_low, "rank_high": rank_high,
         },
         index=pd.Index(scores.train["id"], name="id"),
