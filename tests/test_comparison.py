@@ -498,9 +498,7 @@ def test_sentences_of_few_seeds_have_no_interval(rng):
 
 
 def test_few_queries_give_no_verdict_and_no_interval(rng):
-    gains = {
-        name: values[:, :5] for name, values in made(rng, a=0.9, b=0.4, noise=0.01).items()
-    }
+    gains = {name: values[:, :5] for name, values in made(rng, a=0.9, b=0.4, noise=0.01).items()}
     row = one(gains)
     assert row["verdict"] == "undecided"
     assert row[["share_low", "share_high", "p_equivalent"]].isna().all()

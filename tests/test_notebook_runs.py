@@ -259,7 +259,11 @@ def test_of_your_own_data_one_query_and_labels_of_a_kind_will_do(tmp_path, own):
     Path(own["queries"]).write_text(query)
     own = {k: v for k, v in own.items() if k != "condition_pools"} | {"resamples": 20}
     arguments = [text for name, value in own.items() for text in ("-p", name, str(value))]
+    stale = tmp_path / "figures" / "08_pool.jsonl"  # of other data, with copies of queries
+    stale.parent.mkdir()
+    stale.write_text("{}")
     assert runner.main(["laptop", "--only", "08", *arguments]) == 0
+    assert not stale.exists()
     assert results(tmp_path, "08") == RESULTS["08"]
     verdict = pd.read_csv(tmp_path / "figures" / "08_verdict.csv").iloc[0]
     assert verdict["verdict"] == advice.TOO_SMALL

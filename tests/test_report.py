@@ -293,6 +293,14 @@ def test_what_is_missing_is_said(made, folder):
     assert not page_of(folder).of("img")
 
 
+def test_results_of_a_skipped_notebook_are_said_to_be_older(made, folder):
+    kept = json.loads((folder / "run.json").read_text())
+    kept["notebooks"]["01_first"]["status"] = "skipped"
+    (folder / "run.json").write_text(json.dumps(kept))
+    report.write(folder, made)
+    assert "01 was skipped by the last run: its figures" in page_of(folder).text
+
+
 def test_damaged_files_are_named(made, folder):
     (folder / "run.json").write_text('{"runs": {}}')
     (folder / "run.csv").write_text("notebook,minutes\n01_first,long\n")

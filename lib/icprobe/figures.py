@@ -561,7 +561,7 @@ def correlation_by_query(rho: np.ndarray, all_queries: float) -> Figure:
         ):
             axes.axvline(value, color=ORANGE, linestyle=style, label=f"{name}: {value:.2f}")
         axes.set(xlabel="Spearman of ICP score and influence on one query", ylabel="queries")
-        axes.legend(loc="upper left", framealpha=1)
+        axes.legend(loc="upper left", frameon=True, framealpha=1, edgecolor="none")
     return figure
 
 
