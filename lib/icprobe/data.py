@@ -511,21 +511,29 @@ def _examples(
     if not (examples or problems):
         raise DataError(f"{where}: no examples")
     if problems:
-        parts = "prompt", "completion"
-        absent = [key for key in parts if all(row.get(key) is None for row in examples)]
-        every = {f"{key}: missing" for key in absent if rows}  # said once for all rows
-        left = [(number, problem) for number, problem in sorted(problems) if problem not in every]
-        listed = _listed([f"{where}:{number}: {problem}" for number, problem in left])
-        if every:
-            known = sorted({key for _, row in rows for key in row})
-            listed += (
-                f"\nNo row has {' and '.join(absent)}: say which of the columns {known} make it, "
-                'such as {"prompt": "{question}", "completion": " {answer}"} '
-                "(train_columns, query_columns or evaluation_columns)"
-            )
-        count = f"{len(problems)} problem{'s' * (len(problems) > 1)}"
-        raise DataError(f"{count} in {where}:\n{listed.lstrip()}")
+        raise DataError(_in_words(problems, rows, examples, where))
     return _dataset(examples, where)
+
+
+def _in_words(
+    problems: list[tuple[int, str]], rows: list[tuple[int, dict]], examples: list[dict], where: str
+) -> str:
+    """Return what is wrong with rows; what is wrong with all of them is said once."""
+    absent = [
+        key for key in ("prompt", "completion") if all(row.get(key) is None for row in examples)
+    ]
+    every = {f"{key}: missing" for key in absent if rows}
+    left = [(number, problem) for number, problem in sorted(problems) if problem not in every]
+    listed = _listed([f"{where}:{number}: {problem}" for number, problem in left])
+    if every:
+        known = sorted({key for _, row in rows for key in row})
+        listed += (
+            f"\nNo row has {' and '.join(absent)}: say which of the columns {known} make it, "
+            'such as {"prompt": "{question}", "completion": " {answer}"} '
+            "(train_columns, query_columns or evaluation_columns)"
+        )
+    count = f"{len(problems)} problem{'s' * (len(problems) > 1)}"
+    return f"{count} in {where}:\n{listed.lstrip()}"
 
 
 def _check_columns(rows: list, where: str, columns: Mapping[str, str | None]) -> None:

@@ -130,7 +130,7 @@ def _heatmap(axes: plt.Axes, table: pd.DataFrame, label: str, limit: float) -> N
     for (i, j), value in np.ndenumerate(table.to_numpy()):
         if np.isfinite(value):
             colour = "white" if abs(value) > 0.65 * limit else "black"
-            text = f"{round(value, digits) + 0.0:.{digits}f}"  # + 0.0 turns -0.0 into 0.0
+            text = f"{value:z.{digits}f}"
             axes.text(j, i, text, ha="center", va="center", color=colour, fontsize=8)
     axes.set_xticks(range(table.shape[1]), table.columns, rotation=40, ha="right")
     axes.set_yticks(range(table.shape[0]), table.index)

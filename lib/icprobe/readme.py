@@ -297,7 +297,7 @@ def _interval(estimate: float, low: float, high: float) -> str:
 
 
 def _signed(value: float) -> str:
-    return f"{round(value, 2) + 0.0:+.2f}"  # + 0.0 turns -0.0 into 0.0
+    return f"{value:+z.2f}"
 
 
 def lds() -> str:
@@ -498,14 +498,13 @@ def claims() -> str:
     lines = ["| claim | | estimate (95 %) | n | verdict |", "|---|---|---|---|---|"]
     tests = []
     for claim in records:
-        # + 0.0 turns -0.0 into 0.0
-        values = [round(claim[end] or 0, 2) + 0.0 for end in ("estimate", "low", "high")]
+        values = [claim[end] or 0 for end in ("estimate", "low", "high")]
         interval = (
-            "({:.2f} to {:.2f})"
+            "({:z.2f} to {:z.2f})"
             if claim["unit"] != "ratio of seconds"
-            else "(runs: {:.2f} to {:.2f})"
+            else "(runs: {:z.2f} to {:z.2f})"
         )
-        number = f"{{:.2f}} {interval}".format(*values) if claim["n"] else "–"
+        number = f"{{:z.2f}} {interval}".format(*values) if claim["n"] else "–"
         cells = (claim["id"], claim["statement"], number, str(claim["n"] or "–"))
         verdict, allows = claim["verdict"], claim["allows"]
         more = "" if allows in (verdict, None) else f" (the interval allows: {allows})"

@@ -255,9 +255,9 @@ def _estimate(claim: dict) -> str:
     """Return a claim's estimate and interval, as the README has them; "" where there is none."""
     if claim["estimate"] is None:
         return ""
-    ends = (round(claim[end], 2) + 0.0 for end in ("estimate", "low", "high"))  # no -0.00
+    ends = (claim[end] for end in ("estimate", "low", "high"))
     runs = "runs: " if claim["unit"] == "ratio of seconds" else ""
-    return "{:.2f} ({}{:.2f} to {:.2f})".format(*(next(ends), runs, *ends))
+    return "{:z.2f} ({}{:z.2f} to {:z.2f})".format(*(next(ends), runs, *ends))
 
 
 def _counted(judged: list[dict]) -> list[tuple[str, int]]:

@@ -170,4 +170,4 @@ def _digits(column: pd.Series) -> str | None:
     if column.name in ("p", "p_holm"):
         return "{:.4f}"
     known = column.dropna()
-    return "{:.0f}" if len(known) and (known % 1 == 0).all() and known.max() > 1 else "{:.2f}"
+    return "{:.0f}" if len(known) and (known % 1 == 0).all() and known.max() > 1 else "{:z.2f}"

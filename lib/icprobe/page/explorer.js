@@ -357,10 +357,10 @@
       const up = by(1), down = by(-1);
       const most = largest(known.map((k) => value(k, m, "score", i)));
       const remark = !known.length ? "not measured for this training example"
-        : `${up.length} helped, ${down.length} hurt, of ${count(known.length, "query", "queries")}${known.length < M ? " measured" : ""}`;
+        : `${up.length} positive, ${down.length} negative, of ${count(known.length, "query", "queries")}${known.length < M ? " measured" : ""}`;
       return column(m, remark,
-        block("▲ Helps most", up.slice(0, state.top).map((k) => queryCard(m, k, most)), known.length ? "No query with a positive score." : "–"),
-        block("▼ Hurts most", down.slice(0, state.top).map((k) => queryCard(m, k, most)), known.length ? "No query with a negative score." : "–"));
+        block("▲ Most positive", up.slice(0, state.top).map((k) => queryCard(m, k, most)), known.length ? "No query with a positive score." : "–"),
+        block("▼ Most negative", down.slice(0, state.top).map((k) => queryCard(m, k, most)), known.length ? "No query with a negative score." : "–"));
     }));
   }
 
