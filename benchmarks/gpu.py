@@ -129,11 +129,11 @@ def time_one(name: str, method, lm: LM, train: list[Encoded], queries: list[Enco
 def main() -> None:
     """Run everything, and write gpu.csv."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", default="figures/mine")
-    parser.add_argument("--dtype", nargs="+", default=["bfloat16"])
-    parser.add_argument("--probed", type=int, default=256)
-    parser.add_argument("--passed", type=int, default=1024)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--output", default="figures/mine", help="a folder (figures/mine)")
+    parser.add_argument("--dtype", nargs="+", default=["bfloat16"], help="of the model (bfloat16)")
+    parser.add_argument("--probed", type=int, default=256, help="examples to probe with (256)")
+    parser.add_argument("--passed", type=int, default=1024, help="examples for products (1024)")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each (3)")
     options = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("There is no GPU here.")

@@ -222,9 +222,11 @@ def resume() -> pd.DataFrame:
 def main() -> None:
     """Run what is asked for, and write growth.csv, exponents.csv, workers.csv and resume.csv."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", default="figures/mine")
-    parser.add_argument("--only", nargs="+", choices=MEASURED, default=MEASURED)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--output", default="figures/mine", help="a folder (figures/mine)")
+    parser.add_argument(
+        "--only", nargs="+", choices=MEASURED, default=MEASURED, help="what to measure (all)"
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each (3)")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
