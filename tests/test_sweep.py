@@ -1,6 +1,7 @@
 """Sweeps: real papermill runs of a tiny notebook over a grid, in a temporary tree."""
 
 import json
+import signal
 from pathlib import Path
 
 import nbformat
@@ -146,7 +147,11 @@ def test_an_interruption_ends_the_sweep_and_it_goes_on_from_there(root, monkeypa
     notebook.cells[1].source = f"if n == 2:\n    {parent.replace(chr(10), chr(10) + '    ')}"
     notebook.cells[1].source += f"\n{working}"
     nbformat.write(notebook, path)
-    assert sweep.main(["01", "-p", "n", "1", "2", "3"], root) == 130
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs ignore it
+    try:
+        assert sweep.main(["01", "-p", "n", "1", "2", "3"], root) == 130
+    finally:
+        signal.signal(signal.SIGINT, usual)
     assert [line["n"] for line in told(root)] == [1]
     assert set(collected(root)["n (parameter)"]) == {"1"}
     notebook.cells[1].source = working
