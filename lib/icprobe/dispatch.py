@@ -190,9 +190,10 @@ class Dispatch:
         """Have a block scored again, or give it up; without a worker, it is not to blame."""
         if rows is None or rows in self._done:
             return
-        workers = [*self._again.get(rows, ([],))[0], *([worker] if worker else [])]
+        blamed = [] if worker is None else [worker]
+        workers = [*self._again.get(rows, ([],))[0], *blamed]
         self._again[rows] = workers, time.monotonic()
-        everywhere = worker and set(self._workers) <= set(workers)
+        everywhere = blamed and set(self._workers) <= set(workers)
         if len(workers) >= TRIES or everywhere:
             times = f" (tried {len(workers)} times)" if len(workers) > 1 else ""
             self.failed[rows] = reason + times
