@@ -165,25 +165,6 @@ class GradientDot:
         cosine = np.divide(dots[0], scale, out=0 * scale, where=scale > 0)
         return tuple(scores.astype(np.float32) for scores in (dots[0], cosine, *dots[1:]))
 
-    def by_layer(
-        self, train: Iterable, loss_on: str = "completion", reduction: str = "sum"
-    ) -> dict[str, np.ndarray]:
-        """Return each linear layer's part of the dot products: float32 [N, M] by layer name.
-
-        Arguments, unit and errors are those of `products`, which returns their sum.
-        """
-        train = language_model.encode(self.lm, train, self.max_length)
-        names = gradients.linear_layers(self.lm, self.layers)
-
-        def parts_of_all() -> dict[str, np.ndarray]:
-            layers = {name: np.zeros((len(train), self.size), np.float32) for name in names}
-            for rows, columns, parts in self._blocks(train, None, loss_on, reduction):
-                for name, part in parts.items():
-                    layers[name][np.ix_(rows, columns)] = part
-            return layers
-
-        return gradients.within_memory(self.lm, parts_of_all)
-
     def _blocks(self, train, norms, *options):
         """Yield rows, columns and products by layer, for one group of layers after another.
 

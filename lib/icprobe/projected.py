@@ -1,4 +1,4 @@
-"""Gradients projected to a few numbers a layer, to be kept for a pool and met by any query.
+"""Gradients projected to a few numbers a layer, which keep inner products in expectation.
 
 A layer's weight gradient W' = G^T X [d_out, d_in] is shrunk from both sides by random matrices to
 P W' Q^T, with P [k, d_out] and Q [k, d_in] of independent entries +-1/sqrt(k), so that inner
@@ -13,14 +13,10 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import torch
 
-from icprobe import gradients, store
+from icprobe import gradients
 from icprobe import lm as language_model
-from icprobe.experiment import Experiment
 from icprobe.gradients import Factors
 from icprobe.lm import LM
-from icprobe.store import ScoreStore
-
-METHOD = "projected_gradients"
 
 
 def projected_gradients(
@@ -30,7 +26,6 @@ def projected_gradients(
     seed: int = 0,
     layers: str = "",
     loss_on: str = "completion",
-    reduction: str = "sum",
     max_length: int | None = None,
 ) -> np.ndarray:
     """Return each example's projected gradient: float32 [N, K], K about size^2 a layer.
@@ -45,7 +40,6 @@ def projected_gradients(
         seed: Of the random matrices; each depends on its layer's name, too.
         layers: See `gradients.linear_layers`.
         loss_on: See `influence.GradientDot.products`.
-        reduction: The same.
         max_length: See `lm.encode`.
 
     Raises:
@@ -53,8 +47,7 @@ def projected_gradients(
         FloatingPointError: If a gradient is not finite; names the examples.
     """
     examples = language_model.encode(lm, examples, max_length)
-    options = (layers, loss_on, reduction)
-    return _projected(lm, examples, (size,), seed, *options)[0]
+    return _projected(lm, examples, (size,), seed, layers, loss_on)[0]
 
 
 def products_by_size(
@@ -77,55 +70,6 @@ def width(lm: LM, size: int, layers: str = "") -> int:
     """Return K, the numbers that are kept for one example."""
     shapes = [layer.weight.shape for layer in gradients.linear_layers(lm, layers).values()]
     return sum(min(size, rows) * min(size, columns) for rows, columns in shapes)
-
-
-def store_pool(
-    experiment: Experiment,
-    lm: LM,
-    size: int,
-    layers: str = "",
-    loss_on: str = "completion",
-    reduction: str = "sum",
-    fresh: bool = False,
-) -> ScoreStore:
-    """Project the experiment's pool into its store, which holds for any queries: [N, K].
-
-    Finished blocks are reused. Arguments and errors are those of `projected_gradients`. A size of
-    16 takes about 0.4 MB an example for SmolLM2-135M.
-    """
-    experiment.check_model(lm)
-    pool = language_model.encode(lm, experiment.load_data()[0], experiment.max_length)
-    options = {"size": size, "layers": layers, "loss_on": loss_on, "reduction": reduction}
-    kept = experiment.store(
-        METHOD,
-        [example.id for example in pool],
-        [str(entry) for entry in range(width(lm, size, layers))],
-        {**options, "seed": experiment.seed},
-        fresh=fresh,
-        description="entries of projected gradients",
-    )
-
-    def block_of(rows: range) -> np.ndarray:
-        chosen = pool[rows.start : rows.stop]
-        return _projected(lm, chosen, (size,), experiment.seed, layers, loss_on, reduction)[0]
-
-    store.compute([kept], store.one_by_one(lambda rows: [block_of(rows)]))
-    return kept
-
-
-def scores(pool: ScoreStore, lm: LM, queries: Iterable) -> np.ndarray:
-    """Return estimated gradient dot products of a stored pool with new queries: float32 [N, M].
-
-    Costs one forward and backward pass a query; the pool is read block by block.
-
-    Raises:
-        ValueError: If the model is not the one that the pool was projected with.
-    """
-    if lm.identity != pool.identity["model"]:
-        raise ValueError(f"model {lm.identity} is not {pool.identity['model']}")
-    kept = {name: pool.identity["options"][name] for name in ("size", "seed", "layers")}
-    theirs = projected_gradients(lm, queries, **kept, max_length=pool.identity["max_length"])
-    return np.concatenate([block @ theirs.T for block in pool.blocks()])
 
 
 def _projected(lm, examples, sizes, seed, *options) -> list[np.ndarray]:
