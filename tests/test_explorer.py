@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import UNITS, texts, three_methods
+from jupyter_client.manager import start_new_kernel
 
 from icprobe import explorer, paths, views
 
@@ -149,8 +150,27 @@ def shown(opened):
 
 
 def told(scores, method: str, x: float) -> str:
-    """Return a score as the page, which has single precision, shows it."""
-    return views.number(float(np.float32(x)), views.decimals(scores, method))
+    """Return a score as the page, which has single precision, shows it; a zero has no sign."""
+    shown = f"{abs(np.float32(x)):.{views.decimals(scores, method)}f}"
+    return shown if float(shown) == 0 else f"{'−' if x < 0 else '+'}{shown}"
+
+
+def extremes(scores, method: str, top: int = 5, among: str | None = None, **of) -> dict:
+    """Return the rows at both ends of a ranking, those of one task among all; none is at both."""
+    table = scores.train.set_index("id").join(views.ranking(scores, method, **of)).reset_index()
+    table = table[table["rank"].notna() & (True if among is None else table["task"] == among)]
+    table = table.sort_values("rank", kind="stable")
+    return {"highest": table.head(top), "lowest": table.iloc[top:].iloc[::-1].head(top)}
+
+
+def helped(scores, example: str, method: str, top: int = 5) -> dict:
+    """Return the queries that an example helps and hurts most, with its rank for each of them."""
+    matrix, row = scores.matrix(method), scores.row(example)
+    table = scores.queries.assign(
+        score=matrix[row], rank=(matrix > matrix[row]).sum(0) + 1, ranked=np.isfinite(matrix).sum(0)
+    ).sort_values("score", ascending=False, kind="stable")
+    helps, hurts = table[table["score"] > 0], table[table["score"] < 0].iloc[::-1]
+    return {"helps": helps.head(top), "hurts": hurts.head(top)}
 
 
 def test_the_page_says_what_it_is(shown):
@@ -197,10 +217,10 @@ def check_numbers(shown: Opened, scores: views.Scores, of: dict[str, str]) -> No
     """Check all numbers that the page shows for a choice of queries."""
     several = "query" not in of
     for method in scores.methods:
-        table = views.extremes(scores, method, **of, top=5)
+        table = extremes(scores, method, **of)
         column = shown.page.locator(f'#columns .column[data-method="{method}"]')
         for place, end in enumerate(("highest", "lowest")):
-            wanted = table.loc[end]
+            wanted = table[end]
             assert shown.cards(method, place) == wanted["id"].tolist()
             heads = [
                 " ".join(text.split())
@@ -216,7 +236,7 @@ def check_numbers(shown: Opened, scores: views.Scores, of: dict[str, str]) -> No
                 score += " ({} to {})".format(*ends) if several else ""
                 assert re.sub(r"([▲▼]) ?", r"\1 ", head) == f"{whole} {sign}{score}"
         texts = column.locator("> div").first.locator("li .completion").all_inner_texts()
-        assert texts == [text.strip() for text in table.loc["highest", "completion"]]
+        assert texts == [text.strip() for text in table["highest"]["completion"]]
     agreed = views.agreements(scores, **of)
     agreed = agreed[agreed["examples"] > 0]
     cells = shown.page.locator("#agreement tbody tr").all_inner_texts()
@@ -250,11 +270,9 @@ def test_a_training_example_is_picked_and_shows_whom_it_helps(shown, scores):
     card.locator(".text").click()
     assert shown.hash["example"] == name
     assert shown.page.inner_text("#helped-title") == f"Whom {name} helps and hurts"
-    table = views.helped(scores, name)
     for method in scores.methods:
-        for place, end in enumerate(("helps", "hurts")):
-            wanted = table[(table["method"] == method) & (table["end"] == end)]
-            assert shown.cards(method, place, "#helped-columns") == wanted["query"].tolist()
+        for place, wanted in enumerate(helped(scores, name, method).values()):
+            assert shown.cards(method, place, "#helped-columns") == wanted["id"].tolist()
             heads = shown.page.locator(
                 f'#helped-columns .column[data-method="{method}"] > div >> nth={place} >> .head'
             ).all_inner_texts()
@@ -263,7 +281,7 @@ def test_a_training_example_is_picked_and_shows_whom_it_helps(shown, scores):
                 assert f"rank {row.rank:.0f} of {row.ranked}" in head
     assert shown.page.locator(f'#table tr.picked[data-id="{name}"]').count() <= 1
     # from there to one of the queries
-    other = table["query"].iloc[0]
+    other = helped(scores, name, "gain")["helps"]["id"].iloc[0]
     shown.page.locator("#helped-columns button", has_text=re.compile(f"^{other}$")).first.click()
     assert shown.hash["query"] == other and shown.hash["example"] == name
     assert shown.page.inner_text("#query-title") == f"Query {other}"
@@ -280,8 +298,8 @@ def test_a_training_example_is_picked_and_shows_whom_it_helps(shown, scores):
 def test_search_and_filter_by_task(shown, scores):
     shown.choose("query-4:")
     shown.page.select_option("#task", "sums")
-    wanted = views.extremes(scores, "gain", query="query-4", among="sums")
-    assert shown.cards("gain", 0) == wanted.loc["highest", "id"].tolist()
+    wanted = extremes(scores, "gain", query="query-4", among="sums")["highest"]
+    assert shown.cards("gain", 0) == wanted["id"].tolist()
     assert "10 training examples of 30 pass the filter (sums)" in shown.page.inner_text("#filtered")
     assert {row[1] for row in shown.rows()} == {"sums"}
     # query-4 is about animals, and so are every third example
@@ -511,14 +529,16 @@ def test_of_many_examples_the_extreme_ones_stay(chromium, scores, tmp_path):
     assert len(held) == 27
     choices = [{}, {"task": "sums"}, *({"query": f"query-{j}"} for j in range(M))]
     ends = [
-        set(views.extremes(scores, method, **of, top=whole)["id"])
+        set(rows["id"])
         for of in choices
         for method in scores.methods
+        for rows in extremes(scores, method, top=whole, **of).values()
     ]
     assert set().union(*ends) <= held
     # ranks are still among all
     for method in scores.methods:
-        wanted = [name for name in views.extremes(scores, method, top=N)["id"] if name in held]
+        wanted = extremes(scores, method, top=N)["highest"]["id"]
+        wanted = [name for name in wanted if name in held]
         assert opened.cards(method, 0) == wanted[:5]
     opened.page.close()
 
@@ -539,3 +559,19 @@ def test_one_method_and_one_query_are_enough(chromium, tmp_path):
 def test_relative_paths_start_at_the_root(scores, monkeypatch, tmp_path):
     monkeypatch.setattr(paths, "ROOT", tmp_path)
     assert explorer.write(scores, "figures/page.html", "a") == tmp_path / "figures" / "page.html"
+
+
+def test_a_notebook_shows_it_where_somebody_looks(tmp_path):
+    manager, client = start_new_kernel()
+    code = f"from icprobe import explorer; explorer.frame({str(tmp_path / 'page.html')!r})"
+    shown = {True: [], False: []}
+    for somebody, messages in shown.items():
+        client.execute_interactive(
+            code, allow_stdin=somebody, output_hook=messages.append, timeout=120
+        )
+    client.stop_channels()
+    manager.shutdown_kernel(now=True)
+    assert not [one for one in shown[False] if one["msg_type"] == "execute_result"]
+    (result,) = (one for one in shown[True] if one["msg_type"] == "execute_result")
+    address = re.search(r'src="([^"]+)"', result["content"]["data"]["text/html"])[1]
+    assert (paths.NOTEBOOKS / address).resolve() == tmp_path / "page.html"

@@ -75,7 +75,7 @@ TABLES = {
         "learning_curve",
         "shifts",
     ],
-    "06": ["crossings", "findings", "forecast", "frontier", "here", "operations", "profile"],
+    "06": ["crossings", "findings", "frontier", "here", "operations", "profile"],
     "08": ["agreements", "findings", "scores", "verdict"],
 }
 TEXTS = {"08": ["08_explorer.html", "08_selected.jsonl"]}  # files with the data's texts

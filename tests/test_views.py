@@ -77,44 +77,6 @@ def test_equal_scores_share_the_better_place():
     np.testing.assert_array_equal(views.ranks(values)[:, 0], [1, 3, np.nan, 1, 4])
 
 
-def test_extremes_are_the_ends_of_the_ranking(scores):
-    table = views.extremes(scores, "gain", query="query-2", top=4)
-    order = np.argsort(-scores.methods["gain"][:, 2])
-    assert table.loc["highest", "id"].tolist() == [f"example-{i}" for i in order[:4]]
-    assert table.loc["lowest", "id"].tolist() == [f"example-{i}" for i in order[::-1][:4]]
-    others = views.ranking(scores, "cosine", query="query-2")["rank"]
-    assert (table["rank by cosine"].to_numpy() == others[table["id"]].to_numpy()).all()
-    assert "rank by gain" not in table
-    assert table.loc[("highest", 1), "completion"] == f" answer {order[0]}"
-
-
-def test_no_example_is_at_both_ends(scores):
-    table = views.extremes(scores, "step", top=9)
-    assert len(table.loc["highest"]) == 9 and len(table.loc["lowest"]) == 3
-    assert table["id"].is_unique
-
-
-def test_a_filter_leaves_ranks_as_they_are(scores):
-    table = views.extremes(scores, "gain", among="sums", top=20)
-    assert len(table) == 10 and (table["task"] == "sums").all()
-    ranked = views.ranking(scores, "gain")["rank"]
-    assert (table["rank"].to_numpy() == ranked[table["id"]].to_numpy()).all()
-
-
-def test_whom_an_example_helps_and_hurts(scores):
-    table = views.helped(scores, "example-5", top=M)
-    gains, found = scores.methods["gain"][5], table[table["method"] == "gain"]
-    helps, hurts = (found.loc[found["end"] == end, "score"].tolist() for end in ("helps", "hurts"))
-    assert helps == sorted(gains[gains > 0])[::-1] and hurts == sorted(gains[gains < 0])
-    assert found["place"].tolist() == [*range(1, len(helps) + 1), *range(1, len(hurts) + 1)]
-    for row in found.itertuples():
-        ranked = views.ranking(scores, "gain", query=row.query)
-        assert row.rank == ranked.loc["example-5", "rank"]
-    step = table[table["method"] == "step"]
-    assert (step["ranked"] == 12).all() and len(step) == 6
-    assert "step" not in views.helped(scores, "example-20")["method"].tolist()
-
-
 def test_agreement_is_spearman_over_what_both_measured(scores):
     table = views.agreements(scores).set_index(["first", "second"])
     means = {name: scores.methods[name][:12, 2:8].mean(1) for name in ("gain", "step")}
@@ -170,12 +132,6 @@ def test_scores_show_about_three_digits(scores, largest, digits):
     assert views.decimals(made, "a") == digits
 
 
-def test_numbers_carry_their_sign():
-    assert [views.number(x, 2) for x in (1.5, -0.25, 0.0, -0.001)] == [
-        "+1.50", "−0.25", "0.00", "0.00",
-    ]  # fmt: skip
-
-
 def test_of_data_sets():
     pool = data.load(paths.ROOT / "data" / "demo.jsonl")
     matrix = np.zeros((len(pool), len(pool)), dtype=np.float32)
@@ -217,10 +173,7 @@ def test_what_does_not_fit_is_said(change, message):
         (lambda s: views.ranking(s, "gain", query="query-99"), "no query has the id 'query-99'"),
         (lambda s: views.ranking(s, "gain", task="verbs"), "no query has the task 'verbs'"),
         (lambda s: views.ranking(s, "gain", query="query-1", task="sums"), "one of them"),
-        (lambda s: views.extremes(s, "gain", among="verbs"), "no training example is of the task"),
-        (lambda s: views.extremes(s, "gain", top=0), "top is 0"),
-        (lambda s: views.helped(s, "query-1"), "no training example has the id 'query-1'"),
-        (lambda s: views.helped(s, "example-1", top=0), "top is 0"),
+        (lambda s: s.row("query-1"), "no training example has the id 'query-1'"),
     ],
 )
 def test_what_there_is_not_is_an_error(scores, call, message):

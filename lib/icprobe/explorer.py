@@ -13,6 +13,7 @@ import html
 import importlib.metadata
 import importlib.resources
 import json
+import os
 import string
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -23,6 +24,8 @@ from bokeh.embed import json_item
 from bokeh.models import ColumnDataSource, HoverTool, Plot, Span, TapTool
 from bokeh.plotting import figure
 from bokeh.resources import Resources
+from IPython import get_ipython
+from IPython.display import IFrame
 
 from icprobe import paths, views
 
@@ -86,6 +89,20 @@ def write(
     with paths.replacing(file) as temporary:
         temporary.write_text(content, encoding="utf-8")
     return file
+
+
+def frame(file: str | Path, height: int = 900) -> IFrame | None:
+    """Return a page in a frame for a notebook in `notebooks/`; None where nobody looks at it.
+
+    The request that runs a cell says whether somebody could answer questions: JupyterLab's does,
+    papermill's does not. The address starts at the notebook's folder, from which its executed copy
+    is elsewhere.
+    """
+    kernel = getattr(get_ipython(), "kernel", None)
+    request = (kernel.get_parent("shell") if kernel else None) or {}
+    if not request.get("content", {}).get("allow_stdin", False):
+        return None
+    return IFrame(os.path.relpath(paths.resolve(file), paths.NOTEBOOKS), "100%", height)
 
 
 def _json(content: object) -> str:

@@ -515,7 +515,7 @@ RULES: dict[str, Rule] = {
     "cost_dimensions": _each(_FROM_1, least=1),
     "compared": _file,
     "methods": _each(_one_of("benchmark", "METHODS")),
-    **dict.fromkeys(("m_timed", "planned"), _each(_FROM_1, least=1)),
+    "m_timed": _each(_FROM_1, least=1),
     "published_dir": _folder,
     "step": _step,
     "method": _one_of("advice", "ICP", "GRADIENTS", "SIMILARITY"),

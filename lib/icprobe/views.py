@@ -1,8 +1,6 @@
-"""What several methods say of the same pairs, as tables that people look through.
+"""What several methods say of the same pairs: rankings with intervals, and how far they agree.
 
-One looks from the queries' side (a query, the queries of a task, or all: which training examples
-rank highest and lowest) or from a training example's (whom it helps, whom it hurts). The page of
-`explorer.py` and the browser of `browser.py` show these tables and nothing else.
+Of a query, the queries of a task, or all. The page of `explorer.py` shows these numbers.
 """
 
 import itertools
@@ -154,12 +152,6 @@ def decimals(scores: Scores, method: str) -> int:
     return int(np.clip(2 - np.floor(np.log10(typical)), 0, 9)) if typical else 0
 
 
-def number(value: float, decimals: int) -> str:
-    """Return a score as people read it, with its sign; what rounds to zero has none."""
-    shown = f"{abs(value):.{decimals}f}"
-    return shown if float(shown) == 0 else f"{'−' if value < 0 else '+'}{shown}"
-
-
 def ranks(values: np.ndarray) -> np.ndarray:
     """Return places along the first axis: 1 = the highest, equal values share the better place.
 
@@ -252,90 +244,6 @@ def _rank_range(values: np.ndarray, rank: np.ndarray) -> np.ndarray:
     found[:, at] = np.minimum(ends[0], rank[at]), np.maximum(ends[1], rank[at])
     found[:, ~(np.isfinite(values).sum(1) > 1)] = np.nan
     return found
-
-
-def extremes(
-    scores: Scores,
-    method: str,
-    query: str | None = None,
-    task: str | None = None,
-    top: int = 5,
-    among: str | None = None,
-) -> pd.DataFrame:
-    """Return the training examples that a method ranks highest and lowest, with all methods' ranks.
-
-    Args:
-        scores: N training examples, M queries.
-        method: What ranks them.
-        query: See `ranking`.
-        task: See `ranking`.
-        top: How many at each end; an example stands at one end only.
-        among: Only training examples of this task; ranks are among all of them.
-
-    Returns:
-        Indexed by end ("highest", "lowest") and place there. Columns: id, task, those of
-        `ranking`, then "rank by NAME" for each of the other methods, prompt and completion.
-
-    Raises:
-        ValueError: If there is no such method, query or task, or top is not positive.
-    """
-    if top < 1:
-        raise ValueError(f"top is {top}, expected at least 1")
-    if among is not None and among not in set(scores.train["task"]):
-        raise ValueError(f"no training example is of the task {among!r}")
-    table, columns = ranking(scores, method, query, task), scores.columns(query, task)
-    others = {
-        f"rank by {name}": ranks(_means(scores.matrix(name)[:, columns])[0])
-        for name in scores.methods
-        if name != method
-    }
-    about = scores.train.set_index("id")
-    table = about[["task"]].join(table).join(pd.DataFrame(others, index=table.index))
-    table = table.join(about[TEXTS]).reset_index()
-    if among is not None:
-        table = table[table["task"] == among]
-    table = table[table["rank"].notna()].sort_values("rank", kind="stable")
-    ends = {"highest": table.head(top), "lowest": table.iloc[top:].iloc[::-1].head(top)}
-    placed = {end: rows.set_axis(range(1, len(rows) + 1)) for end, rows in ends.items()}
-    return pd.concat(placed, names=["end", "place"])
-
-
-def helped(scores: Scores, example: str, top: int = 5) -> pd.DataFrame:
-    """Return whom a training example helps most and hurts most, by each method.
-
-    Args:
-        scores: N training examples, M queries.
-        example: The training example's id.
-        top: How many queries of each kind.
-
-    Returns:
-        Columns: method, end ("helps", a positive score; "hurts", a negative one), place (1 = most),
-        query (its id), task, score, rank (of the example among all training examples for
-        this query), ranked (how many have a rank), prompt and completion.
-
-    Raises:
-        ValueError: If there is no such training example, or top is not positive.
-    """
-    if top < 1:
-        raise ValueError(f"top is {top}, expected at least 1")
-    row = scores.row(example)
-    found = {}
-    for method in scores.methods:
-        matrix = scores.matrix(method)
-        table = scores.queries[["id", "task"]].rename(columns={"id": "query"})
-        table["score"] = matrix[row]
-        # better ones, and itself
-        table["rank"] = np.where(np.isnan(matrix[row]), np.nan, (matrix > matrix[row]).sum(0) + 1)
-        table["ranked"] = np.isfinite(matrix).sum(0)
-        table = table.join(scores.queries[TEXTS])
-        table = table[table["score"].notna()].sort_values("score", ascending=False, kind="stable")
-        ends = {
-            "helps": table[table["score"] > 0].head(top),
-            "hurts": table[table["score"] < 0].iloc[::-1].head(top),
-        }
-        for end, rows in ends.items():
-            found[method, end] = rows.set_axis(range(1, len(rows) + 1))
-    return pd.concat(found, names=["method", "end", "place"]).reset_index()
 
 
 def agreements(scores: Scores, query: str | None = None, task: str | None = None) -> pd.DataFrame:
