@@ -38,7 +38,8 @@ from papermill.exceptions import PapermillExecutionError, strip_color
 from traitlets import Unicode, default
 from traitlets.config import Config
 
-from icprobe import __version__, machine, paths, provenance, report
+from icprobe import __version__, machine, paths, provenance
+from icprobe.artifact import report
 from icprobe.assets import Unavailable
 from icprobe.parameters import (
     Parameter,
@@ -642,7 +643,7 @@ def write_up(
     pages = []
     for place in reversed(found):  # the run's own page last: it links to the others
         provenance.update(place, made, found[place])
-        pages.append(report.write(place, root))
+        pages.append(report.write(place))
     return pages
 
 

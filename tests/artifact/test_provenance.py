@@ -1,0 +1,43 @@
+"""What made a run: the checkout's state, and where models and data come from."""
+
+import subprocess
+
+from icprobe import provenance
+
+
+def git(root, *arguments: str) -> str:
+    who = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
+    command = ["git", "-C", str(root), *who, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_git_state(tmp_path):
+    assert provenance.git_state(tmp_path) is None
+    git(tmp_path, "init", "--quiet")
+    assert "error" in provenance.git_state(tmp_path)  # nothing is committed yet
+    (tmp_path / "a file").write_text("1")
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "result.csv").write_text("1")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "--quiet", "--message", "all")
+    clean = {"revision": git(tmp_path, "rev-parse", "HEAD"), "changed": []}
+    assert provenance.git_state(tmp_path) == clean
+    (tmp_path / "figures" / "result.csv").write_text("2")  # a result says nothing of the code
+    assert provenance.git_state(tmp_path) == clean
+    (tmp_path / "a file").rename(tmp_path / "ä file")
+    assert set(provenance.git_state(tmp_path)["changed"]) == {"a file", "ä file"}
+    within = tmp_path / "unpacked"
+    within.mkdir()
+    assert provenance.git_state(within) is None  # the repository above is another one
+
+
+def test_sources_are_told_without_loading(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    parameters = {"model": "smollm2-135m-instruct", "dtype": "float32", "seed": 0}
+    parameters |= {"train": "data/demo.jsonl", "n_train": None, "queries": "no/such-data-set"}
+    parameters |= {"condition_pools": {"crossed": [8, 4]}}
+    found = provenance.sources(parameters)
+    assert found["model"]["sha256"] and found["training pool"]["source"] == "demo.jsonl"
+    assert "no/such-data-set" in found["queries"]["unknown"]
+    assert found["suite crossed, query"]["limit"] == 4
+    assert provenance.sources({"seed": 0, "output_dir": "x"}) == {}
