@@ -179,6 +179,16 @@ def test_columns_are_renamed_or_filled_into_templates(tmp_path):
 
 def test_a_template_takes_texts_and_numbers_only(tmp_path):
     rows = [{"q": "a", "reply": reply} for reply in ("b", ["c", "d"], {"text": "e"}, 7)]
+def test_a_template_formats_its_fields_as_python_does(tmp_path):
+    row = {"q": "a", "n": 3, "s": 0.5}
+    file = write(tmp_path / "own.jsonl", [row])
+    columns = {"prompt": "{{ {n:03d} {q!r}{q:>4}:", "completion": " {s:.1%}"}
+    found = data.load(file, columns=columns)[0]
+    assert {key: found[key] for key in columns} == {k: v.format(**row) for k, v in columns.items()}
+    with pytest.raises(data.DataError, match=r"own\.jsonl:1: prompt: '\{q:03d\}' does not fit"):
+        data.load(file, columns={**columns, "prompt": "{q:03d}"})
+
+
     columns = {"prompt": "{q}", "completion": " {reply}"}
     with pytest.raises(data.DataError) as raised:
         data.load(write(tmp_path / "own.jsonl", rows), columns=columns)

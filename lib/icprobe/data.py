@@ -493,8 +493,8 @@ def _examples(
     _check_columns(rows, where, columns or {})
     examples, first = [], {}
     for number, row in rows:
-        odd = _not_text(row, columns or {})
-        row = {**row, **_mapped(row, columns or {})}
+        mapped, odd = _mapped(row, columns or {})
+        row = {**row, **mapped}
         for key, default in _defaults(stem, number).items():
             if row.get(key) is None:
                 row[key] = default
@@ -552,17 +552,6 @@ def _check_columns(rows: list, where: str, columns: Mapping[str, str | None]) ->
                 raise DataError(f"{where}: columns: no column {name!r}{_close(name, known)}")
 
 
-def _not_text(row: dict, columns: Mapping[str, str | None]) -> list[str]:
-    """Return what is wrong with the fields of templates, which should be texts or numbers."""
-    return [
-        f"{key}: its column {name!r} is a {type(row[name]).__name__}, expected a text or a number"
-        for key, value in columns.items()
-        if value and "{" in value
-        for name in _fields(value)
-        if isinstance(row.get(name), list | dict)
-    ]
-
-
 def _fields(value: str | None) -> list[str]:
     """Return the column names in a mapping's value: a plain name, or the names in braces."""
     if value is None:
@@ -572,20 +561,33 @@ def _fields(value: str | None) -> list[str]:
     return [name for _, name, _, _ in string.Formatter().parse(value) if name is not None]
 
 
-def _mapped(row: dict, columns: Mapping[str, str | None]) -> dict:
-    """Return the mapped columns of a row; a template with a missing field gives None."""
-    mapped = {}
+def _mapped(row: dict, columns: Mapping[str, str | None]) -> tuple[dict, list[str]]:
+    """Return the mapped columns of a row, and what is wrong with the fields of templates.
+
+    Fields should be texts or numbers; a template with a missing one gives None.
+    """
+    mapped, odd = {}, []
     for key, value in columns.items():
         fields = {name: row.get(name) for name in _fields(value)}
-        if value is None:
-            mapped[key] = None
-        elif "{" not in value:
-            mapped[key] = fields[value]
-        else:
-            parts = string.Formatter().parse(value)
-            text = "".join(before + str(fields.get(name, "")) for before, name, _, _ in parts)
-            mapped[key] = None if None in fields.values() else text
-    return mapped
+        for name, field in fields.items():
+            if isinstance(field, list | dict):
+                kind = type(field).__name__
+                odd.append(f"{key}: its column {name!r} is a {kind}, expected a text or a number")
+        try:
+            mapped[key] = None if None in fields.values() else _filled(value, fields)
+        except (TypeError, ValueError) as error:
+            odd.append(f"{key}: {value!r} does not fit {fields}: {error}")
+    return mapped, odd
+
+
+def _filled(template: str, fields: Mapping[str, object]) -> str:
+    """Return a template's text; unlike `str.format`, a field is named by any text, dots and all."""
+    text = ""
+    for before, name, spec, conversion in string.Formatter().parse(template):
+        text += before
+        if name is not None:
+            text += format(string.Formatter().convert_field(fields[name], conversion), spec)
+    return text
 
 
 def _defaults(stem: str, number: int) -> dict[str, str]:
@@ -617,6 +619,9 @@ def _options_reason(options: object, completion: object) -> str | None:
             return f"one is {reason}"
     if len(options) < 2:
         return "fewer than two"
+        if value is None or "{" not in value:
+            mapped[key] = None if value is None else row.get(value)
+            continue
     if len(set(options)) < len(options):
         return "one is there twice"
     if completion not in [None, *options]:  # that it is missing is a problem of its own
