@@ -458,6 +458,17 @@ def test_what_was_reused_is_noted(root):
     assert [row["scores"] for row in rows] == expected
 
 
+@pytest.mark.parametrize("folder", [".", "notebooks", "figures/laptop"])
+def test_results_never_overwrite_sources_or_other_results(capsys, folder):
+    sources = [file for kind in ("notebooks/*.ipynb", "figures/laptop/0*")
+               for file in runner.paths.ROOT.glob(kind)]  # fmt: skip
+    before = {file: file.read_bytes() for file in sources}
+    assert runner.main(["smoke", "--only", "05", "-p", "output_dir", folder]) == 2
+    assert f"-p: output_dir is {folder!r}" in capsys.readouterr().err
+    assert {file: file.read_bytes() for file in sources} == before
+    assert not (runner.paths.ROOT / "logs").exists()
+
+
 def test_run_json_has_the_data_as_they_were_when_a_notebook_began(root, tmp_path, capsys):
     file = tmp_path / "own.jsonl"
     file.write_text('{"prompt": "a", "completion": " b"}\n')
