@@ -1,9 +1,11 @@
 """Suites, one's own files, and what the loader says about bad ones."""
 
+import hashlib
 import json
 import re
 import string
 from collections import Counter
+from pathlib import Path
 
 import datasets
 import pyarrow
@@ -175,6 +177,16 @@ def test_columns_are_renamed_or_filled_into_templates(tmp_path):
     file = write(file, [*rows, {"q": None, "more": "b", "reply": "c", "n": 3}])
     with pytest.raises(data.DataError, match=r"own\.jsonl:4: prompt: missing"):
         data.load(file, columns={key: columns[key] for key in ("prompt", "completion")})
+
+
+def test_a_template_formats_its_fields_as_python_does(tmp_path):
+    row = {"q": "a", "n": 3, "s": 0.5}
+    file = write(tmp_path / "own.jsonl", [row])
+    columns = {"prompt": "{{ {n:03d} {q!r}{q:>4}:", "completion": " {s:.1%}"}
+    found = data.load(file, columns=columns)[0]
+    assert {key: found[key] for key in columns} == {k: v.format(**row) for k, v in columns.items()}
+    with pytest.raises(data.DataError, match=r"own\.jsonl:1: prompt: '\{q:03d\}' does not fit"):
+        data.load(file, columns={**columns, "prompt": "{q:03d}"})
 
 
 def test_a_template_takes_texts_and_numbers_only(tmp_path):
@@ -493,6 +505,46 @@ def test_a_limit_is_a_prefix_and_a_seed_moves_nothing_between_splits(bench):
     assert sorted(other["id"]) == sorted(whole["id"])
     with pytest.raises(data.DataError, match="25 examples asked for, 24 are there"):
         data.load("made", "train", limit=25)
+
+
+def save_after_reading(monkeypatch, file, content):
+    """Save `file` anew as soon as its bytes were read."""
+    real = Path.read_bytes
+
+    def read_and_save(path):
+        found = real(path)
+        if path == file:
+            file.write_bytes(content)
+        return found
+
+    monkeypatch.setattr(Path, "read_bytes", read_and_save)
+
+
+@pytest.mark.parametrize("name", ["own.jsonl", "own.parquet"])
+def test_the_bytes_of_a_file_that_are_hashed_are_those_that_are_parsed(tmp_path, monkeypatch, name):
+    file, contents = tmp_path / name, {}
+    for text in ("second", "first"):
+        table = datasets.Dataset.from_list([a_row(content=text)])
+        table.to_parquet(file) if file.suffix == ".parquet" else table.to_json(file)
+        contents[text] = file.read_bytes()
+    save_after_reading(monkeypatch, file, contents["second"])
+    rows, who = data.load_with_identity(file)
+    assert rows["content"] == ["first"]
+    assert who["sha256"] == hashlib.sha256(contents["first"]).hexdigest()
+    assert data.identity(file)["sha256"] == hashlib.sha256(contents["second"]).hexdigest()
+
+
+def test_the_text_of_a_suite_that_is_hashed_is_the_one_that_is_parsed(bench, monkeypatch):
+    file = paths.SUITES / "made.yaml"
+    first, who = file.read_bytes(), data.identity("made", "train")
+    rows = data.load("made", "train").to_list()
+    other = yaml.safe_dump(changed(tasks__asking__content="other"))
+    save_after_reading(monkeypatch, file, other.encode())
+    found, hashed = data.load_with_identity("made", "train")
+    assert (found.to_list(), hashed) == (rows, who)
+    assert hashed["sha256"] == hashlib.sha256(first).hexdigest()
+    assert data.load("made", "train").to_list() != rows
+    assert data.identity("made", "train") != who
 
 
 def test_the_order_of_keys_does_not_matter(bench):

@@ -8,7 +8,7 @@ import pytest
 from conftest import ATOL, RTOL
 from test_lm import examples
 
-from icprobe import icp
+from icprobe import data, icp, paths
 from icprobe import lm as language_model
 from icprobe.experiment import Experiment
 from icprobe.store import ScoresNotFound
@@ -171,6 +171,25 @@ def test_a_part_of_an_experiment_knows_its_places(tmp_path, model):
     other = what.on("sentiment", 8, 4)
     assert (other.train, other.queries, other.n_train, other.n_query) == (*["sentiment"] * 2, 8, 4)
     assert (other.model, other.seed, other.max_length) == (what.model, what.seed, what.max_length)
+
+
+@pytest.mark.filterwarnings("ignore:.*texts are both query and training example")
+def test_a_file_saved_in_mid_run_is_never_scored_under_its_new_hash(tmp_path, model):
+    rows = (paths.ROOT / "data/demo.jsonl").read_text().splitlines(keepends=True)
+    file = tmp_path / "own.jsonl"
+    file.write_text("".join(rows))
+    what = experiment(tmp_path / "scores", model, train=str(file))
+    declared = experiment(tmp_path / "scores", model, train=str(file))
+    what.load_data()
+    assert declared.identity["train"] == data.identity(file, limit=10)
+    before = declared.identity
+    changed = [json.loads(row) | {"completion": " another"} for row in rows]  # the ids stay
+    file.write_text("".join(json.dumps(row) + "\n" for row in changed))
+    assert what.identity == before  # of what was read
+    with pytest.raises(data.DataError, match=f"{file} was changed"):
+        declared.load_data()
+    with pytest.raises(ValueError, match="was changed"):
+        what.places(replace(what, n_train=4))
 
 
 @pytest.mark.parametrize("pools, message", [

@@ -7,9 +7,11 @@ import numpy as np
 import peft
 import pytest
 import torch
-from conftest import ATOL, FAMILIES, RTOL, save_tiny
+import transformers
+from conftest import ATOL, FAMILIES, RTOL, byte_tokenizer, save_tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 from icprobe import assets, packing
 from icprobe import lm as language_model
@@ -249,10 +251,77 @@ def test_an_adapter_is_merged_into_its_base(tmp_path):
     assert lm.identity == language_model.identity(str(tmp_path / "adapter"), device="cpu")
 
     settings = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    beside = settings | {"base_model_name_or_path": "../base", "revision": "main"}
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(beside))
+    again = language_model.load(str(tmp_path / "adapter"), device="cpu")
+    np.testing.assert_array_equal(language_model.token_log_likelihoods(again, query), actual)
+    for change, key in (
+        ({"target_modules": ["q_proj"]}, "up_proj.lora_A"),
+        ({"target_modules": ["q_proj", "up_proj", "v_proj"]}, "v_proj.lora_A"),
+    ):
+        (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(settings | change))
+        with pytest.raises(ValueError, match=rf"adapter: .*{key}"):
+            language_model.load(str(tmp_path / "adapter"), device="cpu")
     settings["base_model_name_or_path"] = None
     (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(settings))
     with pytest.raises(ValueError, match="base_model_name_or_path is missing"):
         language_model.load(str(tmp_path / "adapter"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        ("one missing", "missing: model.layers.1.mlp.up_proj.weight"),
+        ("one more", "left over: model.layers.0.extra"),
+        ("prefix", "missing: lm_head.weight.*left over: other.lm_head.weight"),
+        ("layer more", "missing: model.layers.3."),
+        ("layer fewer", "left over: model.layers.2."),
+        ("other shape", "of another shape: model.layers.0.mlp.down_proj.weight"),
+    ],
+)
+def test_a_model_is_what_its_files_say_or_an_error(tmp_path, damage, named):
+    folder = save_tiny(tmp_path / "m", "llama")
+    weights = load_file(folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    match damage:
+        case "one missing":
+            del weights["model.layers.1.mlp.up_proj.weight"]
+        case "one more":
+            weights["model.layers.0.extra"] = torch.zeros(2)
+        case "prefix":
+            weights = {f"other.{name}": weight for name, weight in weights.items()}
+        case "layer more":
+            config["num_hidden_layers"] += 1
+        case "layer fewer":
+            config["num_hidden_layers"] -= 1
+        case "other shape":
+            weights["model.layers.0.mlp.down_proj.weight"] = torch.zeros(2, 3)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=f"{folder}: .*{named}"):
+        language_model.load(str(folder), device="cpu")
+
+
+def test_tied_weights_are_not_missing(tmp_path):
+    config = transformers.GPT2Config(vocab_size=258, n_embd=32, n_layer=1, n_head=4)
+    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    assert "lm_head.weight" not in load_file(tmp_path / "model.safetensors")
+    byte_tokenizer(bos=False).save_pretrained(tmp_path)
+    model = language_model.load(str(tmp_path), device="cpu").model
+    assert model.lm_head.weight is model.transformer.wte.weight
+
+
+def test_a_model_changed_while_it_is_read_is_refused(tmp_path, monkeypatch):
+    folder = save_tiny(tmp_path / "m", "llama")
+    real = transformers.AutoTokenizer.from_pretrained
+
+    def read_and_change(*arguments, **options):
+        save_tiny(folder, "llama", seed=1)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", read_and_change)
+    with pytest.raises(ValueError, match=f"{folder}.* changed"):
+        language_model.load(str(folder), device="cpu")
 
 
 @pytest.mark.real

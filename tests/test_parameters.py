@@ -208,6 +208,33 @@ def test_the_notebooks_own_values_are_right_and_left_as_they_are(number):
         ("01", "model", "docs", "docs has no config.json or adapter_config.json"),
         ("01", "train_columns", {"prompt": "{q"}, "a template for prompt, with column names"),
         ("01", "output_dir", " ", "some text"),
+        *(
+            ("01", "output_dir", folder, "figures/mine")
+            for folder in (
+                ".",
+                "..",
+                "/",
+                "notebooks",
+                "notebooks/out",
+                "lib/icprobe",
+                "docs",
+                "tests",
+                "data",
+                "data/suites",
+                "data/scores/laptop",
+                "figures",
+                "figures/../lib",
+                ".git",
+                str(paths.NOTEBOOKS),
+            )
+        ),
+        ("01", "output_dir", "README.md", "a folder, and there is a file"),
+        ("01", "output_dir", "figures/smoke", "another folder for profile 'laptop'"),
+        *(
+            ("05", name, folder, "apart from the repository's own")
+            for name in ("scores_dir", "networks_dir")
+            for folder in (".", "notebooks", "data", "data/suites", "figures")
+        ),
         ("06", "compared", "nowhere.csv", "None, or a file that is there"),
         ("07", "published_dir", "nowhere", 'a folder that is there, or ""'),
         ("04", "judge_url", "localhost:8000", "http://... or https://..."),
@@ -220,6 +247,37 @@ def test_a_wrong_value_is_refused_and_told_what_is_right(number, name, value, sa
     line = refused(number, **{name: value})
     for part in [said] if isinstance(said, str) else said:
         assert part in line
+
+
+def test_results_of_another_profile_are_not_overwritten():
+    with pytest.raises(ParameterError, match="for profile 'smoke': figures/laptop_long"):
+        parameters.check("04", values("04", profile="smoke", output_dir="figures/laptop_long"))
+
+
+@pytest.mark.parametrize(
+    ("number", "name", "place"),
+    [
+        ("08", "train", "08_pool.jsonl"),  # what 08 deletes and writes
+        ("08", "queries", "08_pool.jsonl"),
+        ("04", "train", "selected/random.jsonl"),  # what 04 does
+        ("04", "evaluation", "held_out.jsonl"),
+    ],
+)
+def test_results_do_not_go_where_inputs_are(tmp_path, number, name, place):
+    file = tmp_path / "out" / place
+    file.parent.mkdir(parents=True)
+    file.write_text("{}")
+    (tmp_path / "link").symlink_to(tmp_path / "out")
+    (tmp_path / "out" / "linked.jsonl").symlink_to(paths.ROOT / "data/demo.jsonl")
+    for given in (file, tmp_path / "link" / place, tmp_path / "out" / "linked.jsonl"):
+        for folder in ("out", "link", "."):
+            own = {name: str(given), "output_dir": str(tmp_path / folder)}
+            with pytest.raises(ParameterError) as error:
+                parameters.check(number, values(number, **own))
+            assert f"output_dir is {own['output_dir']!r}" in str(error.value)
+            assert str(given) in str(error.value)
+        beside = str(tmp_path / "out" / "finetuned")
+        parameters.check(number, values(number, **{name: str(given), "output_dir": beside}))
 
 
 def test_all_wrong_values_are_listed_together():
@@ -244,6 +302,10 @@ def test_angles_need_four_dimensions():
         ("04", {"budgets": [], "rivals": ["hidden states"], "subsets": 4, "n_answered": 0}),
         ("06", {"compared": None, "methods": ["icprobe, probing"], "m_timed": (1, 2)}),
         ("07", {"published_dir": "data"}),
+        ("01", {"output_dir": "figures/mine", "scores_dir": "data/scores/mine"}),
+        ("01", {"output_dir": "figures/laptop_long", "scores_dir": "data/scores"}),
+        ("04", {"output_dir": "figures/smoke", "profile": "smoke"}),
+        ("05", {"networks_dir": "data/networks"}),
     ],
 )
 def test_right_values_are_taken(number, changes):

@@ -3,6 +3,7 @@
 import ast
 import re
 
+import pandas as pd
 import pytest
 
 from icprobe import paths, readme
@@ -17,6 +18,25 @@ def test_the_readme_says_what_the_results_say():
         "your-data",
     ]  # fmt: skip
     assert text == readme.render(text), "run: ./run_all.sh python -m icprobe.readme"
+
+
+def test_the_headline_compares_a_whole_pool_with_a_whole_pool():
+    said = []
+    for notebook, quantity in (
+        ("03", "ICP score against product, whole pool, per example"),
+        ("07", "ICP score against mean influence"),
+        ("03", "ICP score against product, same task"),
+    ):
+        found = pd.read_csv(readme.FIGURES / "laptop" / f"{notebook}_findings.csv")
+        row = found[(found["quantity"] == quantity) & (found["unit"] == "Spearman")].iloc[0]
+        said.append(re.escape(f"{row.estimate:.2f} ({row.low:.2f} to {row.high:.2f})"))
+    text = " ".join(readme.README.read_text().split())
+    here, published, within = said
+    assert re.search(
+        rf"the whole pool gives {here} here \(suite `grid`\), and {published} in the authors' "
+        rf"files; within one task \(C1\), {within}",
+        text,
+    )
 
 
 def test_a_changed_number_is_noticed():

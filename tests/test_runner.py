@@ -1,6 +1,7 @@
 """The runner: real papermill runs of tiny notebooks in a temporary tree."""
 
 import csv
+import hashlib
 import json
 import os
 import re
@@ -455,6 +456,30 @@ def test_what_was_reused_is_noted(root):
     rows = records(root / "figures" / "laptop" / "run.csv")
     expected = ["reused", "reused in part", "fresh", "fresh", ""]
     assert [row["scores"] for row in rows] == expected
+
+
+@pytest.mark.parametrize("folder", [".", "notebooks", "figures/laptop"])
+def test_results_never_overwrite_sources_or_other_results(capsys, folder):
+    sources = [file for kind in ("notebooks/*.ipynb", "figures/laptop/0*")
+               for file in runner.paths.ROOT.glob(kind)]  # fmt: skip
+    before = {file: file.read_bytes() for file in sources}
+    assert runner.main(["smoke", "--only", "05", "-p", "output_dir", folder]) == 2
+    assert f"-p: output_dir is {folder!r}" in capsys.readouterr().err
+    assert {file: file.read_bytes() for file in sources} == before
+    assert not (runner.paths.ROOT / "logs").exists()
+
+
+def test_run_json_has_the_data_as_they_were_when_a_notebook_began(root, tmp_path, capsys):
+    file = tmp_path / "own.jsonl"
+    file.write_text('{"prompt": "a", "completion": " b"}\n')
+    before = hashlib.sha256(file.read_bytes()).hexdigest()
+    save = f'from pathlib import Path\nPath({str(file)!r}).write_text("saved in mid-run")'
+    write_notebook(root, "01_first", f"{PARAMETERS}\ntrain = {str(file)!r}  # the pool", save)
+    assert runner.main(["smoke", "--only", "01"], root) == 0
+    kept = json.loads((root / "figures" / "smoke" / "run.json").read_text())
+    pool = kept["notebooks"]["01_first"]["sources"]["training pool"]
+    assert pool["sha256"] == before and pool["changed"] is True
+    assert "training pool: changed while 01_first ran" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -337,6 +337,7 @@ def test_what_is_written_comes_back_best_first(tmp_path, rng):
     selection.write(pool, chosen, {"own loss": values}, folder)
     assert sorted(file.stem for file in folder.iterdir()) == [
         "own_loss_bottom", "own_loss_in_turn", "own_loss_top", "random_as_long_as_own_loss",
+        "written",
     ]  # fmt: skip
     back = data.load(folder / "own_loss_top.jsonl")
     assert back["score"] == sorted(values[rows], reverse=True)
@@ -386,10 +387,18 @@ def test_any_text_comes_back(tmp_path):
 
 def test_selections_take_the_place_of_earlier_ones(tmp_path):
     row = dict.fromkeys(data.COLUMNS, "x")
-    (tmp_path / "notes.txt").write_text("mine")
+    foreign = ["notes.txt", "own_pool.jsonl", "gain_top.jsonl"]
+    for name in foreign:
+        (tmp_path / name).write_text("mine")
     selection.write([row] * 3, {"full pool": range(3), "random": [1]}, {}, tmp_path)
     selection.write([row], {"random": [0]}, {}, tmp_path)
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["notes.txt", "random.jsonl"]
+    assert {file.name for file in tmp_path.iterdir()} == {
+        *foreign, "random.jsonl", selection.WRITTEN,
+    }  # fmt: skip
+    with pytest.raises(FileExistsError, match=r"gain_top\.jsonl would be replaced"):
+        selection.write([row], {"gain, top": [0], "random": [0]}, {"gain": [1]}, tmp_path)
+    assert {(tmp_path / name).read_text() for name in foreign} == {"mine"}
+    assert data.load(tmp_path / "random.jsonl")["prompt"] == ["x"]
 
 
 def test_rivals_are_known_by_name():

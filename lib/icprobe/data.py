@@ -76,15 +76,34 @@ def load(
         DataError: If anything is wrong with the data; all problems are listed together.
         assets.AssetError: If something must be fetched and cannot be.
     """
+    return load_with_identity(source, split, limit, seed, columns)[0]
+
+
+def load_with_identity(
+    source: str | Path,
+    split: str | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    columns: Mapping[str, str | None] | None = None,
+) -> tuple[datasets.Dataset, dict]:
+    """Return the rows of `load` and their `identity`; the hash is of the bytes that were parsed."""
     kind = _kind(source)
+    asked = source, split, limit, seed, columns
     if kind == "suite":
         _check_split(source, split, columns)
-        rows = _suite_rows(read_suite(source), split, seed)
-        table = _dataset(rows, str(source))
-        return table.select(range(_checked_limit(limit, len(table), source)))
-    table = _load_file(source, columns) if kind == "file" else _load_hub(source, split, columns)
+        content = _suite_file(source).read_bytes()
+        table = _dataset(_suite_rows(_parse_suite(source, content), split, seed), str(source))
+        size = _checked_limit(limit, len(table), source)
+        return table.select(range(size)), _identity(kind, _sha256(content), *asked)
+    if kind == "file":
+        content = paths.resolve(source).read_bytes()
+        table, version = _parse_file(paths.resolve(source), content, columns), _sha256(content)
+    else:
+        version = assets.hub_revision(str(source), "dataset")
+        table = _load_hub(*version, split, columns)
     size = _checked_limit(limit, len(table), source)
-    return table.select(np.sort(np.random.default_rng(seed).permutation(len(table))[:size]))
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(table))[:size])
+    return table.select(chosen), _identity(kind, version, *asked)
 
 
 def identity(
@@ -112,17 +131,35 @@ def identity(
         assets.AssetError: If the hub revision is neither given nor cached, and cannot be asked.
     """
     kind = _kind(source)
-    who = {"source": str(source), "version": _ROWS_VERSION, "limit": limit, "seed": seed}
     if kind == "suite":
         _check_split(source, split, columns)
-        text = _suite_file(source).read_bytes()
+    if kind == "hub":
+        version = assets.hub_revision(str(source), "dataset")
+    else:
+        file = _suite_file(source) if kind == "suite" else paths.resolve(source)
+        with file.open("rb") as stream:
+            version = hashlib.file_digest(stream, "sha256").hexdigest()
+    return _identity(kind, version, source, split, limit, seed, columns)
+
+
+def _identity(
+    kind: str,
+    version: str | tuple[str, str],
+    source: str | Path,
+    split: str | None,
+    limit: int | None,
+    seed: int,
+    columns: Mapping[str, str | None] | None,
+) -> dict:
+    """Return the identity of a suite or a file with this hash, or of a hub (name, revision)."""
+    who = {"source": str(source), "version": _ROWS_VERSION, "limit": limit, "seed": seed}
+    if kind == "suite":
         archive = assets.BIGBENCH.sha256
-        return {**who, "split": split, "sha256": _sha256(text), "archive_sha256": archive}
+        return {**who, "split": split, "sha256": version, "archive_sha256": archive}
     who |= {"seed": None if limit is None else seed, "columns": dict(columns or {})}
     if kind == "file":
-        file = paths.resolve(source)
-        return {**who, "source": file.name, "sha256": _sha256(file.read_bytes())}
-    name, revision = assets.hub_revision(str(source), "dataset")
+        return {**who, "source": paths.resolve(source).name, "sha256": version}
+    name, revision = version
     return {**who, "source": name, "revision": revision, "split": split}
 
 
@@ -237,10 +274,14 @@ def read_suite(name: str) -> Suite:
     Raises:
         DataError: If a key is unknown, missing or of the wrong kind; names file and key.
     """
-    file = _suite_file(name)
-    where = paths.shown(file)
+    return _parse_suite(name, _suite_file(name).read_bytes())
+
+
+def _parse_suite(name: str | Path, content: bytes) -> Suite:
+    """Check what a suite's file holds; for errors see `read_suite`."""
+    where = paths.shown(_suite_file(name))
     try:
-        suite = yaml.safe_load(file.read_text("utf-8"))
+        suite = yaml.safe_load(content.decode("utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise DataError(f"{where}: not readable as YAML: {error}") from error
     frame = {"instruction": str, "label": str}
@@ -429,24 +470,25 @@ def _check_split(source: str | Path, split: str | None, columns: object) -> None
 # ------------------------------------------------------------------------- files and the hub
 
 
-def _load_file(source: str | Path, columns: Mapping[str, str | None] | None) -> datasets.Dataset:
-    """Read and check a .jsonl or .parquet file."""
-    file = paths.resolve(source)
+def _parse_file(
+    file: Path, content: bytes, columns: Mapping[str, str | None] | None
+) -> datasets.Dataset:
+    """Check what a .jsonl or .parquet file holds."""
     where, problems = paths.shown(file), []
     if file.suffix == ".jsonl":
-        rows = _read_jsonl(file, problems)
+        rows = _parse_jsonl(content, problems)
     else:
         try:
-            table = pyarrow.parquet.read_table(file)
+            table = pyarrow.parquet.read_table(pyarrow.BufferReader(content))
         except (pyarrow.ArrowException, OSError) as error:
             raise DataError(f"{where}: not readable as Parquet: {error}") from error
         rows = list(enumerate(table.to_pylist(), start=1))
     return _examples(rows, file.stem, where, columns, problems)
 
 
-def _read_jsonl(file: Path, problems: list[tuple[int, str]]) -> list[tuple[int, dict]]:
+def _parse_jsonl(content: bytes, problems: list[tuple[int, str]]) -> list[tuple[int, dict]]:
     """Return (line number, object) of each line, adding (line number, reason) for a bad one."""
-    lines = file.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    lines = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
     while lines and not lines[-1].strip():  # blank lines are fine at the end only
         lines.pop()
     rows = []
@@ -467,10 +509,9 @@ def _read_jsonl(file: Path, problems: list[tuple[int, str]]) -> list[tuple[int, 
 
 
 def _load_hub(
-    source: str | Path, split: str | None, columns: Mapping[str, str | None] | None
+    name: str, revision: str, split: str | None, columns: Mapping[str, str | None] | None
 ) -> datasets.Dataset:
-    """Load a hub data set at the revision that `identity` names, and check it."""
-    name, revision = assets.hub_revision(str(source), "dataset")
+    """Load a hub data set at a revision, and check it."""
     try:
         parts = datasets.load_dataset(name, revision=revision)
     except ValueError as error:  # such as several configurations to choose from
@@ -493,8 +534,8 @@ def _examples(
     _check_columns(rows, where, columns or {})
     examples, first = [], {}
     for number, row in rows:
-        odd = _not_text(row, columns or {})
-        row = {**row, **_mapped(row, columns or {})}
+        mapped, odd = _mapped(row, columns or {})
+        row = {**row, **mapped}
         for key, default in _defaults(stem, number).items():
             if row.get(key) is None:
                 row[key] = default
@@ -552,17 +593,6 @@ def _check_columns(rows: list, where: str, columns: Mapping[str, str | None]) ->
                 raise DataError(f"{where}: columns: no column {name!r}{_close(name, known)}")
 
 
-def _not_text(row: dict, columns: Mapping[str, str | None]) -> list[str]:
-    """Return what is wrong with the fields of templates, which should be texts or numbers."""
-    return [
-        f"{key}: its column {name!r} is a {type(row[name]).__name__}, expected a text or a number"
-        for key, value in columns.items()
-        if value and "{" in value
-        for name in _fields(value)
-        if isinstance(row.get(name), list | dict)
-    ]
-
-
 def _fields(value: str | None) -> list[str]:
     """Return the column names in a mapping's value: a plain name, or the names in braces."""
     if value is None:
@@ -572,20 +602,36 @@ def _fields(value: str | None) -> list[str]:
     return [name for _, name, _, _ in string.Formatter().parse(value) if name is not None]
 
 
-def _mapped(row: dict, columns: Mapping[str, str | None]) -> dict:
-    """Return the mapped columns of a row; a template with a missing field gives None."""
-    mapped = {}
+def _mapped(row: dict, columns: Mapping[str, str | None]) -> tuple[dict, list[str]]:
+    """Return the mapped columns of a row, and what is wrong with the fields of templates.
+
+    Fields should be texts or numbers; a template with a missing one gives None.
+    """
+    mapped, odd = {}, []
     for key, value in columns.items():
+        if value is None or "{" not in value:
+            mapped[key] = None if value is None else row.get(value)
+            continue
         fields = {name: row.get(name) for name in _fields(value)}
-        if value is None:
-            mapped[key] = None
-        elif "{" not in value:
-            mapped[key] = fields[value]
-        else:
-            parts = string.Formatter().parse(value)
-            text = "".join(before + str(fields.get(name, "")) for before, name, _, _ in parts)
-            mapped[key] = None if None in fields.values() else text
-    return mapped
+        for name, field in fields.items():
+            if isinstance(field, list | dict):
+                kind = type(field).__name__
+                odd.append(f"{key}: its column {name!r} is a {kind}, expected a text or a number")
+        try:
+            mapped[key] = None if None in fields.values() else _filled(value, fields)
+        except (TypeError, ValueError) as error:
+            odd.append(f"{key}: {value!r} does not fit {fields}: {error}")
+    return mapped, odd
+
+
+def _filled(template: str, fields: Mapping[str, object]) -> str:
+    """Return a template's text; unlike `str.format`, a field is named by any text, dots and all."""
+    text = ""
+    for before, name, spec, conversion in string.Formatter().parse(template):
+        text += before
+        if name is not None:
+            text += format(string.Formatter().convert_field(fields[name], conversion), spec)
+    return text
 
 
 def _defaults(stem: str, number: int) -> dict[str, str]:

@@ -17,6 +17,8 @@ from icprobe import lm as language_model
 from icprobe.lm import LM, Encoded
 from icprobe.store import ScoreStore
 
+_CHANGED = "was changed since it was first read: start again (in Jupyter, restart the kernel)"
+
 # the side that a method's scores do not depend on
 UNUSED = {"zero_shot": "train", "projected_gradients": "queries"}
 
@@ -77,9 +79,18 @@ class Experiment:
     @cached_property
     def _data(self) -> tuple[datasets.Dataset, datasets.Dataset]:
         suites = data.is_suite(self.train) and data.is_suite(self.queries)
-        pool, queries = (data.load(*source) for source in self._sources.values())
+        pool, queries = (rows for rows, _ in self._loaded.values())
         data.check_disjoint(pool, queries, warn=not suites)
         return pool, queries
+
+    @cached_property
+    def _loaded(self) -> dict[str, tuple[datasets.Dataset, dict]]:
+        """The rows and the identity of the pool and of the queries."""
+        found = {name: data.load_with_identity(*one) for name, one in self._sources.items()}
+        for name, (_, who) in found.items():
+            if "identity" in vars(self) and self.identity[name] != who:
+                raise data.DataError(f"{getattr(self, name)} {_CHANGED}")
+        return found
 
     def held_out(
         self,
@@ -178,7 +189,7 @@ class Experiment:
         """Return where the examples of a smaller experiment are: row numbers, column numbers.
 
         Raises:
-            ValueError: If some are not among this experiment's.
+            ValueError: If some are not among this experiment's, or have other texts there.
         """
         found = []
         for mine, theirs in zip(self.load_data(), part.load_data(), strict=True):
@@ -187,6 +198,9 @@ class Experiment:
                 raise ValueError(
                     f"{theirs['id'][int(found[-1].argmin())]!r} is not in {self.train}"
                 )
+            for own, other in zip(mine.select(found[-1]), theirs, strict=True):
+                if data.plain_text(own) != data.plain_text(other):
+                    raise ValueError(f"{own['id']!r}: its file {_CHANGED}")
         return tuple(found)
 
     def spread(self, part: "Experiment", scores: np.ndarray) -> np.ndarray:
@@ -224,10 +238,14 @@ class Experiment:
     @cached_property
     def identity(self) -> dict:
         """Everything that determines the scores but the method's own options."""
+        if "_loaded" in vars(self):  # of the bytes that were read, whatever the file is by now
+            sources = {name: who for name, (_, who) in self._loaded.items()}
+        else:
+            sources = {name: data.identity(*source) for name, source in self._sources.items()}
         return {
             "model": language_model.identity(self.model, self.dtype),
             "max_length": self.max_length,
-            **{name: data.identity(*source) for name, source in self._sources.items()},
+            **sources,
         }
 
     def identity_of(self, method: str, options: dict) -> dict:

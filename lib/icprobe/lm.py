@@ -194,6 +194,9 @@ def _adapted(folder: Path) -> str | None:
     base, revision = (fields.get(name) for name in ("base_model_name_or_path", "revision"))
     if not base:
         raise ValueError(f"{config}: base_model_name_or_path is missing")
+    for place in (folder / base, paths.resolve(base)):  # beside the adapter, such as "../base"
+        if place.is_dir():
+            return str(place.resolve())  # of which there is no other revision
     return f"{base}@{revision}" if revision else base
 
 
@@ -208,13 +211,22 @@ def load(name_or_path: str, dtype: str = "float32", device: str | None = None) -
         device: "cpu", "cuda", ...; by default a GPU if there is one.
 
     Raises:
-        ValueError: If the dtype is unknown.
+        ValueError: If the dtype is unknown, the folder's files are changed meanwhile, or weights
+            are missing, left over or of another shape; names them.
         assets.AssetError: If the default model is not cached and cannot be fetched.
         OSError: If transformers cannot find the model.
     """
     device = device or default_device()
     dtype = resolve_dtype(dtype, device)
     who = identity(name_or_path, dtype, device)
+    lm = _loaded(name_or_path, who, dtype, device)
+    if identity(name_or_path, dtype, device) != who:
+        raise ValueError(f"model {name_or_path}: its files were changed while they were read")
+    return lm
+
+
+def _loaded(name_or_path: str, who: dict, dtype: str, device: str) -> LM:
+    """Return the model of an identity; for errors see `load`."""
     if "revision" in who:
         options = {"pretrained_model_name_or_path": who["name"], "revision": who["revision"]}
     else:
@@ -225,14 +237,41 @@ def load(name_or_path: str, dtype: str = "float32", device: str | None = None) -
 
             whole = load(base, dtype, device)
             adapted = PeftModel.from_pretrained(whole.model, str(folder))
+            # once more, as only this says what was loaded
+            found = adapted.load_adapter(str(folder), "default", torch_device=str(device))
+            _check_weights(str(folder), missing=found.missing_keys, left_over=found.unexpected_keys)
             merged = adapted.merge_and_unload().eval().requires_grad_(True)
             return LM(merged, whole.tokenizer, who)
         options = {"pretrained_model_name_or_path": str(folder)}
     tokenizer = AutoTokenizer.from_pretrained(**options)
-    model = AutoModelForCausalLM.from_pretrained(
-        **options, dtype=getattr(torch, dtype), use_safetensors=True
+    model, found = AutoModelForCausalLM.from_pretrained(
+        **options,
+        dtype=getattr(torch, dtype),
+        use_safetensors=True,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # they are refused below, by name
+    )
+    _check_weights(
+        name_or_path,
+        missing=found["missing_keys"],
+        left_over=found["unexpected_keys"],
+        of_another_shape=[name for name, *_ in found["mismatched_keys"]],
     )
     return LM(model.to(device).eval(), tokenizer, who)
+
+
+def _check_weights(model: str, **wrong: Iterable[str]) -> None:
+    """Raise ValueError if names of weights are wrong: transformers would draw them at random."""
+    said = []
+    for what, names in wrong.items():
+        if names := sorted(names):
+            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            said.append(f"{what.replace('_', ' ')}: {', '.join(names[:5])}{more}")
+    if said:
+        raise ValueError(
+            f"model {model}: its weights are not those that its configuration asks for; "
+            + "; ".join(said)
+        )
 
 
 # --------------------------------------------------------------------------------------- encoding

@@ -355,6 +355,43 @@ def _some_text(value) -> str:
     return "" if value.strip() else "some text"
 
 
+def _kept(value) -> str:
+    """Return what was expected in place of a folder that runs write to."""
+    if not value.strip():
+        return "some text"
+    if paths.is_source(value):
+        return "a folder apart from the repository's own, such as figures/mine or data/scores/mine"
+    return "a folder, and there is a file" if paths.resolve(value).is_file() else ""
+
+
+def _output(value) -> str:
+    inside = paths.resolve(value).resolve().is_relative_to((paths.ROOT / "data").resolve())
+    return "a folder of results, such as figures/mine" if inside else _kept(value)
+
+
+def _apart(output, given) -> str:
+    """Return what was expected where a folder of results holds what the run reads."""
+    if not given:
+        return ""
+    file, folder = paths.resolve(given), paths.resolve(output).resolve()
+    names = file.resolve(), file.parent.resolve() / file.name  # a link's own name, too
+    held = file.exists() and any(name.is_relative_to(folder) for name in names)
+    return f"a folder without what the run reads, {given}" if held else ""
+
+
+def _own_results(output, profile) -> str:
+    """Return what was expected where a folder has the results of another profile."""
+    place, figures = paths.resolve(output).resolve(), (paths.ROOT / "figures").resolve()
+    if not place.is_relative_to(figures) or place == figures:
+        return ""
+    folder = place.relative_to(figures).parts[0]
+    known = [file.stem for file in (paths.NOTEBOOKS / "profiles").glob("*.yaml")]
+    owners = [name for name in known if folder == name or folder.startswith(f"{name}_")]
+    if not owners or profile in owners or folder == profile:
+        return ""
+    return f"another folder for profile {profile!r}: figures/{folder} has results of {owners[0]!r}"
+
+
 def _regular_expression(value) -> str:
     try:
         re.compile(value)
@@ -466,7 +503,9 @@ _FROM_0, _FROM_1, _POSITIVE = _number(0), _number(1), _number(0, open_below=True
 _SHARE = _number(0, 1, open_below=True)
 
 RULES: dict[str, Rule] = {
-    **dict.fromkeys(("profile", "output_dir", "scores_dir", "networks_dir"), _some_text),
+    "profile": _some_text,
+    "output_dir": _output,
+    **dict.fromkeys(("scores_dir", "networks_dir"), _kept),
     **dict.fromkeys(("train", "queries", "evaluation"), _source),
     **dict.fromkeys(("train_split", "query_split", "evaluation_split"), _some_text),
     **dict.fromkeys(("train_columns", "query_columns", "evaluation_columns"), _columns),
@@ -524,6 +563,11 @@ RULES: dict[str, Rule] = {
 
 # a parameter, another one, and what the first must be beside the other
 TOGETHER: tuple[tuple[str, str, Callable[[object, object], str]], ...] = (
+    *(
+        ("output_dir", given, _apart)
+        for given in ("train", "queries", "evaluation", "model", "published_dir")
+    ),
+    ("output_dir", "profile", _own_results),
     (
         "network_width",
         "network_heads",

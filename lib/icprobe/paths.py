@@ -12,12 +12,27 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 SUITES = ROOT / "data" / "suites"
 NOTEBOOKS = ROOT / "notebooks"
+SOURCES = ("benchmarks", "data", "docs", "lib", "notebooks", "tests")
 
 
 def resolve(path: str | Path) -> Path:
     """Return `path` as an absolute path; relative ones start at the repository root."""
     path = Path(path).expanduser()
     return path if path.is_absolute() else ROOT / path
+
+
+def is_source(path: str | Path) -> bool:
+    """Tell whether results at `path` could damage the repository: its root or above, or sources.
+
+    Sources are in the folders `SOURCES`, but for the scores and networks that runs keep.
+    """
+    path, root = resolve(path).resolve(), ROOT.resolve()
+    if root.is_relative_to(path):
+        return True
+    if any(path.is_relative_to(root / "data" / kept) for kept in ("scores", "networks")):
+        return False
+    first, *below = path.relative_to(root).parts if path.is_relative_to(root) else ["", ""]
+    return first in SOURCES or first.startswith(".") or (first == "figures" and not below)
 
 
 def shown(path: str | Path) -> str:

@@ -118,8 +118,9 @@ def sources(parameters: Mapping[str, object], known: dict | None = None) -> dict
     for side, title, split, size in (
         ("train", "training pool", "train_split", "n_train"),
         ("queries", "queries", "query_split", "n_query"),
+        ("evaluation", "evaluation queries", "evaluation_split", "n_evaluation"),
     ):
-        if side in parameters:
+        if parameters.get(side) is not None:
             columns = parameters.get(split.replace("split", "columns"))
             one = parameters[side], parameters.get(split), parameters.get(size), seed, columns
             wanted[title] = "data", one

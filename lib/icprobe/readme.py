@@ -75,8 +75,10 @@ def headline() -> str:
 - **Do probing and gradients rank training examples alike?** For each query by itself, gains and
   gradient cosines agree with Spearman {said["gain against cosine, same task, per query"]} among
   examples of the query's own task, and with {said["gain against cosine, neither, per query"]} where
-  nothing is shared. The published aggregation, over all queries, gives
-  {said["ICP score against product, same task"]} here, and {_authors()} in the authors' own files.
+  nothing is shared. Ranked by the mean over all queries, as published, the whole pool gives
+  {said["ICP score against product, whole pool, per example"]} here (suite `grid`), and
+  {_authors()} in the authors' files; within one task (C1),
+  {said["ICP score against product, same task"]}.
 - **Do they predict what training does?** What one real training step on an example does to each
   query is ranked by gradient cosines with {of_step["cosine"]}, by gains with
   {of_step["gain"]}, by plain similarity of hidden states with {of_step["hidden states"]}.

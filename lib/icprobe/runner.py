@@ -95,6 +95,7 @@ class Row:
     reused: list[str] = field(default_factory=list)  # what it said of finished scores
     scores: str = ""  # reused, reused in part, fresh; "" where it keeps none
     error: str = ""  # why it stopped
+    sources: dict[str, dict] = field(default_factory=dict)  # see `provenance.sources`
 
 
 # ---------------------------------------------------------------- what there is, and what is asked
@@ -433,9 +434,10 @@ def execute(
     code_cells = sum(cell.cell_type == "code" and bool(cell.source.strip()) for cell in cells)
     # papermill adds a cell with the parameters it is given
     progress = Progress(notebook.name, code_cells + bool(parameters), sys.stderr)
-    status, report = "failed", ""
+    status, report, sources = "failed", "", {}
     try:
         with progress:
+            sources = provenance.sources(notebook.defaults | parameters)
             papermill.execute_notebook(
                 notebook.path,
                 partial,
@@ -474,6 +476,7 @@ def execute(
 
     row = Row(notebook.name, progress.minutes, status, progress.peak / 2**30 or None)
     row.reused, row.error = progress.reused, report
+    row.sources = _unchanged(sources, notebook, parameters) if status == "done" else sources
     row.scores = _scores(progress.reused, "fresh" in notebook.defaults)
     if status == "done":
         partial.replace(copy)
@@ -483,7 +486,7 @@ def execute(
         partial.unlink(missing_ok=True)
         say(f"\nSKIPPED: {notebook.name}\n\n{_indent(report)}\n")
         # what it took says nothing about the notebook
-        return Row(notebook.name, None, status, error=report)
+        return Row(notebook.name, None, status, error=report, sources=sources)
     if partial.exists():
         partial.replace(failed)
     if status == "failed":
@@ -491,6 +494,18 @@ def execute(
         say(f"\nFAILED: {notebook.name}, cell In [{progress.cell}]\n\n{head}\n\n{report}\n")
     say(f"half-executed copy: {paths.shown(failed)}")
     return row
+
+
+def _unchanged(
+    sources: dict[str, dict], notebook: Notebook, parameters: dict[str, object]
+) -> dict[str, dict]:
+    """Return what a notebook started with, marking and saying what was changed while it ran."""
+    now = provenance.sources(notebook.defaults | parameters)
+    changed = [title for title in sources if now[title] != sources[title]]
+    for title in changed:
+        say(f"      {title}: changed while {notebook.name} ran; run.json has it as it was before")
+    marked = {title: sources[title] | {"changed": True} for title in changed}
+    return sources | marked
 
 
 def _scores(reused: list[str], keeps: bool) -> str:
@@ -621,7 +636,7 @@ def write_up(
         made: What the run was made with, see `provenance.of_run`.
         root: Of the checkout.
     """
-    found, identities = {folder: {}}, {}
+    found = {folder: {}}
     for row, notebook, parameters in zip(rows, chosen, planned, strict=True):
         given = notebook.defaults | parameters
         record = {
@@ -632,7 +647,7 @@ def write_up(
             "reused": row.reused,
             "error": row.error.partition("\n\n")[0],
             "parameters": given,
-            "sources": {} if row.status == "not run" else provenance.sources(given, identities),
+            "sources": row.sources,
         }
         own = root / Path(str(given.get("output_dir", folder))).expanduser()
         elsewhere = os.path.relpath(own, folder)

@@ -21,6 +21,7 @@ LENGTH_BINS = 10  # of a pool, within which a length-matched random choice is ma
 LEAST_IN_BIN = 10  # examples: in smaller ones hardly anything is left to chance
 
 TOP, BOTTOM, IN_TURN = "top", "bottom", "in turn"
+WRITTEN = "written.json"  # the names of the files that `write` left in a folder
 UNITS = ("examples", "tokens")  # of a budget
 
 
@@ -299,24 +300,41 @@ def write(
 ) -> None:
     """Write selections as JSON lines that TRL trains on as they are, in the place of earlier ones.
 
+    `WRITTEN` in the folder lists them; of other files, none is removed or replaced.
+
     Args:
         examples: The pool, N rows.
         selections: Row numbers by name, see `choose`: of each, a file <name>.jsonl with small
             letters and underscores.
         ranked: By method, what ranks the pool [N]. Of its best and worst, lines have a score, and
             the best come first; other selections are in the order of the pool.
-        folder: Where to; a relative path starts at the repository root. Its .jsonl files are
-            removed.
+        folder: Where to; a relative path starts at the repository root.
+
+    Raises:
+        FileExistsError: If a file of somebody else has a selection's name.
     """
     folder = paths.resolve(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    for file in folder.glob("*.jsonl"):
-        file.unlink()
+    files = {
+        name: f"{name.replace(',', '').replace(' ', '_').lower()}.jsonl" for name in selections
+    }
+    listed = folder / WRITTEN
+    earlier = json.loads(listed.read_text("utf-8")) if listed.exists() else []
+    foreign = [file for file in files.values() if file not in earlier and (folder / file).exists()]
+    if foreign:
+        raise FileExistsError(
+            f"{folder}: {', '.join(foreign)} would be replaced, but {WRITTEN} does not list it: "
+            "move it away"
+        )
+    with paths.replacing(listed) as temporary:  # first, so that an interruption leaves no orphan
+        temporary.write_text(json.dumps(sorted({*earlier, *files.values()})), encoding="utf-8")
+    for file in set(earlier) - set(files.values()):
+        (folder / file).unlink(missing_ok=True)
     for name, rows in selections.items():
         method, _, end = name.rpartition(", ")
         values = ranked[method] if end in (TOP, BOTTOM) else None
-        file = folder / f"{name.replace(',', '').replace(' ', '_').lower()}.jsonl"
-        write_one(examples, rows, file, values)
+        write_one(examples, rows, folder / files[name], values)
+    with paths.replacing(listed) as temporary:
+        temporary.write_text(json.dumps(sorted(files.values())), encoding="utf-8")
 
 
 def write_one(
