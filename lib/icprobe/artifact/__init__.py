@@ -1,0 +1,1 @@
+"""What makes this a paper's artifact: runs, claims, reports and benchmarks."""
