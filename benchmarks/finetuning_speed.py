@@ -24,8 +24,9 @@ import torch
 from transformers import TrainerCallback, get_linear_schedule_with_warmup
 from trl import SFTTrainer
 
-from icprobe import benchmark, finetuning
+from icprobe import finetuning, machine
 from icprobe import lm as language_model
+from icprobe.artifact.benchmark.work import examples
 from icprobe.finetuning import Recipe
 
 METHODS = ("icprobe", "trl", "plain")
@@ -66,7 +67,7 @@ def plain(model, batches, recipe):
 def measure(method, n, batch, rank):
     """Return seconds a step and in all, peak memory and what the queries have afterwards."""
     lm = language_model.load("smollm2-135m-instruct", device="cpu")
-    rows, queries = benchmark.examples(lm, "grid", n, 24)
+    rows, queries = examples(lm, "grid", n, 24)
     recipe = Recipe(batch_size=batch, lora_rank=rank, rate=ADAPTERS_RATE if rank else RATE)
     rows = finetuning._rows(lm, rows, "completion")
     with tempfile.TemporaryDirectory() as folder:
@@ -82,7 +83,7 @@ def measure(method, n, batch, rank):
             trainer.train()
             steps = clock.steps
         seconds = time.perf_counter() - start
-    peak = benchmark.peak_memory(lm.device)
+    peak = machine.peak_memory()
     model = trainer.model.merge_and_unload() if rank else trainer.model
     trained = language_model.LM(model.eval(), lm.tokenizer, lm.identity)
     nats = language_model.log_likelihoods(trained, queries)[0]

@@ -27,9 +27,10 @@ import transformers
 from tokenizers import Tokenizer, models
 from tqdm import tqdm
 
-from icprobe import benchmark, costs, figures, icp, influence
+from icprobe import costs, figures, icp, influence
 from icprobe import lm as language_model
-from icprobe.benchmark import NATS, PLAIN, PRODUCTS
+from icprobe.artifact.benchmark.comparison import errors, product_rate
+from icprobe.artifact.benchmark.methods import METHODS, NATS, PLAIN, PRODUCTS
 from icprobe.costs import Lengths, Shape
 from icprobe.lm import LM, Encoded
 
@@ -147,21 +148,22 @@ def main() -> None:
     rng = np.random.default_rng(0)
     train = random_examples(rng, max(options.probed, options.passed))
     queries, rows = random_examples(rng, QUERIES), []
+    versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
     copied = copied_per_second()
     with tempfile.TemporaryDirectory(prefix="icprobe-") as folder:
         path = str(random_model(Path(folder)))
         some = train[: CHECKED[0]], queries[: CHECKED[1]]
         plain = language_model.load(path, "float64", "cpu")
-        exact = {gives: benchmark.METHODS[name].run(plain, *some) for gives, name in PLAIN.items()}
+        exact = {quantity: METHODS[name].run(plain, *some) for quantity, name in PLAIN.items()}
         del plain
         for dtype, name in itertools.product(options.dtype, methods):
-            gives, needs, method, count = methods[name]
+            quantity, min_cost, method, count = methods[name]
             lm = language_model.load(path, dtype, "cuda")
             memory = influence.usual_memory(lm.device)
             mine = train[:count]
             scores, took = time_one(f"{name}, {dtype}", method, lm, mine, queries, options)
-            rate = benchmark.product_rate(lm)
-            floor = needs(Shape.of(lm), Lengths.of(mine, queries)).operations / rate
+            rate = product_rate(lm)
+            floor = min_cost(Shape.of(lm), Lengths.of(mine, queries)).operations / rate
             rows.append(
                 {
                     "method": name,
@@ -172,8 +174,8 @@ def main() -> None:
                     "copied": copied,
                     "memory": memory,  # GiB that gradient factors may take
                     "floor": floor,  # all at the rate of the model's dtype
-                    **benchmark.errors(gives, scores[: CHECKED[0]], exact),
-                    "versions": benchmark.versions(),
+                    **errors(quantity, scores[: CHECKED[0]], exact),
+                    "versions": versions,
                 }
             )
             print(rows[-1], flush=True)

@@ -1,16 +1,15 @@
 """The benchmark on a tiny model: methods agree with float64, tables keep what they should."""
 
-import json
-
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from conftest import save_tiny
 
-from icprobe import benchmark, gradients, icp, timings
+from icprobe import gradients, icp
 from icprobe import lm as language_model
-from icprobe.benchmark import METHODS, NATS, PRODUCTS, SET, SIMILARITY
+from icprobe.artifact.benchmark import comparison, methods, profiling, timings, work
+from icprobe.artifact.benchmark.methods import METHODS, NATS, PRODUCTS, SET, SIMILARITY
 
 HERE = [name for name, method in METHODS.items() if method.run]
 
@@ -23,7 +22,7 @@ ROWS = [
 @pytest.fixture
 def pairs(tiny, monkeypatch):
     """Return tiny models in float32 and float64, and three training examples by four queries."""
-    monkeypatch.setattr(benchmark, "PROJECTION", 64)  # all of the layers: exact
+    monkeypatch.setattr(methods, "PROJECTION", 64)  # all of the layers: exact
     lm = tiny("llama", bos=True)
     encoded = language_model.encode(lm, ROWS)
     return lm, tiny("llama", bos=True, dtype="float64"), encoded[:3], encoded[3:]
@@ -33,7 +32,9 @@ def pairs(tiny, monkeypatch):
 def saved(tiny, tmp_path, monkeypatch):
     """Return the folder of a tiny model, for which all examples are of `ROWS`."""
     encoded = language_model.encode(tiny("llama", bos=True), ROWS)
-    monkeypatch.setattr(benchmark, "examples", lambda lm, lengths, n, m: (encoded[:n], encoded[:m]))
+    monkeypatch.setattr(
+        comparison, "examples", lambda lm, lengths, n, m: (encoded[:n], encoded[:m])
+    )
     return str(save_tiny(tmp_path / "model", "llama", bos=True))
 
 
@@ -41,24 +42,24 @@ def saved(tiny, tmp_path, monkeypatch):
 def test_methods_agree_with_float64(pairs, name):
     lm, precise, train, queries = pairs
     exact = {
-        gives: METHODS[plain].run(precise, train, queries)
-        for gives, plain in benchmark.PLAIN.items()
+        quantity: METHODS[plain].run(precise, train, queries)
+        for quantity, plain in methods.PLAIN.items()
     }
     found = METHODS[name].run(lm, train, queries)
-    if METHODS[name].gives == SET:
+    if METHODS[name].quantity == SET:
         mean = exact[PRODUCTS].mean(1, keepdims=True)
         np.testing.assert_allclose(found, mean, rtol=1e-4)
-    elif METHODS[name].gives == SIMILARITY:
+    elif METHODS[name].quantity == SIMILARITY:
         expected = METHODS[name].run(precise, train, queries)
         np.testing.assert_allclose(found, expected, rtol=1e-4)
     else:
-        said = benchmark.errors(METHODS[name].gives, found, exact)
+        said = comparison.errors(METHODS[name].quantity, found, exact)
         assert said["error"] < 1e-4 and said["rank"] > 0.99
 
 
 def test_the_plain_loop_in_float64_is_one_pass_a_pair(pairs):
     _, precise, train, queries = pairs
-    found = METHODS[benchmark.PLAIN[NATS]].run(precise, train, queries)
+    found = METHODS[methods.PLAIN[NATS]].run(precise, train, queries)
     expected = [
         [
             language_model.token_log_likelihoods(precise, q, icp.context(precise, t)).sum()
@@ -72,25 +73,22 @@ def test_the_plain_loop_in_float64_is_one_pass_a_pair(pairs):
 def test_a_run_of_its_own_gives_the_same_scores(pairs, tmp_path):
     lm, _, train, queries = pairs
     folder = save_tiny(tmp_path / "model", "llama", bos=True)
-    work = tmp_path / "work.json"
-    work.write_text(json.dumps(benchmark.exchange(str(folder), lm, train, queries)))
-    took = benchmark.run("icprobe, probing", work, tmp_path / "scores.npy")
-    assert took["seconds"] > 0 and took["peak"] > 0 and took["rate"] > 0
+    told = work.exchange(str(folder), lm, train, queries)
+    took, scores = comparison.run("icprobe, probing", told)
+    assert took["seconds"] > 0 and took["peak"] > 0 and "torch" in took["versions"]
     direct = METHODS["icprobe, probing"].run(lm, train, queries)
-    np.testing.assert_allclose(np.load(tmp_path / "scores.npy"), direct, rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(scores, direct, rtol=1e-5, atol=1e-4)
 
 
-def test_what_fails_says_why(tmp_path):
-    work = tmp_path / "work.json"
-    work.write_text("{}")
+def test_what_fails_says_why():
     with pytest.raises(RuntimeError, match=r"icprobe, probing failed with 1: (.|\n)*KeyError"):
-        benchmark.run("icprobe, probing", work, tmp_path / "scores.npy")
+        comparison.run("icprobe, probing", {})
 
 
 def test_a_profile_says_where_time_goes(pairs):
     lm, _, train, queries = pairs
     threads = torch.get_num_threads()
-    found = benchmark.profile(lm, HERE[:1], train, queries).set_index("method").loc[HERE[0]]
+    found = profiling.profile(lm, HERE[:1], train, queries).set_index("method").loc[HERE[0]]
     assert found.pop("products over least") > 0
     assert (found >= 0).all() and 0.99 < found.sum() < 1.2  # the profiler's clock is another
     assert found["matrix products"] > 0 and found["attention"] > 0
@@ -99,12 +97,12 @@ def test_a_profile_says_where_time_goes(pairs):
 
 def test_wrong_scores_show():
     exact = {NATS: np.array([[-1.0, -2.0], [-3.0, -4.0]])}
-    same = benchmark.errors(NATS, exact[NATS], exact)
+    same = comparison.errors(NATS, exact[NATS], exact)
     assert same == {"error": 0, "rank": pytest.approx(1)}
-    wrong = benchmark.errors(NATS, -exact[NATS], exact)
+    wrong = comparison.errors(NATS, -exact[NATS], exact)
     assert wrong == {"error": 2, "rank": pytest.approx(-1)}
     more = np.array([[-1.0, -4.0, 7.0], [-3.0, -2.0, 7.0]])  # the second query's ranks are turned
-    assert benchmark.errors(NATS, more, exact) == {"error": 0.5, "rank": pytest.approx(0)}
+    assert comparison.errors(NATS, more, exact) == {"error": 0.5, "rank": pytest.approx(0)}
 
 
 def test_rows_replace_those_of_the_same_key():
@@ -112,31 +110,30 @@ def test_rows_replace_those_of_the_same_key():
         row = {"method": "a", "model": "x", "lengths": "grid", "dtype": "float32", "n": 1, "m": m}
         return pd.DataFrame([{**row, "device": "cpu", "seconds": seconds}])
 
-    both = benchmark.merged(benchmark.merged(table(1.0, 2), table(2.0, 1)), table(3.0, 2))
+    both = timings.merged(timings.merged(table(1.0, 2), table(2.0, 1)), table(3.0, 2))
     assert both[["m", "seconds"]].to_numpy().tolist() == [[1, 2.0], [2, 3.0]]
 
 
 def test_bad_input(tiny):
     with pytest.raises(ValueError, match=r"unknown methods \['magic'\]"):
-        benchmark.compare("none", "float32", "cpu", "grid", 1, 1, ["magic"])
+        comparison.impossible(["magic"], tiny(), 1)
     with pytest.raises(ValueError, match="lengths is 'short', expected 'grid' or 'long'"):
-        benchmark.examples(tiny(), "short", 1, 1)
+        work.examples(tiny(), "short", 1, 1)
 
 
 def test_every_peer_has_what_it_needs():
     for name, method in METHODS.items():
-        if method.peer:
-            environment, script, *_ = method.peer
-            assert (benchmark.PEERS / script).exists(), name
-            needed = benchmark.PEERS / f"{environment}.txt"
-            assert needed.exists() or environment == "kronfluence", name
+        if method.script:
+            assert (methods.PEERS / method.script[0]).exists(), name
+            needed = methods.PEERS / f"{method.environment}.txt"
+            assert needed.exists() or not method.environment, name
 
 
 def test_a_peer_beside_ours(saved, tmp_path, monkeypatch, capsys):
     """Kronfluence needs no environment of its own; others are left out, and named."""
-    monkeypatch.setattr(benchmark, "ENVIRONMENTS", tmp_path)
+    monkeypatch.setattr(methods, "ENVIRONMENTS", tmp_path)
     names = ["kronfluence, batch 4", "captum, batch 4"]
-    table = benchmark.compare(saved, "float32", "cpu", "grid", 5, 3, names, repeats=1)
+    table = comparison.compare(saved, "float32", "cpu", "grid", 5, 3, names, repeats=1)
     assert table["method"].tolist() == names[:1]
     assert table["error"].item() < 1e-4 and table["rank"].item() > 0.99
     assert table["seconds"].item() == table["low"].item() == table["high"].item() > 0
@@ -146,19 +143,19 @@ def test_a_peer_beside_ours(saved, tmp_path, monkeypatch, capsys):
 
 
 def test_a_peer_that_fails_costs_only_itself(saved, monkeypatch, capsys):
-    run = benchmark.run
+    run = comparison.run
 
     def failing(name, *rest):
         if name.startswith("kronfluence"):
             raise RuntimeError(f"{name} was killed")
         return run(name, *rest)
 
-    monkeypatch.setattr(benchmark, "run", failing)
-    monkeypatch.setattr(benchmark, "PLAIN", {})  # no need of a reference
+    monkeypatch.setattr(comparison, "run", failing)
+    monkeypatch.setattr(comparison, "PLAIN", {})  # no need of a reference
     names = ["kronfluence, batch 4", "icprobe, hidden states"]
-    with pytest.raises(RuntimeError, match=r"no method ran to its end: .*was killed"):
-        benchmark.compare(saved, "float32", "cpu", "grid", 2, 2, names[:1], repeats=1)
-    table = benchmark.compare(saved, "float32", "cpu", "grid", 2, 2, names, repeats=2)
+    with pytest.raises(RuntimeError, match=r"no method could run to its end: .*was killed"):
+        comparison.compare(saved, "float32", "cpu", "grid", 2, 2, names[:1], repeats=1)
+    table = comparison.compare(saved, "float32", "cpu", "grid", 2, 2, names, repeats=2)
     assert table["method"].tolist() == names[1:]
     row = table.iloc[0]
     assert 0 < row["low"] < row["seconds"] < row["high"] and row["repeats"] == 2
@@ -171,30 +168,28 @@ def test_a_peer_that_fails_costs_only_itself(saved, monkeypatch, capsys):
 def test_what_would_not_fit_is_left_out(tiny):
     lm = tiny()
     names = ["autograd, one by one", "icprobe, probing"]
-    fits, left_out = benchmark._possible(names, lm, held=2**60)
-    assert fits == names[1:] and "gradients alone take" in left_out[names[0]]
-    with pytest.raises(ValueError, match="no method can run here"):
-        benchmark._possible(names[:1], lm, held=2**60)
+    left_out = comparison.impossible(names, lm, held=2**60)
+    assert list(left_out) == names[:1] and "gradients alone take" in left_out[names[0]]
 
 
 def test_long_examples_are_long(tiny, monkeypatch):
     rows = [{**row, "task": f"task {k % 3}"} for k, row in enumerate(ROWS)]
-    monkeypatch.setattr(benchmark, "_rows", lambda split: rows)
-    train, queries = benchmark.examples(tiny(), "long", 4, 9)
+    monkeypatch.setattr(work, "_rows", lambda split: rows)
+    train, queries = work.examples(tiny(), "long", 4, 9)
     assert (len(train), len(queries)) == (4, 9)  # more than there are rows: again from the start
     assert queries[7] == queries[0]
-    assert all(len(example.ids) >= benchmark.LONG for example in train)
+    assert all(len(example.ids) >= work.LONG for example in train)
     assert train[0].id.startswith("0+3+6")  # of its own task
 
 
 def test_peers_share_a_loss_that_is_the_completions(pairs, monkeypatch):
     """With the head at the last positions only, too."""
-    monkeypatch.syspath_prepend(benchmark.PEERS)
+    monkeypatch.syspath_prepend(methods.PEERS)
     import exchange
 
     lm, _, train, queries = pairs
-    work = benchmark.exchange(lm.identity["name"], lm, train, queries) | {"model": "unused"}
-    batch = exchange.padded([exchange.labelled(row) for row in work["train"]])
+    told = work.exchange(lm.identity["name"], lm, train, queries)
+    batch = exchange.padded([exchange.labelled(row) for row in told["train"]])
     few = exchange.needed(batch["labels"])
     expected = sum(gradients.loss(lm, example).item() for example in train)
     for kept in (0, few):  # 0: all
@@ -204,10 +199,10 @@ def test_peers_share_a_loss_that_is_the_completions(pairs, monkeypatch):
 
 
 def test_sorted_work_comes_back_in_order(monkeypatch):
-    monkeypatch.syspath_prepend(benchmark.PEERS)
+    monkeypatch.syspath_prepend(methods.PEERS)
     import exchange
 
-    work = {part: [{"ids": [k] * k} for k in sizes] for part, sizes in
+    told = {part: [{"ids": [k] * k} for k in sizes] for part, sizes in
             (("train", (3, 1, 2)), ("queries", (5, 4)))}  # fmt: skip
     seen = []
 
@@ -216,6 +211,6 @@ def test_sorted_work_comes_back_in_order(monkeypatch):
         seen.extend(sizes)
         return np.multiply.outer(*map(np.array, sizes))
 
-    found = exchange.by_length(products)(work)
+    found = exchange.by_length(products)(told)
     assert seen == [[1, 2, 3], [4, 5]]
     assert found.tolist() == [[15, 12], [5, 4], [10, 8]]

@@ -27,7 +27,7 @@ def experiment(tmp_path, monkeypatch):
 @pytest.mark.parametrize("rank", [0, 2])
 def test_stored_tracin_equals_its_definition(experiment, tmp_path, capsys, monkeypatch, rank):
     recipe = dataclasses.replace(RECIPE, lora_rank=rank)
-    lm, options = experiment.load_model(), {"layers": "mlp", "loss_on": "text", "reduction": "mean"}
+    lm, options = experiment.load_model(), {"layers": "mlp", "loss_on": "text"}
     start = influence.attribute(experiment, lm, **options)
     actual = checkpoints.tracin(experiment, lm, recipe, start.dot, **options)
     assert actual.dtype == np.float32 and actual.shape == (11, 5)

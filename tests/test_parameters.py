@@ -7,7 +7,6 @@ from papermill.exceptions import PapermillExecutionError
 
 from icprobe import (
     advice,
-    benchmark,
     data,
     finetuning,
     gradients,
@@ -18,6 +17,7 @@ from icprobe import (
     retraining,
     selection,
 )
+from icprobe.artifact.benchmark.methods import METHODS
 from icprobe.parameters import ParameterError
 
 NUMBERS = sorted(path.name[:2] for path in paths.NOTEBOOKS.glob("[0-9]*.ipynb"))
@@ -190,7 +190,7 @@ def test_the_notebooks_own_values_are_right_and_left_as_they_are(number):
             "06",
             "methods",
             ["icprobe, probin"],
-            (*benchmark.METHODS, "Did you mean icprobe, prob"),
+            (*METHODS, "Did you mean icprobe, prob"),
         ),
         ("02", "steps", [["sgd", 1e-4], ["sgd", 1e-3], ["adam", 1e-5]], retraining.OPTIMIZERS),
         ("02", "steps", [["sgd", "1e-4"]], ("positive number", "write 1.0e-4")),

@@ -4,15 +4,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from icprobe import benchmark, timings
-from icprobe.benchmark import METHODS
+from icprobe.artifact.benchmark import timings
+from icprobe.artifact.benchmark.methods import METHODS
 
 
 def timed(*rows):
     """Return a table of timings from (method, m, seconds, low, high)."""
     table = pd.DataFrame(rows, columns=["method", "m", "seconds", "low", "high"])
-    gives = [METHODS[name].gives for name in table["method"]]
-    return table.assign(lengths="grid", dtype="float32", n=4, gives=gives, repeats=3)
+    quantities = [METHODS[name].quantity for name in table["method"]]
+    return table.assign(lengths="grid", dtype="float32", n=4, quantity=quantities, repeats=3)
 
 
 def test_findings_are_ratios_of_the_same_work():
@@ -36,7 +36,7 @@ def test_findings_are_ratios_of_the_same_work():
     assert "kronfluence over probing, grid, M = 1" not in found.index
     others = numbers.loc["others' gradient products over others' probing, grid, M = 1"]
     assert others.tolist() == [1.5, 1, 1.5, 4]
-    untimed = [f"gradient products over probing, long, M = {m}" for m in benchmark.CLAIMED]
+    untimed = [f"gradient products over probing, long, M = {m}" for m in timings.CLAIMED]
     assert found.loc[untimed, "estimate"].isna().all()
     once = timings.findings(table.assign(repeats=1), "float32").set_index("quantity")
     once = once.loc["gradient products over probing, grid, M = 1"]
@@ -55,7 +55,7 @@ def test_timings_are_of_the_model_and_of_the_largest_pool(tiny, tmp_path):
         timings.read(str(tmp_path / "none.csv"), lm)
 
 
-def test_what_a_second_buys():
+def test_accuracy_per_second():
     names = ("probing", "gradient products", "query set", "hidden states")
     table = timed(*((f"icprobe, {name}", 3, k, k, k) for k, name in enumerate(names, 1)))
     effects = pd.DataFrame(
@@ -69,8 +69,50 @@ def test_what_a_second_buys():
         ],
         columns=["level", "first", "estimate", "low", "high"],
     )  # fmt: skip
-    points = timings.bought(table, effects, "per query").set_index("method")
+    points = timings.accuracy_per_second(table, effects, "per query").set_index("method")
     assert points["seconds"].to_dict() == {"gain": 1, "product": 2, "hidden states": 4}
     assert points["estimate"].to_dict() == {"gain": 0.2, "product": 0.8, "hidden states": 0.3}
-    points = timings.bought(table, effects, "per example").set_index("method")
+    points = timings.accuracy_per_second(table, effects, "per example").set_index("method")
     assert points.loc["product, query set", ["seconds", "estimate"]].tolist() == [3, 0.8]
+
+
+def test_crossings():
+    sizes = [1, 10, 20]
+    assert timings.crossing(sizes, [1, 10, 20], [15, 15, 15]) == (10, 20)
+    assert timings.crossing(sizes, [1, 10, 20], [5, 50, 5]) == (10, 20)
+    assert timings.crossing(sizes, [1, 10, 20], [0, 50, 50]) == pytest.approx(
+        (np.nan, 1), nan_ok=True
+    )
+    assert timings.crossing(sizes, [1, 10, 20], [1, 30, 30]) == pytest.approx(
+        (20, np.nan), nan_ok=True
+    )
+
+
+def test_crossings_by_seconds_and_by_operations():
+    def rows(columns, *values):
+        return pd.DataFrame(list(values), columns=columns)
+
+    key = ["method", "lengths", "dtype", "n", "m", "seconds"]
+    work = ("grid", "float32", 4)
+    others = ("gradient products", "projected", "query set")
+    timed = rows(
+        key,
+        *(("icprobe, probing", *work, m, seconds) for m, seconds in ((1, 1.0), (3, 3.0))),
+        *((f"icprobe, {name}", *work, m, 2.0) for name in others for m in (1, 3)),
+        ("icprobe, gradient products", *work, 2, 0.1),  # probing was not timed there
+        ("icprobe, probing", "grid", "float32", 2, 1, 99.0),  # of a smaller pool
+    )
+    names = ("gradient products", "projected gradients", "query set, forward mode")
+    counted = rows(
+        ["method", "m", "operations"],
+        *(("probing", m, 1.0) for m in (1, 2, 3)),
+        *(("probing, nothing shared", m, 3.0 * m) for m in (1, 2, 3)),
+        *((name, m, 5.0) for name in names for m in (1, 2, 3)),
+    )
+    found = timings.crossings(timed, {"grid": counted}, "float32").set_index("against")
+    assert found.index.tolist() == list(others)
+    assert (found[["cheaper", "dearer"]] == [1, 3]).all(axis=None)
+    assert found["operations"].isna().all()
+    assert (found["nothing_shared"] == 2).all()
+    probing = timed[timed["method"] == "icprobe, probing"]
+    assert timings.crossings(probing, {"grid": counted}, "float32").empty

@@ -19,6 +19,7 @@ def arguments():
     parser.add_argument("work")
     parser.add_argument("scores")
     parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--method", help="of those of a script that has several")
     parser.add_argument("--projection", type=int, default=0, help="rows a side; 0: none")
     options = parser.parse_args()
     options.work = json.loads(Path(options.work).read_text(encoding="utf-8"))
@@ -96,7 +97,12 @@ def by_length(products):
 
 
 def peak_memory():
-    """Return the most memory that this process has held, in GiB; not a number where none says."""
+    """Return the most memory that this process has held, in GiB; NaN where none says.
+
+    On a GPU, the GPU's.
+    """
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / 2**30
     status = Path("/proc/self/status")  # getrusage would count the parent's, too
     lines = status.read_text().splitlines() if status.exists() else []
     peak = [int(line.split()[1]) for line in lines if line.startswith("VmHWM")]
@@ -112,7 +118,7 @@ def timed(name, function, options):
     scores = function(work)
     seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
     np.save(options.scores, np.asarray(scores))
-    packages = (name, "torch", "transformers")
+    packages = filter(None, (name, "torch", "transformers"))
     versions = [f"{package} {importlib.metadata.version(package)}" for package in packages]
     report = {"seconds": seconds, "cpu": cpu, "peak": peak_memory()}
     report["versions"] = ", ".join(versions)

@@ -34,7 +34,6 @@ def tracin(
     dot: np.ndarray | None = None,
     layers: str = "",
     loss_on: str = "completion",
-    reduction: str = "sum",
     memory: float | None = None,
     fresh: bool = False,
 ) -> np.ndarray:
@@ -51,10 +50,9 @@ def tracin(
         lm: The experiment's model; it is left as it was.
         recipe: How it is trained, with at least one checkpoint.
         dot: [N, M] products at the start if they are there, `influence.attribute` of the same
-            layers, loss_on and reduction; saves their share of the time.
+            layers and loss_on; saves their share of the time.
         layers: See `gradients.linear_layers`; of the scores only, all weights are trained.
         loss_on: See `influence.GradientDot.products`; what is trained on, too.
-        reduction: See `influence.GradientDot.products`; of the scores only.
         memory: See `influence.GradientDot`.
         fresh: Compute everything anew.
 
@@ -72,15 +70,14 @@ def tracin(
     kept = experiment.store(
         METHOD,
         *([row.id for row in rows] for rows in (pool, queries)),
-        _options(recipe, layers, loss_on, reduction),
+        _options(recipe, layers, loss_on),
         fresh=fresh,
         description=UNIT,
         block_size=len(pool),
     )
 
     def scores(_) -> np.ndarray:
-        loss = {"loss_on": loss_on, "reduction": reduction}
-        scoring = {"layers": layers, **loss, "memory": memory}
+        scoring = {"layers": layers, "loss_on": loss_on, "memory": memory}
         start = dot
         if start is None:  # before the training, so that wrong options show at once
             start = influence.gradient_dot(lm, pool, queries, **scoring)
@@ -99,7 +96,6 @@ def find(
     made_by: str,
     layers: str = "",
     loss_on: str = "completion",
-    reduction: str = "sum",
 ) -> np.ndarray:
     """Return finished scores, float32 [N, M] in nats; needs neither the model nor the data.
 
@@ -109,21 +105,20 @@ def find(
         made_by: What to run if the scores are not there, for the error message.
         layers: See `tracin`.
         loss_on: See `tracin`.
-        reduction: See `tracin`.
 
     Raises:
         store.ScoresNotFound: If they are not there.
     """
-    options = _options(recipe, layers, loss_on, reduction)
+    options = _options(recipe, layers, loss_on)
     return experiment.find(METHOD, options, made_by).matrix()
 
 
-def _options(recipe: Recipe, layers: str, loss_on: str, reduction: str) -> dict:
+def _options(recipe: Recipe, layers: str, loss_on: str) -> dict:
     """Return what determines the scores, beside the experiment."""
     return {
         "version": VERSION,
         "recipe": asdict(recipe),
         "layers": layers,
         "loss_on": loss_on,
-        "reduction": reduction,
+        "reduction": "sum",
     }

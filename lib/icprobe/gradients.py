@@ -220,7 +220,6 @@ def factors(
     examples: Sequence[Encoded],
     layers: str = "",
     loss_on: str = "completion",
-    reduction: str = "sum",
 ) -> list[Factors]:
     """Return the factors of each example's loss gradient, from one forward and backward pass.
 
@@ -230,15 +229,15 @@ def factors(
         lm: The model.
         examples: n encoded examples, padded to the longest of them; padding changes nothing.
         layers: See `linear_layers`.
-        loss_on: "completion", or "text" for all tokens but the first.
-        reduction: "sum" or "mean" over these tokens, of the negative log-likelihood in nats.
+        loss_on: Tokens whose negative log-likelihoods in nats are added up: "completion", or
+            "text" for all but the first.
 
     Raises:
         ValueError: If an option is unknown, an example has no token to learn from or is too long,
             or the model does not run each chosen layer once.
         FloatingPointError: If a loss or gradient is not finite; names the examples.
     """
-    ids, rows, columns, targets, weights = loss_inputs(lm, examples, loss_on, reduction)
+    ids, rows, columns, targets, weights = loss_inputs(lm, examples, loss_on)
     captured: list[_Call] = []
     with _frozen(lm), language_model.selective_head(lm), _capturing(lm, layers, captured):
         logits = language_model.logits_at(lm, rows, columns, input_ids=ids.to(lm.device))
@@ -269,7 +268,7 @@ def factors(
 def loss(
     lm: LM, example: Encoded, loss_on: str = "completion", reduction: str = "sum"
 ) -> torch.Tensor:
-    """Return one example's loss in nats, a scalar with its graph; options as for `factors`."""
+    """Return one example's loss in nats, a scalar with its graph: a "sum" or "mean" over tokens."""
     ids, rows, columns, targets, weights = loss_inputs(lm, [example], loss_on, reduction)
     with torch.enable_grad(), language_model.selective_head(lm):
         logits = language_model.logits_at(lm, rows, columns, input_ids=ids.to(lm.device))
@@ -282,13 +281,12 @@ def whole(
     example: Encoded,
     parameters: Sequence[nn.Parameter],
     loss_on: str = "completion",
-    reduction: str = "sum",
 ) -> list[torch.Tensor]:
     """Return the gradient of one example's loss by each of the parameters, as autograd does.
 
     As large as the parameters themselves: for checks and for estimators that need every entry.
     """
-    return list(torch.autograd.grad(loss(lm, example, loss_on, reduction), list(parameters)))
+    return list(torch.autograd.grad(loss(lm, example, loss_on), list(parameters)))
 
 
 def products(one: Sequence[Factors], other: Sequence[Factors]) -> dict[str, torch.Tensor]:
@@ -408,7 +406,7 @@ def norm_shares(
 
 
 def loss_inputs(
-    lm: LM, examples: Sequence[Encoded], loss_on: str, reduction: str
+    lm: LM, examples: Sequence[Encoded], loss_on: str, reduction: str = "sum"
 ) -> tuple[torch.Tensor, ...]:
     """Return ids [n, T], and row, column, target id and weight [S] of each token of the loss.
 

@@ -28,6 +28,7 @@ from icprobe.lm import LM, Encoded
 PUBLISHED_PREAMBLE = "These examples may be helpful to answer the question"
 
 UNITS = "log-likelihood of the query's completion in nats, summed over its tokens"
+SEPARATOR = "\n\n"  # after the preamble and after the demonstration
 TEMPLATE_VERSION = 1  # raise it when the same text begins to give other token ids
 
 # training examples in one part of a store; on a GPU, enough for their packing not to count
@@ -47,15 +48,13 @@ NEUTRAL_TEXT = (
 )
 
 
-def context(
-    lm: LM, demonstration: Encoded | None, preamble: str = "", separator: str = "\n\n"
-) -> tuple[int, ...]:
+def context(lm: LM, demonstration: Encoded | None, preamble: str = "") -> tuple[int, ...]:
     """Return the token ids that stand before a query's prompt.
 
     Each part is followed by the separator; parts without tokens are left out, so an empty
     demonstration without preamble is no context at all.
     """
-    end = language_model.text_ids(lm, separator)
+    end = language_model.text_ids(lm, SEPARATOR)
     parts = [language_model.text_ids(lm, preamble), demonstration.ids if demonstration else ()]
     return tuple(token for part in parts if part for token in (*part, *end))
 
@@ -65,7 +64,6 @@ def log_likelihoods(
     queries: Iterable,
     demonstrations: Iterable | None = None,
     preamble: str = "",
-    separator: str = "\n\n",
     max_length: int | None = None,
 ) -> np.ndarray:
     """Return log p(completion_j | demonstration_i, prompt_j): sums over completion tokens, nats.
@@ -75,7 +73,6 @@ def log_likelihoods(
         queries: M rows with id, prompt, completion (or encoded already).
         demonstrations: N such rows; None for zero-shot, where no preamble stands either.
         preamble: Text before the demonstration; the paper's is `PUBLISHED_PREAMBLE`.
-        separator: Text after the preamble and after the demonstration.
         max_length: Most tokens of one example, see `lm.encode`.
 
     Returns:
@@ -88,7 +85,7 @@ def log_likelihoods(
     if demonstrations is None:
         return language_model.log_likelihoods(lm, encoded)[0]
     shown = language_model.encode(lm, demonstrations, max_length)
-    contexts = [context(lm, demonstration, preamble, separator) for demonstration in shown]
+    contexts = [context(lm, demonstration, preamble) for demonstration in shown]
     return language_model.log_likelihoods(lm, encoded, contexts)
 
 
@@ -174,7 +171,6 @@ def probe(
     experiment: Experiment,
     lm: LM,
     preamble: str = "",
-    separator: str = "\n\n",
     neutral: bool = True,
     fresh: bool = False,
     engine: str = engines.LOCAL,
@@ -185,7 +181,6 @@ def probe(
         experiment: What is scored (its pool of N, its M queries) and where the scores lie.
         lm: The experiment's model.
         preamble: See `log_likelihoods`.
-        separator: See `log_likelihoods`.
         neutral: Whether to score the neutral twins, too.
         fresh: Compute everything anew.
         engine: Where, see `engines`.
@@ -201,8 +196,7 @@ def probe(
     queries = language_model.encode(lm, queries, experiment.max_length)
     shown = language_model.encode(lm, demonstrations, experiment.max_length)
     shown, twins = (
-        [(one.id, context(lm, one, preamble, separator)) for one in texts]
-        for texts in (shown, twins)
+        [(one.id, context(lm, one, preamble)) for one in texts] for texts in (shown, twins)
     )
     language_model.check_lengths(lm, queries, [tokens for _, tokens in (*shown, *twins)])
     together = _together(twins)
@@ -218,7 +212,7 @@ def probe(
     }
     query_ids = [query.id for query in queries]
     scores = {}
-    for method, options in _options(preamble, separator, neutral).items():
+    for method, options in _options(preamble, neutral).items():
         train_ids = ["zero-shot"] if method == "zero_shot" else [name for name, _ in shown]
         kept = experiment.store(method, train_ids, query_ids, options, **settings)
         start = functools.partial(_each_once if method == "icp_neutral" else _each, queries)
@@ -263,7 +257,6 @@ def find(
     experiment: Experiment,
     made_by: str,
     preamble: str = "",
-    separator: str = "\n\n",
     neutral: bool = True,
 ) -> Probe:
     """Return finished scores; needs neither the model nor the data.
@@ -272,7 +265,6 @@ def find(
         experiment: What was scored.
         made_by: What to run if the scores are not there, for the error message.
         preamble: See `log_likelihoods`.
-        separator: See `log_likelihoods`.
         neutral: Whether the neutral twins are wanted, too.
 
     Raises:
@@ -280,14 +272,14 @@ def find(
     """
     scores = {
         method: experiment.find(method, options, made_by).matrix()
-        for method, options in _options(preamble, separator, neutral).items()
+        for method, options in _options(preamble, neutral).items()
     }
     return Probe(scores["zero_shot"][0], scores["icp"], scores.get("icp_neutral"))
 
 
-def _options(preamble: str, separator: str, neutral: bool) -> dict[str, dict]:
+def _options(preamble: str, neutral: bool) -> dict[str, dict]:
     """Return the options that determine each method's scores, beside the experiment."""
-    frame = {"template": TEMPLATE_VERSION, "preamble": preamble, "separator": separator}
+    frame = {"template": TEMPLATE_VERSION, "preamble": preamble, "separator": SEPARATOR}
     twins = {**frame, "text": NEUTRAL_TEXT, "steps": NEUTRAL_STEPS, "frame": NEUTRAL_FRAME}
     options = {"zero_shot": {"template": TEMPLATE_VERSION}, "icp": frame, "icp_neutral": twins}
     return options if neutral else {k: v for k, v in options.items() if k != "icp_neutral"}
@@ -311,11 +303,9 @@ def gain_per_token(gain: np.ndarray, completion_tokens: np.ndarray) -> np.ndarra
     return gain / np.asarray(completion_tokens)
 
 
-def reference(
-    lm: LM, query: Encoded, demonstration: Encoded, preamble: str = "", separator: str = "\n\n"
-) -> float:
+def reference(lm: LM, query: Encoded, demonstration: Encoded, preamble: str = "") -> float:
     """Return one pair's log-likelihood in nats from one plain forward pass: slow, for checks."""
-    before = context(lm, demonstration, preamble, separator)
+    before = context(lm, demonstration, preamble)
     return float(language_model.token_log_likelihoods(lm, query, before).sum())
 
 

@@ -27,9 +27,6 @@ from tqdm import tqdm
 
 from icprobe import engines, gradients, statistics, store
 from icprobe import lm as language_model
-from icprobe.clamped import clamped_log as clamped_log
-from icprobe.ekfac import EKFAC as EKFAC
-from icprobe.ekfac import ekfac as ekfac
 from icprobe.experiment import Experiment
 from icprobe.lm import LM
 from icprobe.projected import projected_gradients as projected_gradients
@@ -125,15 +122,14 @@ class GradientDot:
         self,
         train: Iterable,
         loss_on: str = "completion",
-        reduction: str = "sum",
         parts: Sequence[str] = (),
     ) -> tuple[np.ndarray, ...]:
         """Return gradient dot products and cosines, from one pass over the training examples.
 
         Args:
             train: N rows like the queries; one forward and one backward pass each, whatever M is.
-            loss_on: "completion", or "text" to train on the prompt, too (as published).
-            reduction: "sum" or "mean" of the training loss over these tokens; queries are summed.
+            loss_on: "completion", or "text" to train on the prompt, too (as published). Losses are
+                sums over these tokens.
             parts: Regular expressions that each choose some of the layers.
 
         Returns:
@@ -154,7 +150,7 @@ class GradientDot:
 
         def dots_of_all() -> np.ndarray:
             dots = np.zeros((len(chosen), len(train), self.size))
-            for rows, columns, by_layer in self._blocks(train, kept, loss_on, reduction):
+            for rows, columns, by_layer in self._blocks(train, kept, loss_on):
                 for dot, layers in zip(dots, chosen, strict=True):
                     parts = [part for name, part in by_layer.items() if re.search(layers, name)]
                     dot[np.ix_(rows, columns)] += sum(parts)
@@ -235,7 +231,6 @@ def gradient_dot(
     queries: Iterable,
     layers: str = "",
     loss_on: str = "completion",
-    reduction: str = "sum",
     cosine: bool = False,
     max_length: int | None = None,
     memory: float | None = None,
@@ -246,7 +241,7 @@ def gradient_dot(
     without unit. See `GradientDot` for the arguments and errors, and to score block by block.
     """
     influence = GradientDot(lm, queries, layers, max_length, memory, cosine)
-    dot, cosines = influence.products(train, loss_on, reduction)
+    dot, cosines = influence.products(train, loss_on)
     return cosines if cosine else dot
 
 
@@ -258,7 +253,6 @@ def tracin(
     device: str | None = None,
     layers: str = "",
     loss_on: str = "completion",
-    reduction: str = "sum",
     max_length: int | None = None,
     memory: float | None = None,
 ) -> np.ndarray:
@@ -277,7 +271,6 @@ def tracin(
         device: See `lm.load`.
         layers: See `gradients.linear_layers`.
         loss_on: See `GradientDot.products`.
-        reduction: See `GradientDot.products`.
         max_length: See `lm.encode`.
         memory: See `GradientDot`.
 
@@ -302,7 +295,7 @@ def tracin(
                 language_model.load(model, dtype, device),
                 queries, layers, max_length, memory, cosines=False,
             )  # fmt: skip
-            total += rate * influence.products(train, loss_on, reduction)[0]
+            total += rate * influence.products(train, loss_on)[0]
             del influence  # or two models would be held
     return total.astype(np.float32)
 
@@ -376,7 +369,6 @@ def attribute(
     lm: LM,
     layers: str = "",
     loss_on: str = "completion",
-    reduction: str = "sum",
     parts: Mapping[str, str] | None = None,
     memory: float | None = None,
     fresh: bool = False,
@@ -389,7 +381,6 @@ def attribute(
         lm: The experiment's model.
         layers: See `gradients.linear_layers`.
         loss_on: See `GradientDot.products`.
-        reduction: See `GradientDot.products`.
         parts: By name, a regular expression that chooses some of the layers (such as
             `gradients.parts`): what they contribute has a store of its own.
         memory: See `GradientDot`; with Ray, of each worker.
@@ -409,13 +400,11 @@ def attribute(
     train_ids, query_ids = ([row.id for row in rows] for rows in (pool, queries))
     block_size = language_model.by_device(BLOCK_SIZE, lm.device)
     stores = []
-    for method, options in _stores(layers, loss_on, reduction, parts):
+    for method, options in _stores(layers, loss_on, parts):
         settings = {"fresh": fresh, "block_size": block_size, "description": UNITS[method]}
         stores.append(experiment.store(method, train_ids, query_ids, options, **settings))
         block_size = stores[0].block_size  # one that was there keeps its own
-    start = functools.partial(
-        _ready, queries, layers, memory, (loss_on, reduction, list(parts.values()))
-    )
+    start = functools.partial(_ready, queries, layers, memory, (loss_on, list(parts.values())))
     matrices = engines.fill(
         engine, experiment, lm, stores, start, lambda rows: (pool[rows.start : rows.stop],),
         gib=MEMORY if memory is None else memory,
@@ -434,7 +423,6 @@ def find(
     made_by: str,
     layers: str = "",
     loss_on: str = "completion",
-    reduction: str = "sum",
 ) -> Influence:
     """Return finished scores, with all parts that there are; needs neither the model nor the data.
 
@@ -443,13 +431,12 @@ def find(
         made_by: What to run if the scores are not there, for the error message.
         layers: See `attribute`.
         loss_on: See `attribute`.
-        reduction: See `attribute`.
 
     Raises:
         store.ScoresNotFound: If they are not there.
         store.StoreError: If two different parts have the same name.
     """
-    wanted = _stores(layers, loss_on, reduction)
+    wanted = _stores(layers, loss_on)
     dot, cosine = (experiment.find(*which, made_by).matrix() for which in wanted)
     identity = experiment.identity_of(*wanted[0])
     parts = {}
@@ -496,10 +483,10 @@ def findings(
 
 
 def _stores(
-    layers: str, loss_on: str, reduction: str, parts: Mapping[str, str] | None = None
+    layers: str, loss_on: str, parts: Mapping[str, str] | None = None
 ) -> list[tuple[str, dict]]:
     """Return each store's method and the options that determine it, beside the experiment."""
-    options = {"layers": layers, "loss_on": loss_on, "reduction": reduction}
+    options = {"layers": layers, "loss_on": loss_on, "reduction": "sum"}
     return [
         *((method, options) for method in UNITS),
         *(

@@ -553,7 +553,7 @@ RULES: dict[str, Rule] = {
     "rates": _each(_POSITIVE, least=1),
     "cost_dimensions": _each(_FROM_1, least=1),
     "compared": _file,
-    "methods": _each(_one_of("benchmark", "METHODS")),
+    "methods": _each(_one_of("artifact.benchmark.methods", "METHODS")),
     "m_timed": _each(_FROM_1, least=1),
     "published_dir": _folder,
     "step": _step,

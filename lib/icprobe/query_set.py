@@ -63,9 +63,7 @@ class QuerySet:
         self.direction = {name: part.to(lm.model.dtype) for name, part in total.items()}
 
     @torch.no_grad()
-    def influence(
-        self, train: Iterable, loss_on: str = "completion", reduction: str = "sum"
-    ) -> np.ndarray:
+    def influence(self, train: Iterable, loss_on: str = "completion") -> np.ndarray:
         """Return the mean influence on the queries: float32 [N], nats per unit of learning rate.
 
         Positive = helps. Equals the mean over queries of `influence.GradientDot.products`.
@@ -73,7 +71,6 @@ class QuerySet:
         Args:
             train: N rows like the queries; one forward pass with tangents each.
             loss_on: See `influence.GradientDot.products`.
-            reduction: The same.
 
         Raises:
             ValueError: If an example has no completion tokens.
@@ -86,9 +83,7 @@ class QuerySet:
         scores = np.zeros(len(train))
         for batch in gradients.batches(lm, train):
             examples = [train[i] for i in batch]
-            ids, rows, columns, targets, weights = gradients.loss_inputs(
-                lm, examples, loss_on, reduction
-            )
+            ids, rows, columns, targets, weights = gradients.loss_inputs(lm, examples, loss_on)
             try:
                 with forward_ad.dual_level(), language_model.selective_head(lm), self._tangents():
                     inputs = {"input_ids": ids.to(lm.device)}
@@ -156,7 +151,6 @@ def query_set_influence(
     queries: Iterable,
     layers: str = "",
     loss_on: str = "completion",
-    reduction: str = "sum",
     max_length: int | None = None,
 ) -> np.ndarray:
     """Return mean_j <grad L(z_i), grad L(q_j)>: float32 [N], positive = helps.
@@ -164,7 +158,7 @@ def query_set_influence(
     In nats per unit of learning rate. See `QuerySet` for arguments and errors, and to score block
     by block.
     """
-    return QuerySet(lm, queries, layers, max_length).influence(train, loss_on, reduction)
+    return QuerySet(lm, queries, layers, max_length).influence(train, loss_on)
 
 
 def _is_transposed(layer: nn.Module) -> bool:

@@ -10,7 +10,10 @@ import re
 import numpy as np
 import pandas as pd
 
-from icprobe import advice, benchmark, correlation, parameters, paths, tables, timings
+from icprobe import advice, correlation, parameters, paths, tables
+from icprobe.artifact.benchmark import timings
+from icprobe.artifact.benchmark.comparison import CHECKED
+from icprobe.artifact.benchmark.methods import OURS
 
 README = paths.ROOT / "README.md"
 FIGURES = paths.ROOT / "figures"
@@ -371,18 +374,18 @@ def cost() -> str:
         ]
     lines += [_coarser(timed), ""]
     lines += [
-        "| lengths | M | gives | method | seconds (range) | efficiency | GiB | error | rank |",
+        "| lengths | M | quantity | method | seconds (range) | efficiency | GiB | error | rank |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for rows in timings.beside(exact).values():
-        for row in rows.sort_values(["gives", "seconds"]).itertuples():
-            ours = row.method.startswith(benchmark.OURS)
+        for row in rows.sort_values(["quantity", "seconds"]).itertuples():
+            ours = row.method.startswith(OURS)
             several = f" ({row.low:.1f} to {row.high:.1f})" if row.repeats > 1 else ""
             errors = ("–", "–") if pd.isna(row.error) else (f"{row.error:.1g}", f"{row.rank:.2f}")
             cells = (
                 f"`{row.lengths}`",
                 str(row.m),
-                row.gives,
+                row.quantity,
                 f"**{row.method}**" if ours else row.method,
                 f"{row.seconds:.1f}{several}",
                 f"{row.efficiency:.2f}",
@@ -395,7 +398,7 @@ def cost() -> str:
         "",
         f"On {exact['threads'].max()} cores ({exact['machine'].iloc[0]}); medians and ranges of up "
         f"to {runs.max()} runs (no range: a single one). *Error* and *rank* are over all training "
-        f"examples and {benchmark.CHECKED} queries.",
+        f"examples and {CHECKED} queries.",
     ]
     return "\n".join(lines)
 
@@ -466,7 +469,7 @@ def your_data() -> str:
 
 
 def _between(cheaper: float, dearer: float) -> str:
-    """Return in words where seconds cross, see `costs.crossings`."""
+    """Return in words where seconds cross, see `timings.crossings`."""
     if pd.isna(dearer):
         return f"for more than {cheaper:.0f} queries, the most that were timed"
     if pd.isna(cheaper):
@@ -481,7 +484,7 @@ def _coarser(timed: pd.DataFrame) -> str:
     exact = timed[timed["dtype"] == "float32"].set_index(key)
     rows = rows[rows.index.isin(exact.index)]
     said = [
-        f"{method.removeprefix(benchmark.OURS)} ({lengths}, M = {m}) "
+        f"{method.removeprefix(OURS)} ({lengths}, M = {m}) "
         f"{exact.loc[(method, lengths, m), 'seconds'] / row['seconds']:.1f} times as fast as in "
         f"float32, rank {row['rank']:.3f}"
         for (method, lengths, m), row in rows.iterrows()

@@ -192,7 +192,6 @@ class Retraining:
         train: Iterable,
         steps: Sequence[Step],
         loss_on: str = "completion",
-        reduction: str = "mean",
     ) -> list[np.ndarray]:
         """Return each step's effects [N, M]: a forward and backward pass and, a step, M queries.
 
@@ -201,8 +200,8 @@ class Retraining:
         Args:
             train: N rows like the queries.
             steps: The steps, each taken from the model's own weights.
-            loss_on: "completion", or "text" to train on the prompt, too.
-            reduction: "mean" or "sum" of the training loss over these tokens.
+            loss_on: "completion", or "text" to train on the prompt, too. The training loss is the
+                mean over these tokens.
 
         Returns:
             For each step float32 [N, M], in nats, positive = training on the example helps.
@@ -218,7 +217,7 @@ class Retraining:
         effects = [np.zeros((len(train), len(self._queries)), np.float32) for _ in steps]
         with self._trainable():
             for i, example in enumerate(train):
-                norm = self._backward(example, loss_on, reduction)
+                norm = self._backward(example, loss_on)
                 for effect, step in zip(effects, steps, strict=True):
                     try:
                         step.take(self._weights, self._gradient, norm)
@@ -234,11 +233,11 @@ class Retraining:
         """Log-likelihoods of the queries with the weights as they are: float64 [M]."""
         return language_model.log_likelihoods(self.lm, self._queries, dtype=np.float64)[0]
 
-    def _backward(self, example, *options) -> torch.Tensor:
+    def _backward(self, example, loss_on: str) -> torch.Tensor:
         """Make an example's gradient, in the memory that there is, and return its norm."""
         for weight, part in zip(self._weights, self._gradient, strict=True):
             weight.grad = part.zero_()
-        loss = gradients.loss(self.lm, example, *options)
+        loss = gradients.loss(self.lm, example, loss_on, "mean")
         torch.autograd.backward(loss, inputs=self._weights)
         norm = nn.utils.get_total_norm(self._gradient)
         if not norm.isfinite():
@@ -265,32 +264,12 @@ class Retraining:
                 weight.grad = gradient
 
 
-def effects(
-    lm: LM,
-    train: Iterable,
-    queries: Iterable,
-    steps: Sequence[Step] = STEPS,
-    layers: str = "",
-    loss_on: str = "completion",
-    reduction: str = "mean",
-    max_length: int | None = None,
-) -> list[np.ndarray]:
-    """Return what one training step on each example alone does to each query.
-
-    For each step float32 [N, M]: the change of the query's completion log-likelihood in nats,
-    positive = training on the example helps. See `Retraining` for the arguments and errors, and to
-    go block by block.
-    """
-    return Retraining(lm, queries, layers, max_length).effects(train, steps, loss_on, reduction)
-
-
 def measure(
     experiment: Experiment,
     lm: LM,
     steps: Sequence[Step] = STEPS,
     layers: str = "",
     loss_on: str = "completion",
-    reduction: str = "mean",
     fresh: bool = False,
     engine: str = engines.LOCAL,
 ) -> dict[str, np.ndarray]:
@@ -304,7 +283,6 @@ def measure(
         steps: The steps, see `Step`.
         layers: See `gradients.linear_layers`.
         loss_on: See `Retraining.effects`.
-        reduction: See `Retraining.effects`.
         fresh: Compute everything anew.
         engine: Where, see `engines`.
 
@@ -318,7 +296,7 @@ def measure(
     """
     pool, queries = experiment.encode(lm)
     gradients.linear_layers(lm, layers)  # an error before any store is made
-    by_name = _options(steps, layers, loss_on, reduction)
+    by_name = _options(steps, layers, loss_on)
     train_ids, query_ids = ([row.id for row in rows] for rows in (pool, queries))
     settings = {"fresh": fresh, "block_size": BLOCK_SIZE, "description": UNITS}
     stores = [
@@ -330,17 +308,17 @@ def measure(
         todo = [None if kept.finished(rows) else s for s, kept in zip(steps, stores, strict=True)]
         return pool[rows.start : rows.stop], todo
 
-    start = functools.partial(_ready, queries, layers, (loss_on, reduction))
+    start = functools.partial(_ready, queries, layers, loss_on)
     matrices = engines.fill(engine, experiment, lm, stores, start, arguments)
     return dict(zip(by_name, matrices, strict=True))
 
 
-def _ready(queries, layers, options, lm: LM) -> engines.Score:
+def _ready(queries, layers, loss_on, lm: LM) -> engines.Score:
     """Return a function from training examples and steps, None for finished ones, to effects."""
     held = Retraining(lm, queries, layers)
 
     def score(train: list, steps: list[Step | None]) -> list[np.ndarray | None]:
-        found = iter(held.effects(train, [step for step in steps if step], *options))
+        found = iter(held.effects(train, [step for step in steps if step], loss_on))
         return [next(found) if step else None for step in steps]
 
     return score
@@ -352,7 +330,6 @@ def find(
     steps: Sequence[Step] = STEPS,
     layers: str = "",
     loss_on: str = "completion",
-    reduction: str = "mean",
 ) -> dict[str, np.ndarray]:
     """Return finished effects [N, M] by the step's name; needs neither the model nor the data.
 
@@ -362,18 +339,17 @@ def find(
         steps: See `measure`.
         layers: See `measure`.
         loss_on: See `measure`.
-        reduction: See `measure`.
 
     Raises:
         store.ScoresNotFound: If they are not there.
     """
     return {
         name: experiment.find(METHOD, options, made_by).matrix()
-        for name, options in _options(steps, layers, loss_on, reduction).items()
+        for name, options in _options(steps, layers, loss_on).items()
     }
 
 
-def _options(steps: Sequence[Step], layers: str, loss_on: str, reduction: str) -> dict[str, dict]:
+def _options(steps: Sequence[Step], layers: str, loss_on: str) -> dict[str, dict]:
     """Return, by each step's name, the options that determine its scores beside the experiment.
 
     Raises:
@@ -386,6 +362,6 @@ def _options(steps: Sequence[Step], layers: str, loss_on: str, reduction: str) -
         "template": icp.TEMPLATE_VERSION,
         "layers": layers,
         "loss_on": loss_on,
-        "reduction": reduction,
+        "reduction": "mean",
     }
     return {step.name: {**common, **step.options} for step in steps}

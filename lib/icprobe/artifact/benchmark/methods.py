@@ -1,0 +1,150 @@
+"""The methods that are timed: this library's, plain loops, and those of other libraries."""
+
+import functools
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from icprobe import baselines, costs, gradients, icp, influence, paths
+from icprobe import lm as language_model
+from icprobe.costs import Cost, Lengths, Shape
+from icprobe.lm import LM, Encoded
+
+PEERS = paths.ROOT / "benchmarks" / "peers"
+ENVIRONMENTS = paths.ROOT / "benchmarks" / "environments"
+
+NATS, PRODUCTS, SET = "log-likelihoods", "gradient products", "mean gradient product"
+SIMILARITY = "similarity"
+OURS = "icprobe, "  # how the names of our own methods begin
+PROJECTION = 16  # rows of each random matrix, see `projected`
+MEMORY = 6  # GiB of gradient factors
+PLAIN_BATCH = 8
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to a matrix of scores.
+
+    Attributes:
+        quantity: What it computes, for N examples and M queries: log-likelihoods of queries after
+            each example, products of their gradients, the mean of the latter over queries, or
+            similarities.
+        min_cost: What this quantity takes at least.
+        run: Takes model, training examples and queries; None for another library.
+        script: In `PEERS`, and its arguments.
+        environment: Of another library; "" is the project's own.
+        holds_full_gradients: Of the model's size, for all queries at once.
+    """
+
+    quantity: str
+    min_cost: Callable[[Shape, Lengths], Cost]
+    run: Callable[[LM, list[Encoded], list[Encoded]], np.ndarray] | None = None
+    script: tuple[str, ...] = ()
+    environment: str = ""
+    holds_full_gradients: bool = False
+
+    @property
+    def exact(self) -> bool:
+        """Whether it computes its quantity, rather than an estimate."""
+        return self.min_cost is not costs.projected
+
+    @property
+    def python(self) -> Path | None:
+        """The Python that runs it, None if its environment is not there."""
+        if not self.environment:
+            return Path(sys.executable)
+        python = ENVIRONMENTS / self.environment / "bin" / "python"
+        return python if python.exists() else None
+
+
+def _projected(lm, train, queries):
+    one, other = (influence.projected_gradients(lm, rows, PROJECTION) for rows in (train, queries))
+    return one @ other.T
+
+
+def _plain_probing(lm, train, queries):
+    """Return log-likelihoods as one would write them down: pair by pair, in padded batches."""
+    contexts = [icp.context(lm, example) for example in train]
+    pairs = [language_model.sequence(lm, query, shown) for shown in contexts for query in queries]
+    nats = []
+    with torch.inference_mode():
+        for start in range(0, len(pairs), PLAIN_BATCH):
+            batch = pairs[start : start + PLAIN_BATCH]
+            shape = (len(batch), max(len(ids) for ids, _ in batch))
+            ids, real, scored = torch.zeros((3, *shape), dtype=torch.long)
+            for row, (tokens, mask) in enumerate(batch):
+                ids[row, : len(tokens)] = torch.tensor(tokens)
+                real[row, : len(tokens)] = 1
+                scored[row, : len(tokens)] = torch.tensor(mask)
+            ids, real, scored = (part.to(lm.device) for part in (ids, real, scored))
+            logits = lm.model(ids, attention_mask=real).logits[:, :-1]
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            chosen = logits.log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0]
+            nats += (chosen * scored[:, 1:]).sum(1).tolist()
+    return np.array(nats).reshape(len(train), len(queries))
+
+
+def _plain_products(lm, train, queries):
+    """Return gradient products as one would write them down: autograd, one example at a time."""
+    weights = [layer.weight for layer in gradients.linear_layers(lm).values()]
+    theirs = [
+        torch.empty(len(queries), weight.numel(), dtype=weight.dtype, device=lm.device)
+        for weight in weights
+    ]
+    for j, query in enumerate(queries):
+        for rows, part in zip(theirs, gradients.whole(lm, query, weights), strict=True):
+            rows[j] = part.flatten()
+    scores = torch.zeros(len(train), len(queries), dtype=torch.float64)
+    for i, example in enumerate(train):
+        for rows, part in zip(theirs, gradients.whole(lm, example, weights), strict=True):
+            scores[i] += (rows @ part.flatten()).double().cpu()
+    return scores.numpy()
+
+
+def _peers(name, batches, quantity, min_cost, script, projection=0, **options):
+    """Return a peer's methods by name, one for each batch size."""
+    library = name.partition(",")[0]
+    options["environment"] = "" if library == "kronfluence" else library  # the project's has that
+    return {
+        f"{name}, batch {batch}": Method(
+            quantity,
+            min_cost,
+            script=(script, "--batch", str(batch), "--projection", str(projection)),
+            **options,
+        )
+        for batch in batches
+    }
+
+
+_nats = NATS, costs.probing
+_products, _estimates = (PRODUCTS, costs.gradient_products), (PRODUCTS, costs.projected)
+_held = {"holds_full_gradients": True}
+
+METHODS = {
+    "icprobe, probing": Method(
+        *_nats, lambda lm, train, queries: icp.log_likelihoods(lm, queries, train)
+    ),
+    "transformers, plain loop": Method(*_nats, _plain_probing),
+    **_peers("lm-eval", (1, 8, 32), *_nats, "lm_eval_probing.py"),
+    "icprobe, gradient products": Method(
+        *_products, functools.partial(influence.gradient_dot, memory=MEMORY)
+    ),
+    "autograd, one by one": Method(*_products, _plain_products, **_held),
+    **_peers("kronfluence", (4, 16), *_products, "kronfluence_identity.py"),
+    **_peers("bergson", (1, 4), *_products, "bergson_products.py", **_held),
+    **_peers("captum", (1, 4), *_products, "captum_tracin.py", **_held),
+    "icprobe, projected": Method(*_estimates, _projected),
+    **_peers("bergson, projected", (4, 16), *_estimates, "bergson_products.py", PROJECTION),
+    **_peers("dattri, projected", (4, 16), *_estimates, "dattri_logra.py", PROJECTION),
+    "icprobe, query set": Method(
+        SET, costs.query_set, lambda *work: influence.query_set_influence(*work)[:, None]
+    ),
+    "icprobe, hidden states": Method(SIMILARITY, costs.reading, baselines.embedding),
+}
+
+# what everything is compared with, in float64
+PLAIN = {NATS: "transformers, plain loop", PRODUCTS: "autograd, one by one"}

@@ -1,0 +1,213 @@
+"""What timings say: methods beside each other, and what their seconds buy."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from icprobe import paths
+from icprobe.artifact.benchmark.methods import METHODS, NATS, OURS, PRODUCTS
+from icprobe.lm import LM
+
+KEY = ["method", "model", "lengths", "dtype", "device", "n", "m"]
+CLAIMED = (1, 12, 48)  # numbers of queries that claim C5 looks at
+# our methods that are compared with probing, and what `costs.by_queries` calls them
+COUNTED = {
+    "gradient products": "gradient products",
+    "projected": "projected gradients",
+    "query set": "query set, forward mode",
+}
+
+
+def read(file: str | None, lm: LM) -> pd.DataFrame:
+    """Return the timings of a model in a file, of the most training examples in its dtype.
+
+    Args:
+        file: Table of `compare`'s rows, or None.
+        lm: The model.
+
+    Returns:
+        Rows of all dtypes; empty if there are none in the model's own.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+    """
+    if file is None:
+        return pd.DataFrame(columns=KEY)
+    table = pd.read_csv(paths.resolve(file))
+    table = table[table["model"] == lm.identity["name"]]
+    most = table.loc[table["dtype"] == lm.identity["dtype"], "n"].max()
+    return table[table["n"] == most]
+
+
+def merged(before: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
+    """Return a table in which new rows replace those of the same key."""
+    both = pd.concat([before, rows], ignore_index=True)
+    return both.drop_duplicates(KEY, keep="last").sort_values(KEY[1:]).reset_index(drop=True)
+
+
+def beside(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Return timings of one dtype by lengths, of the M for which most methods were timed."""
+    counts = table.groupby(["lengths", "m"])["method"].nunique()
+    chosen = counts.groupby("lengths").idxmax()
+    return {
+        lengths: table[(table["lengths"] == lengths) & (table["m"] == m)] for lengths, m in chosen
+    }
+
+
+def panels(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Return what `figures.durations` shows of timings in one dtype: by quantity and lengths.
+
+    Means over queries and similarities are left out, which only we compute.
+    """
+    found = {}
+    for lengths, rows in beside(table).items():
+        for quantity, part in rows[rows["quantity"].isin([NATS, PRODUCTS])].groupby("quantity"):
+            n, m = part[["n", "m"]].iloc[0]
+            found[f"{quantity}: {lengths}, N = {n}, M = {m}"] = part.assign(
+                ours=part["method"].str.startswith(OURS),
+                exact=[METHODS[name].exact for name in part["method"]],
+                note=part["error"].map("error {:.0e}".format),
+            )
+    return found
+
+
+def findings(table: pd.DataFrame, dtype: str) -> pd.DataFrame:
+    """Return ratios of seconds on the same work, one row a quantity.
+
+    These are: our other methods over probing; other libraries over our method of the same quantity;
+    and their gradient products over their log-likelihoods. Of a library, the fastest batch size
+    counts.
+
+    Args:
+        table: See `compare`; timings of the most training examples are taken.
+        dtype: Whose timings.
+
+    Returns:
+        Columns quantity, unit, estimate, low, high, n (training examples). Low and high are the
+        least and the most that the ranges over repeats allow, NaN for a single run. All are NaN for
+        gradient products over probing at `CLAIMED` numbers of queries that were not timed.
+    """
+    table = _largest(table, dtype)
+    works = {(lengths, m) for lengths in ("grid", "long") for m in CLAIMED}
+    works |= set(table[["lengths", "m"]].itertuples(index=False, name=None))
+    rows = []
+    for lengths, m in sorted(works):
+        timed = table[(table["lengths"] == lengths) & (table["m"] == m)].set_index("method")
+        for (one, other), names in _compared().items():
+            both = [timed[timed.index.isin(part)] for part in names]
+            if all(map(len, both)):
+                ratio = _ratio(*(part.loc[part["seconds"].idxmin()] for part in both))
+            elif (one, other) == ("gradient products", "probing") and m in CLAIMED:
+                ratio = (np.nan,) * 3
+            else:
+                continue
+            said = f"{one} over {other}, {lengths}, M = {m}"
+            rows.append((said, "ratio of seconds", *ratio, table["n"].max()))
+    return pd.DataFrame(rows, columns=["quantity", "unit", "estimate", "low", "high", "n"])
+
+
+def _largest(table: pd.DataFrame, dtype: str) -> pd.DataFrame:
+    """Return the timings in a dtype with the most training examples."""
+    table = table[table["dtype"] == dtype]
+    return table[table["n"] == table["n"].max()]
+
+
+def _compared() -> dict[tuple[str, str], tuple[list[str], list[str]]]:
+    """Return the names of methods whose fastest are compared, by what these are called."""
+    found = {}
+    for name, method in METHODS.items():
+        if name.startswith(OURS):
+            called, ours = name.removeprefix(OURS), f"{OURS}probing"
+        else:
+            called = name.split(",")[0]
+            ours = next(one for one, own in METHODS.items() if own.min_cost is method.min_cost)
+        if name != ours:
+            found.setdefault((called, ours.removeprefix(OURS)), ([], [ours]))[0].append(name)
+    nats, products = (
+        [k for k, one in METHODS.items() if one.script and one.exact and one.quantity == quantity]
+        for quantity in (NATS, PRODUCTS)
+    )
+    return found | {("others' gradient products", "others' probing"): (products, nats)}
+
+
+def _ratio(one: pd.Series, other: pd.Series) -> tuple[float, float, float]:
+    """Return the ratio of two rows' seconds and its range, which single runs do not have."""
+    if min(one.repeats, other.repeats) < 2:
+        return one.seconds / other.seconds, np.nan, np.nan
+    return one.seconds / other.seconds, one.low / other.high, one.high / other.low
+
+
+def accuracy_per_second(table: pd.DataFrame, effects: pd.DataFrame, level: str) -> pd.DataFrame:
+    """Return what methods tell of a training step, beside the seconds that they take.
+
+    Args:
+        table: Timings of one dtype, lengths and number of queries.
+        effects: 03's table of agreement with training effects, of one step; methods beside those
+            of 03: "product, projected" and "cosine, projected".
+        level: Of agreement. For "per example", the product's is the query set's, too, since both
+            rank by the same mean.
+
+    Returns:
+        Columns method, seconds, estimate, low, high; a row for each method that both have.
+    """
+    timed = {
+        "hidden states": "hidden states", "gain": "probing", "ICP score": "probing",
+        "product": "gradient products", "cosine": "gradient products",
+        "product, projected": "projected", "cosine, projected": "projected",
+        "product, query set": "query set",
+    }  # fmt: skip
+    known = effects[effects["level"] == level].rename(columns={"first": "method"})
+    if level == "per example":
+        same = known[known["method"] == "product"].assign(method="product, query set")
+        known = pd.concat([known, same])
+    seconds = table.set_index("method")["seconds"]
+    known = known.assign(seconds=(OURS + known["method"].map(timed)).map(seconds))
+    columns = ["method", "seconds", "estimate", "low", "high"]
+    return known[columns].dropna().sort_values("seconds").reset_index(drop=True)
+
+
+def crossing(
+    sizes: Sequence[int], one: Sequence[float], other: Sequence[float]
+) -> tuple[float, float]:
+    """Return the last of ascending sizes at which one cost is at most the other, and the next.
+
+    NaN for the former if it is larger at the least size, for the latter if it is nowhere larger.
+    """
+    larger = np.flatnonzero(np.asarray(one) > np.asarray(other))
+    first = larger[0] if len(larger) else len(sizes)
+    ends = np.array([np.nan, *sizes, np.nan], dtype=float)
+    return float(ends[first]), float(ends[first + 1])
+
+
+def crossings(table: pd.DataFrame, counts: Mapping[str, pd.DataFrame], dtype: str) -> pd.DataFrame:
+    """Return from how many queries on probing costs more than each other method.
+
+    Args:
+        table: See `compare`; timings of the most training examples are taken.
+        counts: By lengths, see `costs.by_queries`.
+        dtype: Of the timings.
+
+    Returns:
+        Columns lengths, against, cheaper and dearer: the sizes timed between which the seconds
+        cross; operations and nothing_shared: the least size counted at which probing, or probing
+        that shares nothing, takes more operations. NaN where there is no such size. A row for each
+        method that was timed beside probing.
+    """
+    table = _largest(table, dtype)
+    rows = []
+    for lengths, counted in counts.items():
+        seconds = table[table["lengths"] == lengths].pivot_table("seconds", "m", "method")
+        seconds = seconds.rename(columns=lambda name: name.removeprefix(OURS))
+        operations = counted.pivot_table("operations", "m", "method")
+        for name, called in COUNTED.items():
+            if not {name, "probing"} <= set(seconds):
+                continue
+            both = seconds[["probing", name]].dropna()
+            by_count = [
+                crossing(operations.index, operations[probing], operations[called])[1]
+                for probing in ("probing", "probing, nothing shared")
+            ]
+            rows.append((lengths, name, *crossing(both.index, *both.to_numpy().T), *by_count))
+    columns = ["lengths", "against", "cheaper", "dearer", "operations", "nothing_shared"]
+    return pd.DataFrame(rows, columns=columns)
