@@ -1,7 +1,7 @@
 """Write the README's numbers from figures/: `./run_all.sh python docs/generate.py`.
 
-What stands between `<!-- NAME: ... -->` and `<!-- end -->` is the macro NAME of `readme.md.j2`, with
-numbers from committed tables; a test fails where the README says something else.
+What stands between `<!-- NAME: ... -->` and `<!-- end -->` is the macro NAME of `readme.md.j2`,
+with numbers from committed tables; a test fails where the README says something else.
 """
 
 import json
