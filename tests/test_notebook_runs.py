@@ -285,7 +285,7 @@ def test_the_committed_page_is_what_the_notebook_writes():
     assert sorted(f.name for f in folder.glob("08_*")) == sorted([*RESULTS["08"], "08_pool.jsonl"])
     page = (folder / "08_explorer.html").read_text("utf-8")
     for name in ("explorer.js", "explorer.css"):
-        assert (paths.ROOT / "lib/icprobe/page" / name).read_text("utf-8") in page, name
+        assert (paths.ROOT / "lib/icprobe/artifact/page" / name).read_text("utf-8") in page, name
 
 
 @pytest.mark.skipif(not (paths.ROOT / ".git").exists(), reason="not a git checkout")

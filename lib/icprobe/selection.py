@@ -82,27 +82,37 @@ def values(scores: np.ndarray, N: int, columns: Sequence[int] | None = None) -> 
     return chosen.sum(1) / len(columns)
 
 
+def ranks(values: np.ndarray) -> np.ndarray:
+    """Return ranks along the first axis: 1 = the highest, equal values share the better rank.
+
+    Args:
+        values: [N, ...], not a number where unknown: that has no rank, and takes none.
+    """
+    known = ~np.isnan(values)
+    placed = stats.rankdata(np.where(known, -values, np.inf), method="min", axis=0)
+    return np.where(known, placed, np.nan)
+
+
 def ranking(scores: np.ndarray) -> pd.DataFrame:
     """Return what the scores say of each training example over all queries, in the pool's order.
 
     Args:
-        scores: [N, M], positive = helps.
+        scores: [N, M], positive = helps; not a number where a pair was not measured.
 
     Returns:
-        N rows: score (mean over queries), low and high (95 %, Student's t over queries; not a
-        number for a single query), helped (share of queries with a positive score) and place (1 =
-        the highest mean; equal ones share the better place).
+        N rows, each over the queries that were measured: score (mean), low and high (95 %,
+        Student's t over queries; not a number for a single query), helped (fraction of queries with
+        a positive score) and place (1 = the highest mean; equal ones share the better place).
     """
-    N, M = scores.shape
-    mean = values(scores, N)
-    half = np.full(N, np.nan)
-    if M > 1:
-        half = stats.t.ppf(0.975, M - 1) * scores.std(axis=1, ddof=1, dtype=float) / np.sqrt(M)
-    place = stats.rankdata(-mean, method="min")
-    helped = (scores > 0).mean(axis=1)
-    return pd.DataFrame(
-        {"score": mean, "low": mean - half, "high": mean + half, "helped": helped, "place": place}
-    )
+    scores = np.asarray(scores, dtype=np.float64)
+    count = np.isfinite(scores).sum(1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = np.nansum(scores, axis=1) / count
+        squares = np.nansum((scores - mean[:, None]) ** 2, axis=1)
+        half = stats.t.ppf(0.975, count - 1) * np.sqrt(squares / (count - 1)) / np.sqrt(count)
+        helped = (scores > 0).sum(axis=1) / count
+    low, high, place = mean - half, mean + half, ranks(mean)
+    return pd.DataFrame({"score": mean, "low": low, "high": high, "helped": helped, "place": place})
 
 
 def named(known: Mapping[str, np.ndarray], names: Sequence[str]) -> dict[str, np.ndarray]:

@@ -4,18 +4,17 @@ import itertools
 import os
 import re
 import shutil
-import subprocess
 import urllib.parse
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import UNITS, texts, three_methods
-from jupyter_client.manager import start_new_kernel
 
-from icprobe import explorer, paths, views
+from icprobe.artifact import explorer, views
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="no Playwright: pip install '.[dev]'")
+pytestmark = pytest.mark.slow
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = [
@@ -27,24 +26,13 @@ N, M = 30, 9
 HOSTILE = "</script><img src=x onerror='window.hacked = true'><!--<script>"
 
 
-def installed(playwright) -> str | None:
-    """Return a Chromium of this machine."""
-    named = os.environ.get("PLAYWRIGHT_CHROMIUM") or os.environ.get("ICPROBE_CHROMIUM")
-    own = playwright.chromium.executable_path
-    found = [named, *map(shutil.which, NAMES), own if Path(own).exists() else None]
-    return next(filter(None, found), None)
-
-
 @pytest.fixture(scope="module")
 def chromium():
+    sync_api = pytest.importorskip("playwright.sync_api")
     with sync_api.sync_playwright() as playwright:
-        asked = os.environ.get("CI") or os.environ.get("ICPROBE_INSTALL_BROWSER")
-        if not installed(playwright) and asked and os.getuid() == 0 and shutil.which("apt-get"):
-            # workers may ask at once: the later one waits for the lock, and finds it installed
-            for command in (["update"], ["install", "-y", "--no-install-recommends", "chromium"]):
-                wait = ["-o", "DPkg::Lock::Timeout=300"]
-                subprocess.run(["apt-get", *wait, *command], capture_output=True, timeout=600)
-        file = installed(playwright)
+        own = playwright.chromium.executable_path
+        found = [os.environ.get("PLAYWRIGHT_CHROMIUM"), *map(shutil.which, NAMES)]
+        file = next(filter(None, [*found, own if Path(own).exists() else None]), None)
         if not file:
             pytest.skip(
                 "no Chromium: apt install chromium, or python -m playwright install chromium"
@@ -63,13 +51,7 @@ class Opened:
         self.page.route("**/*", self._route)
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("console", self._console)
-        self.file = file
-        self.open(address)
-
-    def open(self, address: str) -> None:
-        """Open the file anew."""
-        self.page.goto("about:blank")
-        self.page.goto(self.file.as_uri() + address)
+        self.page.goto(file.as_uri() + address)
         self.page.wait_for_selector("html[data-ready]", timeout=30_000)
 
     def _route(self, route) -> None:
@@ -88,13 +70,12 @@ class Opened:
         options = self.page.locator("#choice option").all_inner_texts()
         self.page.select_option("#choice", index=[o.startswith(label) for o in options].index(True))
 
-    def cards(self, method: str, end: str, within: str = "#columns") -> list[str]:
-        """Return the ids of a list: end 0 is the first list of a method's column."""
+    def cards(self, method: str, end: int, within: str = "#columns") -> dict[str, str]:
+        """Return a list's heads by id: end 0 is the first list of a method's column."""
         column = self.page.locator(f'{within} .column[data-method="{method}"]')
-        return [
-            card.get_attribute("data-id")
-            for card in column.locator("> div").nth(end).locator("li").all()
-        ]
+        cards = column.locator("> div").nth(end).locator("li").all()
+        heads = [" ".join(card.locator(".head").inner_text().split()) for card in cards]
+        return dict(zip((c.get_attribute("data-id") for c in cards), heads, strict=True))
 
     def rows(self) -> list[list[str]]:
         """Return the cells that the table of all training examples shows."""
@@ -115,13 +96,8 @@ class Opened:
 def scores() -> views.Scores:
     train = texts(N, "example", before="Look at this.\n")
     train.loc[7, "prompt"] = "word " * 400 + "the last words:"
-    return views.Scores(
-        train=train,
-        queries=texts(M, "query", before="Look at this.\n"),
-        methods=three_methods(N, M),
-        units=UNITS,
-        note="Made up.",
-    )
+    queries = texts(M, "query", before="Look at this.\n")
+    return views.Scores(train, queries, three_methods(N, M), UNITS, note="Made up.")
 
 
 @pytest.fixture(scope="module")
@@ -155,22 +131,22 @@ def told(scores, method: str, x: float) -> str:
     return shown if float(shown) == 0 else f"{'−' if x < 0 else '+'}{shown}"
 
 
-def extremes(scores, method: str, top: int = 5, among: str | None = None, **of) -> dict:
+def extremes(scores, method: str, top: int = 5, among: str | None = None, **of) -> list:
     """Return the rows at both ends of a ranking, those of one task among all; none is at both."""
     table = scores.train.set_index("id").join(views.ranking(scores, method, **of)).reset_index()
     table = table[table["rank"].notna() & (True if among is None else table["task"] == among)]
     table = table.sort_values("rank", kind="stable")
-    return {"highest": table.head(top), "lowest": table.iloc[top:].iloc[::-1].head(top)}
+    return [table.head(top), table.iloc[top:].iloc[::-1].head(top)]
 
 
-def helped(scores, example: str, method: str, top: int = 5) -> dict:
+def helped(scores, example: str, method: str, top: int = 5) -> list[pd.DataFrame]:
     """Return the queries that an example helps and hurts most, with its rank for each of them."""
     matrix, row = scores.matrix(method), scores.row(example)
     table = scores.queries.assign(
         score=matrix[row], rank=(matrix > matrix[row]).sum(0) + 1, ranked=np.isfinite(matrix).sum(0)
     ).sort_values("score", ascending=False, kind="stable")
     helps, hurts = table[table["score"] > 0], table[table["score"] < 0].iloc[::-1]
-    return {"helps": helps.head(top), "hurts": hurts.head(top)}
+    return [helps.head(top), hurts.head(top)]
 
 
 def test_the_page_says_what_it_is(shown):
@@ -191,115 +167,74 @@ def test_the_page_says_what_it_is(shown):
     assert nameless == []
 
 
-def test_the_file_is_whole_and_small(scores, file):
-    text = file.read_text("utf-8")
-    assert len(text.encode()) < 2.3e6
-    assert not re.search(
-        r"""<(script|img|iframe)[^>]+src=|<link|@import""", text.split("<body>")[0]
-    )
-    for notice in ("Copyright (c) Anaconda", "SpryMedia Ltd", "Permission is hereby granted"):
-        assert notice in text
-    assert list(file.parent.iterdir()) == [file]
-    with pytest.raises(ValueError, match="examples is 0"):
-        explorer.write(scores, file, "none", examples=0)
-
-
-def test_numbers_are_those_of_the_views(shown, scores):
+@pytest.mark.parametrize(
+    ("label", "of"),
+    [("", {}), ("animals: mean", {"task": "animals"}), ("query-5:", {"query": "query-5"})],
+)
+def test_numbers_are_those_of_the_views(shown, scores, label, of):
     shown.page.select_option(".dt-length select", "100")
-    check_numbers(shown, scores, {})
-    shown.choose("animals: mean")
-    check_numbers(shown, scores, {"task": "animals"})
-    shown.choose("query-5:")
-    check_numbers(shown, scores, {"query": "query-5"})
-
-
-def check_numbers(shown: Opened, scores: views.Scores, of: dict[str, str]) -> None:
-    """Check all numbers that the page shows for a choice of queries."""
-    several = "query" not in of
-    for method in scores.methods:
-        table = extremes(scores, method, **of)
-        column = shown.page.locator(f'#columns .column[data-method="{method}"]')
-        for place, end in enumerate(("highest", "lowest")):
-            wanted = table[end]
-            assert shown.cards(method, place) == wanted["id"].tolist()
-            heads = [
-                " ".join(text.split())
-                for text in column.locator("> div").nth(place).locator(".head").all_inner_texts()
-            ]
-            for head, row in zip(heads, wanted.to_dict("records"), strict=True):
-                sign = {1: "▲ ", -1: "▼ ", 0: ""}[np.sign(row["score"])]
-                whole = f"Rank {row['rank']:.0f}"
-                ranged = np.isfinite(row["rank_low"])
-                whole += f" ({row['rank_low']:.0f} to {row['rank_high']:.0f})" if ranged else ""
-                score = told(scores, method, row["score"])
-                ends = [told(scores, method, row[name]) for name in ("low", "high")]
-                score += " ({} to {})".format(*ends) if several else ""
-                assert re.sub(r"([▲▼]) ?", r"\1 ", head) == f"{whole} {sign}{score}"
-        texts = column.locator("> div").first.locator("li .completion").all_inner_texts()
-        assert texts == [text.strip() for text in table["highest"]["completion"]]
-    agreed = views.agreements(scores, **of)
-    agreed = agreed[agreed["examples"] > 0]
+    shown.choose(label)
+    for method, end in itertools.product(scores.methods, (0, 1)):
+        wanted = extremes(scores, method, **of)[end]
+        cards = shown.cards(method, end)
+        assert [*cards] == wanted["id"].tolist()
+        for head, row in zip(cards.values(), wanted.itertuples(), strict=True):
+            place = f"Rank {row.rank:.0f}"
+            if np.isfinite(row.rank_low):
+                place += f" ({row.rank_low:.0f} to {row.rank_high:.0f})"
+            sign = {1: "▲ ", -1: "▼ ", 0: ""}[np.sign(row.score)]
+            score, low, high = (told(scores, method, x) for x in (row.score, row.low, row.high))
+            score += "" if "query" in of else f" ({low} to {high})"
+            assert re.sub(r"([▲▼]) ?", r"\1 ", head) == f"{place} {sign}{score}"
+    agreed = views.agreements(scores, **of).query("examples > 0")
     cells = shown.page.locator("#agreement tbody tr").all_inner_texts()
-    assert [cell.split("\t") for cell in cells] == [
-        [
-            f"{row.first}, {row.second}",
-            f"{row.estimate:.2f}".replace("-", "−"),
-            f"{row.low:.2f} to {row.high:.2f}".replace("-", "−"),
-            str(row.examples),
-        ]
-        for row in agreed.itertuples()
+    assert [cell.replace("−", "-").split("\t") for cell in cells] == [
+        [f"{first}, {second}", f"{estimate:.2f}", f"{low:.2f} to {high:.2f}", str(examples)]
+        for first, second, estimate, low, high, examples, _ in agreed.itertuples(index=False)
     ]
     ranked = {name: views.ranking(scores, name, **of) for name in scores.methods}
-    order = ranked["gain"]["rank"].sort_values(kind="stable").index
-    found = shown.rows()
-    assert [row[0] for row in found] == order.tolist()
-    for row in found:
-        for cell, (method, table) in zip(row[3:], ranked.items(), strict=True):
-            wanted = table.loc[row[0]]
-            if np.isnan(wanted["score"]):
+    found = {row[0]: row[3:] for row in shown.rows()}
+    assert [*found] == ranked["gain"]["rank"].sort_values(kind="stable").index.tolist()
+    for name, cells in found.items():
+        for cell, (method, table) in zip(cells, ranked.items(), strict=True):
+            score, rank = table.loc[name, ["score", "rank"]]
+            if np.isnan(score):
                 assert cell == "–"
             else:
-                assert told(scores, method, wanted["score"]) in cell
-                assert f"rank {wanted['rank']:.0f}" in cell
+                assert told(scores, method, score) in cell and f"rank {rank:.0f}" in cell
 
 
 def test_a_training_example_is_picked_and_shows_whom_it_helps(shown, scores):
-    column = shown.page.locator('#columns .column[data-method="cosine"]')
-    card = column.locator("li").nth(1)
+    card = shown.page.locator('#columns .column[data-method="cosine"]').locator("li").nth(1)
     name = card.get_attribute("data-id")
     card.locator(".text").click()
     assert shown.hash["example"] == name
     assert shown.page.inner_text("#helped-title") == f"Whom {name} helps and hurts"
     for method in scores.methods:
-        for place, wanted in enumerate(helped(scores, name, method).values()):
-            assert shown.cards(method, place, "#helped-columns") == wanted["id"].tolist()
-            heads = shown.page.locator(
-                f'#helped-columns .column[data-method="{method}"] > div >> nth={place} >> .head'
-            ).all_inner_texts()
-            for head, row in zip(heads, wanted.itertuples(), strict=True):
+        for end, wanted in enumerate(helped(scores, name, method)):
+            cards = shown.cards(method, end, "#helped-columns")
+            assert [*cards] == wanted["id"].tolist()
+            for head, row in zip(cards.values(), wanted.itertuples(), strict=True):
                 assert told(scores, method, row.score) in head
                 assert f"rank {row.rank:.0f} of {row.ranked}" in head
-    assert shown.page.locator(f'#table tr.picked[data-id="{name}"]').count() <= 1
     # from there to one of the queries
-    other = helped(scores, name, "gain")["helps"]["id"].iloc[0]
+    other = helped(scores, name, "gain")[0]["id"].iloc[0]
     shown.page.locator("#helped-columns button", has_text=re.compile(f"^{other}$")).first.click()
     assert shown.hash["query"] == other and shown.hash["example"] == name
     assert shown.page.inner_text("#query-title") == f"Query {other}"
     # and by its id
-    shown.page.fill("#pick", "example-3")
-    shown.page.keyboard.press("Enter")
-    assert shown.hash["example"] == "example-3"
-    shown.page.fill("#pick", "example-99")
-    shown.page.keyboard.press("Enter")
+    for typed in ("example-3", "example-99"):
+        shown.page.fill("#pick", typed)
+        shown.page.keyboard.press("Enter")
+        assert shown.hash["example"] == "example-3"
     assert "example-99" in shown.page.inner_text("#message")
-    assert shown.hash["example"] == "example-3"
 
 
 def test_search_and_filter_by_task(shown, scores):
     shown.choose("query-4:")
     shown.page.select_option("#task", "sums")
-    wanted = extremes(scores, "gain", query="query-4", among="sums")["highest"]
-    assert shown.cards("gain", 0) == wanted["id"].tolist()
+    wanted = extremes(scores, "gain", query="query-4", among="sums")[0]
+    assert [*shown.cards("gain", 0)] == wanted["id"].tolist()
     assert "10 training examples of 30 pass the filter (sums)" in shown.page.inner_text("#filtered")
     assert {row[1] for row in shown.rows()} == {"sums"}
     # query-4 is about animals, and so are every third example
@@ -309,24 +244,17 @@ def test_search_and_filter_by_task(shown, scores):
     assert "20 training examples of 30" in shown.page.inner_text("#filtered")
     shown.page.select_option("#task", "")
     shown.page.fill("#search", "QUESTION answer 12")
-    assert [row[0] for row in shown.rows()] == ["example-12"]
-    assert shown.cards("gain", 0) == ["example-12"] and shown.cards("gain", 1) == []
+    assert [row[0] for row in shown.rows()] == [*shown.cards("gain", 0)] == ["example-12"]
     shown.page.fill("#search", "nowhere to be found")
-    assert shown.cards("gain", 0) == []
+    assert not shown.cards("gain", 0)
     assert "No training example passes" in shown.page.inner_text("#table")
-
-
-def test_methods_are_switched_on_and_off(shown):
     shown.page.uncheck("#methods input >> nth=1")
-    assert shown.page.locator("#columns .column").count() == 2
     assert shown.page.locator('#columns .column[data-method="cosine"]').count() == 0
-    assert len(shown.rows()[0]) == 5
     assert "cosine" not in shown.page.inner_text("#agreement")
 
 
 def test_the_table_sorts_by_its_headings(shown, scores):
     ranked = views.ranking(scores, "step")["rank"].dropna()
-    by_gain = views.ranking(scores, "gain")["rank"].sort_values().index.tolist()
     heading = shown.page.locator("#table thead th", has_text="step (nats)")
     heading.click()
     shown.page.wait_for_selector("th[aria-sort=ascending]:has-text('step')")
@@ -336,7 +264,8 @@ def test_the_table_sorts_by_its_headings(shown, scores):
     shown.page.wait_for_selector("th[aria-sort=descending]:has-text('step')")
     # what was not measured comes last either way
     assert [row[0] for row in shown.rows()] == ranked.sort_values().index[::-1][:10].tolist()
-    for name, order in (("Id", sorted(scores.train["id"])), ("gain", by_gain)):
+    by_gain = views.ranking(scores, "gain")["rank"].sort_values().index.tolist()
+    for name, order in (("Id", sorted(scores.train["id"])), ("gain", by_gain)):  # as it began
         shown.page.locator("#table thead th", has_text=name).first.click()
         shown.page.wait_for_selector(f"th[aria-sort=ascending]:has-text('{name}')")
         assert [row[0] for row in shown.rows()] == order[:10]
@@ -344,20 +273,15 @@ def test_the_table_sorts_by_its_headings(shown, scores):
 
 def test_everything_goes_by_keyboard(shown):
     page, queries = shown.page, []
-    for key in ("j", "ArrowRight", "j", "ArrowLeft", "k"):
+    for key in ("j", "ArrowRight", "j", "ArrowLeft", "k", "k", "k"):
         page.keyboard.press(key)
         queries.append(page.input_value("#choice"))
-    assert queries == ["1", "2", "3", "2", "1"]
-    page.keyboard.press("k")
-    page.keyboard.press("k")
-    assert page.input_value("#choice") == "0" and page.is_disabled("#previous")
+    assert queries == ["1", "2", "3", "2", "1", "0", "0"] and page.is_disabled("#previous")
     page.keyboard.press("/")
     page.keyboard.type("jk answer 7")  # in a field, letters are letters
     assert page.input_value("#search") == "jk answer 7" and page.input_value("#choice") == "0"
     page.fill("#search", "")
     page.keyboard.press("Escape")
-    page.keyboard.press("j")
-    assert page.input_value("#choice") == "1"
     # Tab alone goes through controls and training examples, and on to the table's headings
     seen = set()
     for start in ("#to-ranked", "#columns button >> nth=-1", "#wide"):
@@ -368,7 +292,7 @@ def test_everything_goes_by_keyboard(shown):
                 "(e => e.id || e.dataset.key || e.closest('th')?.innerText.trim() || e.type)"
                 "(document.activeElement)"
             ))  # fmt: skip
-    assert {"choice", "previous", "next", "task", "search", "top", "x", "y", "pick"} <= seen
+    assert {"choice", "next", "task", "search", "top", "x", "y", "pick"} <= seen
     assert {"checkbox", "step (nats)"} <= seen and any(" high " in key for key in seen)
     # whoever picks by keyboard stays where they are
     button = page.locator('#columns .column[data-method="gain"] li button.pick').nth(2)
@@ -377,8 +301,6 @@ def test_everything_goes_by_keyboard(shown):
     page.keyboard.press("Enter")
     assert shown.hash["example"] == name
     assert page.evaluate("document.activeElement.innerText") == name
-    for said in ("←", "→", "j", "/"):
-        assert said in page.inner_text("#keys")
 
 
 def test_the_address_keeps_the_view(shown, chromium, file):
@@ -393,13 +315,8 @@ def test_the_address_keeps_the_view(shown, chromium, file):
     page.keyboard.press("Enter")
     main = page.inner_text("main")
     again = Opened(chromium, file, address="#" + urllib.parse.urlsplit(page.url).fragment)
-    assert again.page.inner_text("main") == main
-    assert again.page.url == page.url
+    assert again.page.inner_text("main") == main and again.page.url == page.url
     # an address that is typed into the open page counts, too
-    again.page.evaluate("location.hash = '#queries=sums&example=example-2'")
-    again.page.wait_for_function(
-        "document.getElementById('query-title').innerText.includes('sums')"
-    )
     again.page.evaluate("location.hash = '#query=query-77'")
     again.page.wait_for_function("document.getElementById('message').innerText.includes('77')")
     assert again.page.inner_text("#query-title") == "All queries"
@@ -407,21 +324,13 @@ def test_the_address_keeps_the_view(shown, chromium, file):
 
 
 def test_hostile_texts_are_texts(chromium, tmp_path):
-    train, queries = (
-        texts(N, "example", before="Look at this.\n"),
-        texts(M, "query", before="Look at this.\n"),
-    )
-    for column in ("id", "prompt", "completion"):
-        train[column] = [f"{HOSTILE} {text}" for text in train[column]]
-        queries[column] = [f"{HOSTILE} {text}" for text in queries[column]]
+    train, queries = texts(N, "example"), texts(M, "query")
+    for frame, column in itertools.product((train, queries), ("id", "prompt", "completion")):
+        frame[column] = [f"{HOSTILE} {text}" for text in frame[column]]
     train["task"] = queries["task"] = HOSTILE
     methods = {f"{HOSTILE} {name}": matrix for name, matrix in three_methods(N, M).items()}
-    scores = views.Scores(
-        train=train, queries=queries, methods=methods, units=dict.fromkeys(methods, HOSTILE),
-        note=HOSTILE,
-    )  # fmt: skip
-    file = explorer.write(scores, tmp_path / "page.html", HOSTILE, HOSTILE)
-    opened = Opened(chromium, file)
+    scores = views.Scores(train, queries, methods, dict.fromkeys(methods, HOSTILE), note=HOSTILE)
+    opened = Opened(chromium, explorer.write(scores, tmp_path / "page.html", HOSTILE, HOSTILE))
     page = opened.page
     page.keyboard.press("j")
     page.locator("#columns li").first.click()
@@ -466,7 +375,6 @@ def test_the_scatter_shows_a_text_and_picks_it(shown, scores):
     page.mouse.down()
     page.mouse.up()
     page.wait_for_function("location.hash.includes('example=example-7')")
-    assert "example-7" in page.inner_text("#picked")
     # other axes, a filter
     page.select_option("#y", label="step (nats)")
     page.select_option("#task", "sums")
@@ -479,32 +387,20 @@ def test_the_scatter_shows_a_text_and_picks_it(shown, scores):
 
 
 def test_long_texts_are_clipped_and_can_be_seen_whole(shown, scores):
-    page = shown.page
-    page.fill("#search", "example-7")
-    card = page.locator("#columns li").first
+    shown.page.fill("#search", "example-7")
+    card = shown.page.locator("#columns li").first
     prompt = card.locator(".prompt")
     assert len(prompt.inner_text()) == 200 and prompt.inner_text().endswith("the last words:")
     card.get_by_role("button", name="whole text").click()
     assert prompt.inner_text() == scores.train["prompt"][7]
-    card.get_by_role("button", name="shorter").click()
-    assert len(prompt.inner_text()) == 200
 
 
-def test_nothing_overflows_on_a_telephone(chromium, file):
-    opened = Opened(chromium, file, width=390)
-    assert opened.page.evaluate("document.documentElement.scrollWidth") == 390
-    opened.choose("query-5:")
-    opened.page.wait_for_timeout(300)
-    assert opened.page.evaluate("document.documentElement.scrollWidth") == 390
-    small = opened.page.evaluate(
-        "[...document.querySelectorAll('main *')].filter(e => e.innerText && "
-        "parseFloat(getComputedStyle(e).fontSize) < 12).map(e => e.outerHTML.slice(0, 80))"
-    )
-    assert small == []
-    opened.page.close()
-
-
-def test_print_has_tables_and_no_controls(shown):
+def test_it_fits_a_telephone_and_paper(shown, chromium, file):
+    phone = Opened(chromium, file, width=390)
+    phone.choose("query-5:")
+    phone.page.wait_for_timeout(300)
+    assert phone.page.evaluate("document.documentElement.scrollWidth") == 390
+    phone.page.close()
     page = shown.page
     page.set_viewport_size({"width": 690, "height": 1000})  # A4 less its margins
     page.emulate_media(media="print")
@@ -513,8 +409,6 @@ def test_print_has_tables_and_no_controls(shown):
     for name in ("#agreement table", "#example-scores table", "#table", "#columns li"):
         box = page.locator(name).first.bounding_box()
         assert box["width"] > 100 and box["x"] >= 0 and box["x"] + box["width"] <= 691
-    assert page.evaluate("getComputedStyle(document.body).color") == "rgb(0, 0, 0)"
-    assert page.pdf(format="A4")[:4] == b"%PDF"
 
 
 def test_of_many_examples_the_extreme_ones_stay(chromium, scores, tmp_path):
@@ -528,50 +422,21 @@ def test_of_many_examples_the_extreme_ones_stay(chromium, scores, tmp_path):
     )
     assert len(held) == 27
     choices = [{}, {"task": "sums"}, *({"query": f"query-{j}"} for j in range(M))]
-    ends = [
-        set(rows["id"])
-        for of in choices
-        for method in scores.methods
-        for rows in extremes(scores, method, top=whole, **of).values()
-    ]
-    assert set().union(*ends) <= held
-    # ranks are still among all
-    for method in scores.methods:
-        wanted = extremes(scores, method, top=N)["highest"]["id"]
-        wanted = [name for name in wanted if name in held]
-        assert opened.cards(method, 0) == wanted[:5]
+    for method, of in itertools.product(scores.methods, choices):
+        assert all(set(rows["id"]) <= held for rows in extremes(scores, method, top=whole, **of))
+    for method in scores.methods:  # ranks are still among all
+        wanted = [name for name in extremes(scores, method, top=N)[0]["id"] if name in held]
+        assert [*opened.cards(method, 0)] == wanted[:5]
     opened.page.close()
 
 
 def test_one_method_and_one_query_are_enough(chromium, tmp_path):
     scores = views.Scores(
-        train=texts(5, "example"), queries=texts(1, "query"),
-        methods={"gain": np.arange(5.0)[:, None]}, units={"gain": "nats"},
-    )  # fmt: skip
+        texts(5, "example"), texts(1, "query"), {"gain": np.arange(5.0)[:, None]}, {"gain": "nats"}
+    )
     opened = Opened(chromium, explorer.write(scores, tmp_path / "page.html", "small"))
-    assert opened.cards("gain", 0) == [f"example-{i}" for i in (4, 3, 2, 1, 0)]
+    assert [*opened.cards("gain", 0)] == [f"example-{i}" for i in (4, 3, 2, 1, 0)]
     opened.page.keyboard.press("j")
     assert opened.page.inner_text("#query-title") == "Query query-0"
     assert opened.asked == [] and opened.complaints == []
     opened.page.close()
-
-
-def test_relative_paths_start_at_the_root(scores, monkeypatch, tmp_path):
-    monkeypatch.setattr(paths, "ROOT", tmp_path)
-    assert explorer.write(scores, "figures/page.html", "a") == tmp_path / "figures" / "page.html"
-
-
-def test_a_notebook_shows_it_where_somebody_looks(tmp_path):
-    manager, client = start_new_kernel()
-    code = f"from icprobe import explorer; explorer.frame({str(tmp_path / 'page.html')!r})"
-    shown = {True: [], False: []}
-    for somebody, messages in shown.items():
-        client.execute_interactive(
-            code, allow_stdin=somebody, output_hook=messages.append, timeout=120
-        )
-    client.stop_channels()
-    manager.shutdown_kernel(now=True)
-    assert not [one for one in shown[False] if one["msg_type"] == "execute_result"]
-    (result,) = (one for one in shown[True] if one["msg_type"] == "execute_result")
-    address = re.search(r'src="([^"]+)"', result["content"]["data"]["text/html"])[1]
-    assert (paths.NOTEBOOKS / address).resolve() == tmp_path / "page.html"

@@ -5,29 +5,26 @@ Of a query, the queries of a task, or all. The page of `explorer.py` shows these
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 import datasets
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from icprobe import statistics
+from icprobe import selection, statistics
 
-COLUMNS = ("id", "task", "type", "content", "prompt", "completion")
-TEXTS = ["prompt", "completion"]
+COLUMNS = ["id", "task", "type", "content", "prompt", "completion"]
 
 # resamples of queries behind the intervals of ranks and agreements; enough for their ends
 RESAMPLES = 400
-FEWEST = 6  # queries: with fewer, resamples of them say too little of a rank
+MIN_QUERIES = 6  # with fewer, resamples of them say too little of a rank
 SEED = 0  # every table is the same whenever it is made, and in whichever order
 
 
-@dataclass(frozen=True, kw_only=True)
 class Scores:
     """N training examples, M queries, and what methods say of each pair.
 
-    Attributes:
+    Args:
         train: N rows with the columns id, task, type, content, prompt and completion.
         queries: M rows with the same columns.
         methods: By name, scores [N, M], positive = the training example helps the query; not a
@@ -35,32 +32,31 @@ class Scores:
         units: By the same names, such as "nats".
         note: What readers should know of these scores.
         marks: By a training example's id, what readers should know of it, such as "selected".
+
+    Raises:
+        ValueError: If a column, method or unit is missing, an id is there twice, or a matrix is not
+            [N, M], has an infinite number or no number at all.
     """
 
-    train: pd.DataFrame
-    queries: pd.DataFrame
-    methods: Mapping[str, np.ndarray]
-    units: Mapping[str, str]
-    note: str = ""
-    marks: Mapping[str, str] = field(default_factory=dict)
-
-    def __post_init__(self):
-        for name, frame in (("training examples", self.train), ("queries", self.queries)):
-            missing = [column for column in COLUMNS if column not in frame.columns]
-            if missing:
-                raise ValueError(f"{name} have no column {missing[0]!r}, expected {list(COLUMNS)}")
-            if not len(frame):
-                raise ValueError(f"there are no {name}")
-            twice = frame["id"][frame["id"].duplicated()]
-            if len(twice):
-                raise ValueError(f"two {name} have the id {twice.iloc[0]!r}")
+    def __init__(
+        self,
+        train: datasets.Dataset | pd.DataFrame,
+        queries: datasets.Dataset | pd.DataFrame,
+        methods: Mapping[str, np.ndarray],
+        units: Mapping[str, str],
+        note: str = "",
+        marks: Mapping[str, str] | None = None,
+    ):
+        self.train = _frame("training examples", train)
+        self.queries = _frame("queries", queries)
+        self.methods, self.units = dict(methods), dict(units)
+        self.note, self.marks = note, dict(marks or {})
         if not self.methods:
             raise ValueError("there are no methods, expected at least one")
-        for name in [*self.methods, *self.units]:
-            if name not in self.units:
-                raise ValueError(f"method {name!r} has no unit, such as 'nats'")
-            if name not in self.methods:
-                raise ValueError(f"there is a unit for {name!r}, but no scores")
+        if self.methods.keys() != self.units.keys():
+            raise ValueError(
+                f"units are of {[*self.units]}, expected one of each {[*self.methods]}"
+            )
         for example in self.marks:
             self.row(example)
         for name, matrix in self.methods.items():
@@ -73,29 +69,6 @@ class Scores:
                 raise ValueError(f"scores of {name!r} have an infinite number")
             if np.isnan(matrix).all():
                 raise ValueError(f"{name!r} has no score of any pair")
-
-    @classmethod
-    def of(
-        cls,
-        pool: datasets.Dataset,
-        queries: datasets.Dataset,
-        methods: Mapping[str, np.ndarray],
-        units: Mapping[str, str],
-        note: str = "",
-        marks: Mapping[str, str] | None = None,
-    ) -> "Scores":
-        """Return the scores of data sets as `data.load` gives them; see this class.
-
-        Raises:
-            ValueError: If a column, method or unit is missing, or a matrix is not [N, M].
-        """
-        for name, rows in (("training examples", pool), ("queries", queries)):
-            missing = [column for column in COLUMNS if column not in rows.column_names]
-            if missing:
-                raise ValueError(f"{name} have no column {missing[0]!r}, expected {list(COLUMNS)}")
-        train, asked = (rows.select_columns(list(COLUMNS)).to_pandas() for rows in (pool, queries))
-        given = {"methods": methods, "units": units, "note": note, "marks": marks or {}}
-        return cls(train=train, queries=asked, **given)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -145,22 +118,25 @@ class Scores:
         return int(found[0])
 
 
+def _frame(name: str, rows: datasets.Dataset | pd.DataFrame) -> pd.DataFrame:
+    """Return rows as a table with the columns that are shown."""
+    frame = rows if isinstance(rows, pd.DataFrame) else rows.to_pandas()
+    missing = [column for column in COLUMNS if column not in frame.columns]
+    if missing:
+        raise ValueError(f"{name} have no column {missing[0]!r}, expected {COLUMNS}")
+    if not len(frame):
+        raise ValueError(f"there are no {name}")
+    twice = frame["id"][frame["id"].duplicated()]
+    if len(twice):
+        raise ValueError(f"two {name} have the id {twice.iloc[0]!r}")
+    return frame[COLUMNS]
+
+
 def decimals(scores: Scores, method: str) -> int:
     """Return how many decimals show a method's scores at about three digits."""
     sizes = np.abs(scores.matrix(method))
     typical = np.nanpercentile(sizes, 90) or np.nanmax(sizes)
     return int(np.clip(2 - np.floor(np.log10(typical)), 0, 9)) if typical else 0
-
-
-def ranks(values: np.ndarray) -> np.ndarray:
-    """Return places along the first axis: 1 = the highest, equal values share the better place.
-
-    Args:
-        values: [N, ...], not a number where unknown: that has no place, and takes none.
-    """
-    known = ~np.isnan(values)
-    placed = stats.rankdata(np.where(known, -values, np.inf), method="min", axis=0)
-    return np.where(known, placed, np.nan)
 
 
 def ranking(
@@ -184,39 +160,20 @@ def ranking(
         the queries that were measured; low and high: its 95 % interval over these queries
         (Student's t); queries: how many were measured; rank: 1 = the highest (equal scores share
         the better place); rank_low and rank_high: where it is in 95 % of resamples of the queries
-        (of at least `FEWEST`; its range, no confidence interval: that would be longer). For a
+        (of at least `MIN_QUERIES`; its range, no confidence interval: that would be longer). For a
         single query there are no intervals, for pairs not measured no numbers at all.
 
     Raises:
         ValueError: If there is no such method, query or task.
     """
     values = scores.matrix(method)[:, scores.columns(query, task)]
-    mean, count = _means(values)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        spread = np.where(np.isfinite(values), values - mean[:, None], 0)
-        error = np.sqrt((spread**2).sum(1) / (count - 1) / count)
-    half = np.full(len(values), np.nan)
-    several = count > 1
-    half[several] = stats.t.ppf(0.975, count[several] - 1) * error[several]
-    low, high = mean - half, mean + half
+    table = selection.ranking(values).rename(columns={"place": "rank"}).drop(columns="helped")
     if scores.units[method] == "cosine":
-        low, high = np.clip([low, high], -1, 1)
-    rank = ranks(mean)
-    rank_low, rank_high = _rank_range(values, rank) if intervals else (np.nan, np.nan)
-    return pd.DataFrame(
-        {
-            "score": mean, "low": low, "high": high, "queries": count,
-            "rank": rank, "rank_low": rank_low, "rank_high": rank_high,
-        },
-        index=pd.Index(scores.train["id"], name="id"),
-    )  # fmt: skip
-
-
-def _means(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the means of the known values of each row, and how many these are: two of [N]."""
-    count = np.isfinite(values).sum(1)
-    with np.errstate(invalid="ignore"):
-        return np.nansum(values, axis=1) / count, count
+        table[["low", "high"]] = table[["low", "high"]].clip(-1, 1)
+    table["queries"] = np.isfinite(values).sum(1)
+    rank = table["rank"].to_numpy()
+    table["rank_low"], table["rank_high"] = _rank_range(values, rank) if intervals else [np.nan] * 2
+    return table.set_index(pd.Index(scores.train["id"], name="id"))
 
 
 def _rank_range(values: np.ndarray, rank: np.ndarray) -> np.ndarray:
@@ -230,14 +187,14 @@ def _rank_range(values: np.ndarray, rank: np.ndarray) -> np.ndarray:
     values = values[:, np.isfinite(values).any(0)]
     found = np.full((2, len(values)), np.nan)
     rows, m = np.isfinite(values).any(1), values.shape[1]
-    if m < FEWEST:
+    if m < MIN_QUERIES:
         return found
     rng = np.random.default_rng(SEED)
     drawn = rng.multinomial(m, np.full(m, 1 / m), size=RESAMPLES).T.astype(float)  # how often each
     known = np.isfinite(values[rows])
     with np.errstate(invalid="ignore", divide="ignore"):
         means = (np.where(known, values[rows], 0) @ drawn) / (known @ drawn)
-    placed = ranks(means)
+    placed = selection.ranks(means)
     some = np.isfinite(placed).mean(1) >= statistics.DEFINED
     ends = np.nanpercentile(placed[some], [2.5, 97.5], axis=1, method="closest_observation")
     at = np.flatnonzero(rows)[some]

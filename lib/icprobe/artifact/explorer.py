@@ -27,7 +27,8 @@ from bokeh.resources import Resources
 from IPython import get_ipython
 from IPython.display import IFrame
 
-from icprobe import paths, views
+from icprobe import paths, selection
+from icprobe.artifact import views
 
 BLUE, ORANGE, GREY = "#0072B2", "#E69F00", "#555555"  # Okabe and Ito's, as in figures.py
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
@@ -69,7 +70,7 @@ def write(
         raise ValueError(f"examples is {examples}, expected at least 1")
     file = paths.resolve(file)
     file.parent.mkdir(parents=True, exist_ok=True)
-    page = importlib.resources.files("icprobe") / "page"
+    page = importlib.resources.files("icprobe.artifact") / "page"
     tables = importlib.resources.files("itables") / "html"
     parts = {name: (page / f"explorer.{name}").read_text("utf-8") for name in ("html", "js", "css")}
     bokeh = _script(Resources(mode="inline", components=["bokeh"]).js_raw[0])
@@ -172,7 +173,9 @@ def _content(scores: views.Scores, examples: int) -> dict:
 
 def _texts(frame: pd.DataFrame) -> dict[str, list[str]]:
     """Return ids, tasks and texts by column."""
-    return {name: frame[name].astype(str).tolist() for name in ("id", "task", *views.TEXTS)}
+    return {
+        name: frame[name].astype(str).tolist() for name in ("id", "task", "prompt", "completion")
+    }
 
 
 def _choices(scores: views.Scores) -> list[dict]:
@@ -211,7 +214,7 @@ def _kept(placed: Iterable[pd.Series], N: int, examples: int) -> tuple[np.ndarra
     extreme = np.full(N, np.inf)
     for rank in (series.to_numpy() for series in placed):
         # places from the high and from the low end; those without a place say nothing
-        extreme = np.fmin(extreme, np.fmin(rank, views.ranks(rank)))
+        extreme = np.fmin(extreme, np.fmin(rank, selection.ranks(rank)))
     order = np.argsort(extreme, kind="stable")
     return np.sort(order[:examples]), int(min(extreme[order[examples]] - 1, N))
 
