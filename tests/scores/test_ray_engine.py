@@ -22,6 +22,8 @@ from icprobe.scores import ray_engine  # noqa: E402 - needs Ray
 
 pytestmark = pytest.mark.slow
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this file
+STARTS = {"RAY_raylet_start_wait_time_s": "120"}  # on a busy machine
+os.environ |= STARTS
 
 N, M, BLOCK = 40, 3, 4
 MATRIX = np.random.default_rng(0).normal(size=(N, M)).astype(np.float32)
@@ -101,7 +103,7 @@ def test_ray_is_only_imported_and_started_where_it_is_needed(made, tmp_path):
     ray_engine.release()
     filled(made, tmp_path)
     assert not ray_engine._workers
-    with pytest.raises(ValueError, match="'dask'.*'local' or 'ray'"):
+    with pytest.raises(ValueError, match=r"'dask'.*'local' or 'ray'"):
         engines.fill("dask", *made, [], None, None)
 
 
@@ -186,8 +188,9 @@ def test_what_cannot_be_prepared_is_said_at_once(made, tmp_path):
 # ---------------------------------------------------------------------------- faults of the store
 
 
-@pytest.mark.parametrize(("broken", "reason"), [("size=32k", "No space left on device"),
-                                                ("ro,size=2m", "Read-only file system")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("broken", "reason"), [("size=32k", "No space left"), ("ro,size=2m", "Read-only file system")]
+)
 def test_a_disk_that_takes_no_more_is_named_and_loses_nothing(made, tmp_path, broken, reason):
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -252,7 +255,7 @@ ADDRESS = "127.0.0.1:46379"
 def environment(**more):
     """Return the environment without what Ray has told this process."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    return kept | {"RAY_AUTH_MODE": "disabled"} | more
+    return kept | {"RAY_AUTH_MODE": "disabled"} | STARTS | more
 
 
 def driver(made, folder, seconds=0.5, block_size=BLOCK, **more):
