@@ -92,10 +92,10 @@ def run_one(what: dict) -> dict:
     if what["engine"] == "ray":
         import ray
 
-        from icprobe import cluster
+        from icprobe.scores import ray_engine
 
         ray.init(
-            "local", num_cpus=what["workers"], object_store_memory=cluster.OBJECT_STORE,
+            "local", num_cpus=what["workers"], object_store_memory=ray_engine.OBJECT_STORE,
             include_dashboard=False, log_to_driver=False,
         )  # fmt: skip
     torch.set_num_threads(what["threads"])
@@ -108,11 +108,10 @@ def run_one(what: dict) -> dict:
             few.mkdir()
             warm_up = replace(scored, scores_dir=str(few))
             icp.probe(warm_up.part(32, 1), lm, neutral=False, engine="ray")
-            (team,) = cluster._held.values()
-            ray.get([worker.forget.remote() for worker in team.workers])
-            has = len(team.workers), team.resources["num_cpus"]
-            if has != (what["workers"], what["threads"]):
-                sys.exit(f"(workers, threads) are {has}, expected others: too little memory?")
+            (workers,) = ray_engine._workers.values()
+            ray.get([worker.prepare.remote() for worker in workers])
+            if len(workers) != what["workers"]:
+                sys.exit(f"{len(workers)} workers, expected {what['workers']}: too little memory?")
         start = time.perf_counter()
         if what["method"] == "probing":
             icp.probe(scored, lm, neutral=False, engine=what["engine"])

@@ -36,7 +36,7 @@ def fill(
     """Compute the missing blocks of stores that are filled together, and return all scores.
 
     Args:
-        engine: "local" or "ray", see `cluster`.
+        engine: "local" or "ray", see `scores.ray_engine`.
         experiment: What is scored; workers load its model.
         lm: The experiment's model, for this process.
         stores: With the same rows, in blocks of the same size.
@@ -51,15 +51,18 @@ def fill(
     Raises:
         ValueError: If the engine is unknown.
         store.StoreError: As `store.compute`.
-        cluster.ClusterError: If Ray is not installed, no worker is left, or blocks failed.
+        ImportError: If Ray is not installed.
+        scores.ray_engine.ClusterError: If there is no cluster, or workers or blocks failed.
     """
     if engine not in ENGINES:
         raise ValueError(f"engine is {engine!r}, expected {' or '.join(map(repr, ENGINES))}")
     if engine == RAY:
-        from icprobe import cluster  # its Ray is an extra
+        from icprobe.scores import ray_engine  # Ray is an extra
 
-        names = stores[0].train_ids
-        score_blocks = cluster.score_blocks(experiment, lm, start, arguments, names, gib)
+        score_blocks = functools.partial(
+            ray_engine.score_blocks, experiment, lm, start, arguments, gib,
+            train_ids=stores[0].train_ids,
+        )  # fmt: skip
     else:
         held = functools.cache(lambda: start(lm))
         score_blocks = store.one_by_one(lambda rows: held()(*arguments(rows)))

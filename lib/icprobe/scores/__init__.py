@@ -1,0 +1,1 @@
+"""What is scored, where the scores are kept, and where they are computed."""

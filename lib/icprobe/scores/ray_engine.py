@@ -1,0 +1,188 @@
+"""Score blocks of training examples with Ray: workers that each hold one copy of the model.
+
+A worker is an actor on one GPU or, in a cluster without any, on one thread. Ray places it and
+restarts it where it dies. The driver hands out one block at a time and alone writes the scores, so
+workers need the environment and the model, and nothing else. See docs/cluster.md for failures.
+"""
+
+import gc
+import itertools
+import logging
+import os
+import socket
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+
+from icprobe import lm as language_model
+from icprobe.experiment import Experiment
+from icprobe.lm import LM
+
+try:
+    import ray
+    from ray.exceptions import RayError, RayTaskError
+except ImportError as error:
+    raise ImportError('engine "ray" needs Ray: pip install "icprobe[cluster]"') from error
+
+ATTEMPTS = 3  # at a block, and at preparing a worker, before it has failed
+RESTARTS = 10  # of one worker
+PATIENCE = 60  # seconds without a ready worker before the user is told
+MODELS_HELD = 3  # memory of a CPU worker, in models: weights, gradients, activations
+OBJECT_STORE = 2**28  # bytes, on this machine: queries, and blocks of scores on their way
+
+_workers: dict[tuple, list] = {}  # kept between calls, since loading a model takes long
+
+
+class ClusterError(RuntimeError):
+    """There is no cluster, workers cannot begin, or blocks could not be scored."""
+
+
+@ray.remote(num_cpus=1, max_restarts=RESTARTS)
+class Worker:
+    """One copy of the model, and what the method has prepared with it."""
+
+    def __init__(self, model: str, dtype: str, identity: dict) -> None:
+        """Load a model; raises ValueError if its identity is not that of the driver's model."""
+        torch.set_num_threads(1)  # the bytes of a sum depend on their number
+        self._lm = language_model.load(model, dtype)
+        if self._lm.identity != identity:
+            raise ValueError(f"this machine's model is {self._lm.identity}, expected {identity}")
+        self._of = self._score = None
+
+    @ray.method(max_task_retries=ATTEMPTS - 1)  # so it waits while the worker is restarted
+    def prepare(self, start: Sequence = (None,)) -> None:
+        """Call the method's `start` (see `engines`); by default, free what another one holds.
+
+        Args:
+            start: A reference, in a sequence: Ray would fetch a bare one at every call.
+        """
+        if start[0] != self._of:
+            self._of = self._score = None
+            gc.collect()
+            torch.cuda.empty_cache()
+            self._score, self._of = start[0] and ray.get(start[0])(self._lm), start[0]
+
+    def score(self, start: Sequence, arguments: tuple) -> Sequence:
+        """Score one block."""
+        self.prepare(start)  # anew, if this worker was restarted while it was idle
+        return self._score(*arguments)
+
+
+def score_blocks(
+    experiment: Experiment, lm: LM, start: Callable, arguments: Callable, gib: float,
+    wanted: Iterator[range], train_ids: Sequence[str],
+) -> Iterator[tuple[range, Sequence]]:  # fmt: skip
+    """Yield blocks and their scores as workers finish them; see `engines.fill`."""
+    try:
+        workers = _start_workers(experiment, lm, gib)
+        failed = yield from _results(workers, start, arguments, wanted)
+    except BaseException:
+        release()  # they may be in the middle of blocks that nobody wants any more
+        raise
+    if failed:
+        first = [
+            f"{train_ids[rows[0]]!r} to {train_ids[rows[-1]]!r}: {reason}"
+            for rows, reason in sorted(failed.items(), key=lambda item: item[0].start)[:5]
+        ]
+        raise ClusterError(
+            f"{len(failed)} blocks have failed, all others are kept. The first training examples "
+            "without scores:\n" + "\n".join(first)
+        )
+
+
+def release() -> None:
+    """End this process's workers, which frees their memory."""
+    for worker in itertools.chain.from_iterable(_workers.values()):
+        ray.kill(worker)
+    _workers.clear()
+
+
+def _join() -> None:
+    """Connect to a cluster; raises ClusterError if there is none at RAY_ADDRESS."""
+    _workers.clear()
+    address = os.environ.get("RAY_ADDRESS")
+    host, _, port = (address or "").rpartition(":")
+    own = {} if address else {"object_store_memory": OBJECT_STORE, "include_dashboard": False}
+    try:
+        if port.isdecimal():  # Ray itself would try for minutes
+            socket.create_connection((host, int(port)), timeout=10).close()
+        # "local": without an address, Ray would join whatever runs on this machine
+        ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **own)
+    except (OSError, RuntimeError, RayError) as error:
+        token = "does it ask for a token? then set RAY_AUTH_MODE=token"
+        raise ClusterError(f"no Ray cluster at RAY_ADDRESS={address} ({token}): {error}") from error
+
+
+def _start_workers(experiment: Experiment, lm: LM, gib: float) -> list:
+    """Return the workers with this model; they are started unless they are there."""
+    if not ray.is_initialized():
+        _join()
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    count, each = int(sum(machine.get("GPU", 0) for machine in machines)), {"num_gpus": 1}
+    if not count:
+        needed = MODELS_HELD * lm.model.get_memory_footprint() + int(2**30 * max(1, gib))
+        fit = sum(int(min(m.get("CPU", 0), m.get("memory", 0) // needed)) for m in machines)
+        # Ray leaves much of the memory aside, so one may fit all the same
+        count, each = (fit, {"memory": needed}) if fit else (1, {})
+    key = str(lm.identity), str(each)
+    if key not in _workers:
+        release()
+        torch.cuda.empty_cache()  # a worker may be on the GPU of this process's model
+        source, who = experiment.model, lm.identity
+        if "revision" in who:  # the driver's, where another machine might take a newer one
+            source = f"{who['name']}@{who['revision']}"
+        hire = Worker.options(**each).remote
+        _workers[key] = [hire(source, who["dtype"], who) for _ in range(count)]
+        print(f"ray: {count} workers, each with {'a GPU' if 'num_gpus' in each else 'one thread'}")
+    return _workers[key]
+
+
+def _results(workers: list, start: Callable, arguments: Callable, wanted: Iterator) -> Iterator:
+    """Yield blocks and their scores; return why others have failed.
+
+    A block that raises, or whose worker dies, is tried again. A worker on which one raised rests
+    while others work: a full disk on its machine would fail one block after the other.
+    """
+    reference = [ray.put(start)]
+    calls = {worker.prepare.remote(reference): (worker, None) for worker in workers}
+    again, attempts, failed, idle, resting = deque(), Counter(), {}, [], []
+    while True:
+        busy = any(rows for _, rows in calls.values())
+        if not (busy or idle):
+            idle, resting = resting, []
+        while idle and (rows := again.popleft() if again else next(wanted, None)):
+            worker = idle.pop()
+            calls[worker.score.remote(reference, arguments(rows))] = worker, rows
+            busy = True
+        if idle and not busy:
+            break  # nothing is left to hand out
+        ready, _ = ray.wait(list(calls), timeout=PATIENCE)
+        if not (ready or busy):
+            print("ray: no worker is ready yet (has another run taken the machines?)")
+        for call in ready:
+            worker, rows = calls.pop(call)
+            try:
+                scores = ray.get(call)
+            except RayError as error:
+                raised = isinstance(error, RayTaskError)
+                reason = f"{type(error.cause).__name__}: {error.cause}" if raised else str(error)
+                if rows is None:
+                    raise ClusterError(f"a worker cannot begin: {reason}") from error
+                if raised:
+                    resting.append(worker)
+                else:  # it died, or its machine is gone: Ray restarts it where there is a place
+                    calls[worker.prepare.remote(reference)] = worker, None
+                attempts[rows] += 1
+                if attempts[rows] < ATTEMPTS:
+                    again.append(rows)
+                else:  # the block is to blame
+                    failed[rows] = reason if raised else "its worker died"
+                    idle, resting = idle + resting, []
+            else:
+                idle.append(worker)
+                if rows:
+                    yield rows, scores
+    for worker in workers:
+        worker.prepare.remote()  # frees what the method holds
+    return failed
