@@ -5,10 +5,9 @@
         [--output figures/mine]
 
 Same token ids, model, dtype and threads for all. A run loads the model, works on a small part
-once, and then is timed: wall and CPU seconds, the process's peak memory, and in the same process
-the rate of matrix products, by which operations are turned into the seconds that they take at
-least. No speed without its error: all pairs of some queries are compared with plain loops in
-float64.
+once, and then is timed: wall and CPU seconds, and the process's peak memory. The rate of matrix
+products, measured after the runs, turns operations into the seconds that they take at least. No
+speed without its error: all pairs of some queries are compared with plain loops in float64.
 
 Peers run in environments of their own (`benchmarks/peers.sh` makes them). Those that are not there
 or fail are left out, and so is a method whose gradients would not fit into the machine's memory;
