@@ -95,7 +95,8 @@ def _claims(folder: Path, problems: list[str]) -> list[dict]:
         judged = json.loads(file.read_text(encoding="utf-8"))
         for claim in judged:
             numbers = [claim[key] for key in ("estimate", "low", "high")]
-            text = "–" if claim["estimate"] is None else "{:z.2f} ({:z.2f} to {:z.2f})"
+            runs = "runs: " if claim["unit"] == "ratio of seconds" else ""  # no 95 % interval
+            text = "–" if claim["estimate"] is None else f"{{:z.2f}} ({runs}{{:z.2f}} to {{:z.2f}})"
             claim["estimate"] = text.format(*numbers)
     except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
         problems.append(f"{file.name} could not be read ({type(error).__name__}: {error})")
@@ -121,7 +122,7 @@ def _notebook(name: str, entry: dict, folder: Path, problems: list[str]) -> dict
     number = name.partition("_")[0]
     return {
         "name": name,
-        "entry": {"status": "not recorded", "minutes": None, "error": "", "scores": ""}
+        "entry": {"status": "not recorded", "minutes": None, "gib": None, "error": "", "scores": ""}
         | {"parameters": {}, **entry},
         "body": _body(copy, problems) if copy.exists() else "",
         "executed": _link(copy, folder) if copy.exists() else None,
