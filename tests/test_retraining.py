@@ -318,7 +318,7 @@ def test_another_step_costs_that_step_alone(experiment, calls, tmp_path):
     second_part = sorted((tmp_path / "scores").glob("*/part-00001.parquet"))
     assert len(second_part) == 2
     kept = experiment.find(
-        "training_effect", retraining._options([half], "", "completion", "mean")[half.name], ""
+        "training_effect", retraining._options([half], "", "completion")[half.name], ""
     )
     kept.part(1).unlink()
     before = files(tmp_path / "scores")
