@@ -6,7 +6,6 @@ workers need the environment and the model, and nothing else. See docs/cluster.m
 """
 
 import gc
-import itertools
 import logging
 import os
 import socket
@@ -26,8 +25,6 @@ except ImportError as error:
     raise ImportError('engine "ray" needs Ray: pip install "icprobe[cluster]"') from error
 
 ATTEMPTS = 3  # at a block, and at preparing a worker, before it has failed
-RESTARTS = 10  # of one worker
-PATIENCE = 60  # seconds without a ready worker before the user is told
 MODELS_HELD = 3  # memory of a CPU worker, in models: weights, gradients, activations
 OBJECT_STORE = 2**28  # bytes, on this machine: queries, and blocks of scores on their way
 
@@ -38,7 +35,7 @@ class ClusterError(RuntimeError):
     """There is no cluster, workers cannot begin, or blocks could not be scored."""
 
 
-@ray.remote(num_cpus=1, max_restarts=RESTARTS)
+@ray.remote(num_cpus=1, max_restarts=10, max_task_retries=-1)  # calls wait during a restart
 class Worker:
     """One copy of the model, and what the method has prepared with it."""
 
@@ -50,19 +47,16 @@ class Worker:
             raise ValueError(f"this machine's model is {self._lm.identity}, expected {identity}")
         self._of = self._score = None
 
-    @ray.method(max_task_retries=ATTEMPTS - 1)  # so it waits while the worker is restarted
+    @ray.method(max_task_retries=ATTEMPTS - 1)
     def prepare(self, start: Sequence = (None,)) -> None:
-        """Call the method's `start` (see `engines`); by default, free what another one holds.
-
-        Args:
-            start: A reference, in a sequence: Ray would fetch a bare one at every call.
-        """
-        if start[0] != self._of:
+        """Call the method's `start`, see `engines`; by default, free what another one holds."""
+        if start[0] != self._of:  # Ray would fetch a reference that is not in a sequence
             self._of = self._score = None
             gc.collect()
             torch.cuda.empty_cache()
             self._score, self._of = start[0] and ray.get(start[0])(self._lm), start[0]
 
+    @ray.method(max_task_retries=0)  # another worker may be faster
     def score(self, start: Sequence, arguments: tuple) -> Sequence:
         """Score one block."""
         self.prepare(start)  # anew, if this worker was restarted while it was idle
@@ -75,25 +69,21 @@ def score_blocks(
 ) -> Iterator[tuple[range, Sequence]]:  # fmt: skip
     """Yield blocks and their scores as workers finish them; see `engines.fill`."""
     try:
-        workers = _start_workers(experiment, lm, gib)
-        failed = yield from _results(workers, start, arguments, wanted)
+        failed = yield from _results(_start_workers(experiment, lm, gib), start, arguments, wanted)
     except BaseException:
         release()  # they may be in the middle of blocks that nobody wants any more
         raise
     if failed:
-        first = [
-            f"{train_ids[rows[0]]!r} to {train_ids[rows[-1]]!r}: {reason}"
-            for rows, reason in sorted(failed.items(), key=lambda item: item[0].start)[:5]
-        ]
-        raise ClusterError(
-            f"{len(failed)} blocks have failed, all others are kept. The first training examples "
-            "without scores:\n" + "\n".join(first)
+        told = "".join(
+            f"\n  {train_ids[rows[0]]!r} to {train_ids[rows[-1]]!r}: {reason}"
+            for rows, reason in list(failed.items())[:5]
         )
+        raise ClusterError(f"{len(failed)} blocks failed, all others are kept; such as{told}")
 
 
 def release() -> None:
     """End this process's workers, which frees their memory."""
-    for worker in itertools.chain.from_iterable(_workers.values()):
+    for worker in [one for team in _workers.values() for one in team]:
         ray.kill(worker)
     _workers.clear()
 
@@ -149,7 +139,7 @@ def _results(workers: list, start: Callable, arguments: Callable, wanted: Iterat
     again, attempts, failed, idle, resting = deque(), Counter(), {}, [], []
     while True:
         busy = any(rows for _, rows in calls.values())
-        if not (busy or idle):
+        if not (calls or idle):
             idle, resting = resting, []
         while idle and (rows := again.popleft() if again else next(wanted, None)):
             worker = idle.pop()
@@ -157,9 +147,10 @@ def _results(workers: list, start: Callable, arguments: Callable, wanted: Iterat
             busy = True
         if idle and not busy:
             break  # nothing is left to hand out
-        ready, _ = ray.wait(list(calls), timeout=PATIENCE)
+        ready, _ = ray.wait(list(calls), timeout=60)
         if not (ready or busy):
             print("ray: no worker is ready yet (has another run taken the machines?)")
+            idle, resting = resting, []
         for call in ready:
             worker, rows = calls.pop(call)
             try:
