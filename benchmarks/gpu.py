@@ -27,7 +27,7 @@ import transformers
 from tokenizers import Tokenizer, models
 from tqdm import tqdm
 
-from icprobe import benchmark, costs, figures, icp, influence
+from icprobe import benchmark, costs, figures, icp, influence, paths
 from icprobe import lm as language_model
 from icprobe.benchmark import NATS, PLAIN, PRODUCTS
 from icprobe.costs import Lengths, Shape
@@ -178,7 +178,7 @@ def main() -> None:
             )
             print(rows[-1], flush=True)
             del lm
-    figures.save_table(pd.DataFrame(rows), "gpu", options.output)
+    figures.save_table(pd.DataFrame(rows), "gpu", paths.resolve(options.output))
 
 
 if __name__ == "__main__":

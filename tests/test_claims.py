@@ -4,9 +4,9 @@ import json
 
 import pandas as pd
 import pytest
+from icprobe.claims import NOT, NOT_RUN, NOT_TESTABLE, PARTLY, REPRODUCED
 
 from icprobe import claims, paths
-from icprobe.claims import NOT, NOT_RUN, NOT_TESTABLE, PARTLY, REPRODUCED
 
 
 def rows(*intervals):

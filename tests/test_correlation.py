@@ -4,10 +4,10 @@ import datasets
 import numpy as np
 import pandas as pd
 import pytest
+from icprobe.correlation import CONDITIONS, Labels
 from scipy.stats import kendalltau, spearmanr
 
 from icprobe import correlation, statistics
-from icprobe.correlation import CONDITIONS, Labels
 
 QUICK = {"resamples": 20}
 

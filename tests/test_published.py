@@ -11,10 +11,10 @@ import numpy as np
 import papermill
 import pytest
 import torch
+from icprobe.published import M, N
 from scipy.stats import kendalltau, spearmanr
 
 from icprobe import assets, paths, published, runner
-from icprobe.published import M, N
 
 REAL = paths.ROOT.parent / "shared" / "published"
 NOTEBOOK = paths.NOTEBOOKS / "07_published_scores.ipynb"

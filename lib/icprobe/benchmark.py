@@ -649,12 +649,13 @@ def main() -> None:
         name, work, file = options.measure
         print(json.dumps(measure(name, json.loads(Path(work).read_text()), Path(file))))
         return
-    table = paths.resolve(options.output) / f"{TABLE}.csv"
+    output = paths.resolve(options.output)
+    table = output / f"{TABLE}.csv"
     for lengths, dtype, m in itertools.product(options.lengths, options.dtype, options.queries):
         what = options.model, dtype, "cpu", lengths, options.train, m
         rows = compare(*what, options.methods, options.repeats)
         before = pd.read_csv(table) if table.exists() else pd.DataFrame()
-        figures.save_table(merged(before, rows), TABLE, options.output)
+        figures.save_table(merged(before, rows), TABLE, output)
         print(rows.drop(columns="versions").to_string(float_format="%.3g"))
 
 

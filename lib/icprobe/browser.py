@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 from IPython.display import HTML
 
-from icprobe import tables, views
+from icprobe import views
+from icprobe.figures import tables
 
 ALL = "all queries (mean)"
 ANY = "all tasks"

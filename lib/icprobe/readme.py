@@ -10,7 +10,9 @@ import re
 import numpy as np
 import pandas as pd
 
-from icprobe import advice, benchmark, correlation, parameters, paths, tables, timings
+from icprobe import benchmark, parameters, paths, statistics, timings
+from icprobe.statistics import recommendation
+from icprobe.statistics.conditions import condition_contrasts
 
 README = paths.ROOT / "README.md"
 FIGURES = paths.ROOT / "figures"
@@ -48,7 +50,7 @@ def render(text: str) -> str:
 def headline() -> str:
     """Return the answers in short, a sentence or two for each question."""
     folder = FIGURES / "laptop"
-    said = tables.in_words(pd.read_csv(folder / "03_findings.csv"))
+    said = statistics.as_text(pd.read_csv(folder / "03_findings.csv"))
     of_step = {
         name: said[f"{name} against training effect, per query"]
         for name in ("cosine", "gain", "hidden states")
@@ -63,13 +65,13 @@ def headline() -> str:
     )  # fmt: skip
     exact = pd.read_csv(folder / "05_in_domain.csv").query("k == 0")
     exact = {
-        name: tables.in_words(rows.rename(columns={"influence": "quantity"}))
+        name: statistics.as_text(rows.rename(columns={"influence": "quantity"}))
         for name, rows in exact.groupby("probing")
     }
     state = "TracIn at the zero-shot state"
     shifts = pd.read_csv(folder / "05_conditions.csv")
-    opposite = tables.in_words(shifts[shifts["condition"] == "opposite task"])
-    dearer = tables.in_words(pd.read_csv(folder / "06_findings.csv").dropna())
+    opposite = statistics.as_text(shifts[shifts["condition"] == "opposite task"])
+    dearer = statistics.as_text(pd.read_csv(folder / "06_findings.csv").dropna())
     products = [f"{dearer[f'gradient products over probing, grid, M = {m}']}" for m in (1, 12, 48)]
     return f"""\
 - **Do probing and gradients rank training examples alike?** For each query by itself, gains and
@@ -97,7 +99,7 @@ def _authors() -> str:
     """Return how far the authors' two scores agree."""
     published = pd.read_csv(FIGURES / "laptop" / "07_findings.csv")
     both = published[published["quantity"] == "ICP score against mean influence"]
-    (said,) = tables.in_words(both[both["unit"] == "Spearman"]).values()
+    (said,) = statistics.as_text(both[both["unit"] == "Spearman"]).values()
     return said
 
 
@@ -112,15 +114,15 @@ def agreement() -> str:
     folder = FIGURES / "laptop"
     found = pd.read_csv(folder / "03_findings.csv")
     conditions = pd.read_csv(folder / "03_conditions.csv").query("level == 'per query'")
-    higher = correlation.weakening(conditions).loc[:, "per query"]
+    higher = condition_contrasts(conditions).loc[:, "per query"]
     step = pd.unique(pd.read_csv(folder / "03_training_effect.csv")["second"])[1]
     conditions = conditions[conditions["scores"] == "gain and cosine"].assign(
         quantity=lambda frame: frame["pool"] + " " + frame["condition"]
     )
-    at = tables.in_words(conditions)
+    at = statistics.as_text(conditions)
     answers = pd.read_csv(folder / "03_same_answer.csv")
-    answers = tables.in_words(answers.assign(quantity=answers["pool"] + " " + answers["given"]))
-    said = tables.in_words(found)
+    answers = statistics.as_text(answers.assign(quantity=answers["pool"] + " " + answers["given"]))
+    said = statistics.as_text(found)
     kinds = ("same task", "same type", "same content", "neither")
     rows = [
         f"| `{pool}` | {' | '.join(at[f'{pool} {kind}'] for kind in kinds)} "
@@ -137,7 +139,7 @@ def agreement() -> str:
         effect = said[f"{method} against training effect, per query"]
         effects.append(f"| {method} | {effect} | {within} |")
     rival, rival_within, beyond, gradients = (
-        tables.compared(found, name)
+        statistics.compared(found, name)
         for name in (
             "gain less best similarity, per query", "gain less best similarity, within a task",
             "gain over neutral less best similarity, per query", "cosine less gain, per query",
@@ -174,7 +176,7 @@ def exactly() -> str:
     table = pd.read_csv(FIGURES / "laptop" / "05_conditions.csv")
     corrupted = pd.read_csv(FIGURES / "laptop" / "05_corrupted.csv")
     spoilt, flipped = (corrupted[corrupted["corruption"] == x] for x in ("outlier", "flip"))
-    of = {name: tables.in_words(rows) for name, rows in table.groupby("condition")}
+    of = {name: statistics.as_text(rows) for name, rows in table.groupby("condition")}
     near, unrelated, opposite, wide, apart = (
         of[name]
         for name in (
@@ -185,9 +187,9 @@ def exactly() -> str:
     forms = pd.read_csv(FIGURES / "laptop" / "05_in_domain.csv").query(
         "k == 0 and probing == 'gain'"
     )
-    forms = tables.in_words(forms.rename(columns={"influence": "quantity"}))
-    areas = tables.in_words(spoilt.rename(columns={"method": "quantity"}))
-    flips = tables.in_words(flipped.rename(columns={"method": "quantity"}))
+    forms = statistics.as_text(forms.rename(columns={"influence": "quantity"}))
+    areas = statistics.as_text(spoilt.rename(columns={"method": "quantity"}))
+    flips = statistics.as_text(flipped.rename(columns={"method": "quantity"}))
     return f"""\
 Networks that learned linear regression from their context rank examples by gain as TracIn at the
 zero-shot state does with Spearman {near["gain against TracIn"]}, but as influence on a learner that
@@ -334,7 +336,7 @@ def synthetic() -> str:
     for prior, name in (("around zero", "conditions"), ("around a mean", "informative_prior")):
         table = pd.read_csv(FIGURES / "laptop" / f"05_{name}.csv")
         for condition, rows in table.groupby("condition", sort=False):
-            rows = tables.in_words(rows)
+            rows = statistics.as_text(rows)
             lines.append(f"| {prior} | {condition} | {' | '.join(rows[q] for q in shown)} |")
     return "\n".join(lines)
 
@@ -346,7 +348,7 @@ def cost() -> str:
     exact = timed[timed["dtype"] == "float32"]
     found = pd.read_csv(folder / "06_findings.csv").dropna(subset="estimate")
     single = found["low"].isna()
-    found = tables.in_words(found[~single]) | {
+    found = statistics.as_text(found[~single]) | {
         row.quantity: f"{row.estimate:.2f} (one run)" for row in found[single].itertuples()
     }
     crossings = pd.read_csv(folder / "06_crossings.csv").query("against == 'gradient products'")
@@ -459,7 +461,9 @@ def your_data() -> str:
     agreed = pd.read_csv(FIGURES / "demo" / "08_findings.csv")
     scored = pd.read_csv(FIGURES / "demo" / "08_scores.csv")
     n, m = agreed[["n", "m"]].iloc[0]
-    said = advice.in_words(advice.advise(agreed), advice.TOLERANCE, (len(scored), m))
+    said = recommendation.as_text(
+        recommendation.recommend(agreed), recommendation.TOLERANCE, (len(scored), m)
+    )
     return f"From a sample of {n} of {len(scored)} training examples and {m} queries:\n\n> {said}"
 
 
@@ -506,7 +510,7 @@ def claims() -> str:
         )
         number = f"{{:z.2f}} {interval}".format(*values) if claim["n"] else "–"
         cells = (claim["id"], claim["statement"], number, str(claim["n"] or "–"))
-        verdict, allows = claim["verdict"], claim["allows"]
+        verdict, allows = claim["verdict"], claim["verdict_at_upper_end"]
         more = "" if allows in (verdict, None) else f" (the interval allows: {allows})"
         lines.append(f"| {' | '.join(cells)} | **{verdict}**{more} |")
         tests.append(f"- **{claim['id']}** (notebook {claim['notebook']}): {claim['test']}.")

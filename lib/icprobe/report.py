@@ -32,7 +32,8 @@ import pandas as pd
 from markupsafe import Markup
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
-from icprobe import claims, paths, provenance
+from icprobe import paths, provenance
+from icprobe.artifact import claims
 
 FILE = "report.html"
 PAGE = Path(__file__).parent / "page"

@@ -1,0 +1,1 @@
+"""What makes this the artifact of a paper: its claims and the pools that its notebooks compare."""
