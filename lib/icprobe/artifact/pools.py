@@ -1,5 +1,7 @@
 """Finished scores of the pools that notebooks compare."""
 
+import numpy as np
+
 from icprobe import icp, influence, methods
 from icprobe.experiment import Experiment
 from icprobe.statistics.conditions import Labels, Pool
@@ -26,3 +28,19 @@ def read_pool(experiment: Experiment, made_by: str, preamble: str = "", **option
         baselines=methods.find(experiment, made_by),
         parts=found.parts,
     )
+
+
+def trained_tokens(experiment: Experiment, made_by: str, loss_on: str) -> np.ndarray:
+    """Return how many tokens of each training example its loss was over: [N, M].
+
+    Args:
+        experiment: What was scored.
+        made_by: What to run if the numbers are not there, for the error message.
+        loss_on: "completion" or "text".
+
+    Raises:
+        store.ScoresNotFound: If they are not there.
+    """
+    on_text = loss_on == "text"
+    method = methods.TEXT_TOKENS if on_text else methods.REGISTERED["completion_length"]
+    return methods.find(experiment, made_by, [method])[method.name]
