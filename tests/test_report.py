@@ -12,7 +12,8 @@ from urllib.parse import unquote
 import nbformat
 import pytest
 
-from icprobe import __version__, claims, paths, provenance, report, runner
+from icprobe import __version__, paths, provenance, report, runner
+from icprobe.artifact import claims
 
 PARAMETERS = """
 profile: "str" = "laptop"  # which profile
@@ -31,7 +32,8 @@ OPENING = """# 01 · Probing: does it *help*?
 SAVING = """
 import matplotlib.pyplot as plt
 import pandas as pd
-from icprobe import figures
+from icprobe import figures, paths
+output_dir = paths.resolve(output_dir)
 for name in NAMES:
     figures.save(plt.figure(figsize=(3, 2)), name, output_dir, profile, seed)
 """
