@@ -15,7 +15,9 @@ PAGES = [
     *(paths.ROOT / name for name in ("README.md", "data/README.md")),
     *sorted((paths.ROOT / "docs").glob("*.md")),
 ]
-MODULES = {file.stem for file in (paths.ROOT / "lib" / "icprobe").glob("[a-z]*.py")}
+LIBRARY = paths.ROOT / "lib" / "icprobe"
+MODULES = {file.stem for file in LIBRARY.glob("[a-z]*.py")}
+MODULES |= {file.parent.name for file in LIBRARY.glob("*/__init__.py")}
 NOTEBOOKS = sorted(paths.NOTEBOOKS.glob("[0-9]*.ipynb"))
 
 each_page = pytest.mark.parametrize(
