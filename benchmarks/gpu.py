@@ -27,7 +27,7 @@ import transformers
 from tokenizers import Tokenizer, models
 from tqdm import tqdm
 
-from icprobe import costs, figures, icp, influence
+from icprobe import costs, figures, icp, influence, paths
 from icprobe import lm as language_model
 from icprobe.artifact.benchmark.comparison import errors, product_rate
 from icprobe.artifact.benchmark.methods import METHODS, NATS, PLAIN, PRODUCTS
@@ -180,7 +180,7 @@ def main() -> None:
             )
             print(rows[-1], flush=True)
             del lm
-    figures.save_table(pd.DataFrame(rows), "gpu", options.output)
+    figures.save_table(pd.DataFrame(rows), "gpu", paths.resolve(options.output))
 
 
 if __name__ == "__main__":

@@ -238,16 +238,16 @@ def main() -> None:
             growth.append(table.assign(grows=varied.upper()))
             slopes.append(exponents(table, varied))
     if growth:
-        figures.save_table(pd.concat(growth), "growth", options.output)
-        figures.save_table(pd.concat(slopes), "exponents", options.output)
+        figures.save_table(pd.concat(growth), "growth", paths.resolve(options.output))
+        figures.save_table(pd.concat(slopes), "exponents", paths.resolve(options.output))
         print(pd.concat(slopes).to_string())
     if "workers" in options.only:
         table = measured(list(spread()), options.rounds)
-        figures.save_table(table, "workers", options.output)
+        figures.save_table(table, "workers", paths.resolve(options.output))
         print(table.to_string())
     if "resume" in options.only:
         table = resume()
-        figures.save_table(table, "resume", options.output)
+        figures.save_table(table, "resume", paths.resolve(options.output))
         print(table.to_string())
 
 

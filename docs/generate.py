@@ -12,8 +12,9 @@ import jinja2
 import numpy as np
 import pandas as pd
 
-from icprobe import advice, parameters, paths
+from icprobe import parameters, paths
 from icprobe.artifact.benchmark import comparison, methods, timings
+from icprobe.statistics import recommendation
 
 README = paths.ROOT / "README.md"
 FIGURES = paths.ROOT / "figures"
@@ -133,8 +134,8 @@ def fresh_minutes() -> pd.DataFrame:
 def demo() -> str:
     """Return the verdict of 08 on the demo data."""
     found, pool = read("demo/08_findings.csv"), len(read("demo/08_scores.csv"))
-    said = advice.advise(found)
-    return advice.in_words(said, advice.TOLERANCE, (pool, found["m"].iloc[0]))
+    said = recommendation.recommend(found)
+    return recommendation.as_text(said, recommendation.TOLERANCE, (pool, found["m"].iloc[0]))
 
 
 def parameter_tables() -> list[tuple[str, pd.DataFrame]]:

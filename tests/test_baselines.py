@@ -30,6 +30,17 @@ def test_lengths_are_those_of_the_training_examples(tiny):
         baselines.length(lm, train, queries, part="prompt")
 
 
+@pytest.mark.parametrize("bos", [False, True])
+@pytest.mark.parametrize("loss_on", gradients.LOSSES)
+def test_trained_tokens_are_those_of_the_loss(tiny, bos, loss_on):
+    lm = tiny(bos=bos)
+    train = language_model.encode(lm, [{"id": "a", **row("abc", " de")}, {"id": "b", **row("ü")}])
+    rows = gradients.loss_inputs(lm, train, loss_on, "sum")[1]
+    assert baselines.trained_tokens(lm, train, loss_on).tolist() == rows.bincount().tolist()
+    with pytest.raises(ValueError, match="loss_on"):
+        baselines.trained_tokens(lm, train, "prompt")
+
+
 def test_lexical_similarity_by_hand():
     train, queries = [row("A b", " b"), row("c", " 7")], [row("b: 7", "\n7!")]
 

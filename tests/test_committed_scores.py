@@ -11,8 +11,9 @@ import pytest
 import yaml
 from scipy.stats import spearmanr
 
-from icprobe import correlation, icp, influence, methods, paths, retraining, store
+from icprobe import icp, influence, methods, paths, retraining, store
 from icprobe.experiment import Experiment
+from icprobe.statistics import conditions
 
 
 def kept_by(profile):
@@ -84,9 +85,9 @@ def test_a_fresh_clone_finds_its_scores_without_model_and_data(monkeypatch, tmp_
     assert other[name] == pytest.approx(rho, rel=1e-5)
 
     # agreement by condition, whose estimates need no resampling
-    labels = correlation.Labels(table, asked)
+    labels = conditions.Labels(table, asked)
     quick = {"resamples": 2, "permutations": 0}
-    mine = correlation.by_condition(probe.gain, found.cosine, labels, rng, **quick)
+    mine = conditions.by_condition(probe.gain, found.cosine, labels, rng, **quick)
     kept = pd.read_csv(paths.resolve(profile["output_dir"]) / "03_conditions.csv")
     kept = kept[(kept["pool"] == profile["train"]) & (kept["scores"] == "gain and cosine")]
     same = ["level", "condition", "estimate", "pairs", "ranked", "rankings"]

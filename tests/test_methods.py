@@ -11,9 +11,10 @@ import pytest
 from conftest import experiment_on
 from test_lm import examples
 
-from icprobe import baselines, correlation, methods, paths, retraining, selection
+from icprobe import baselines, methods, paths, retraining, selection
 from icprobe.experiment import Experiment
 from icprobe.methods import Method
+from icprobe.statistics import correlation
 from icprobe.store import ScoresNotFound, StoreError
 
 

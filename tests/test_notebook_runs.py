@@ -16,8 +16,9 @@ import pytest
 import yaml
 from conftest import save_tiny
 
-from icprobe import advice, data, icp, parameters, paths, runner
+from icprobe import data, icp, parameters, paths, runner
 from icprobe.experiment import Experiment
+from icprobe.statistics import recommendation
 
 # of the notebooks that compute; 07, which reads published files, is run in test_published.py
 FIGURES = {
@@ -244,7 +245,7 @@ def test_of_your_own_data_a_sample_decides_and_the_pool_is_scored(tmp_path, own)
     np.testing.assert_allclose(scores["score"], found.gain.mean(axis=1), rtol=1e-5)
     verdict = pd.read_csv(folder / "08_verdict.csv").iloc[0]
     agreed = pd.read_csv(folder / "08_findings.csv")
-    assert verdict["verdict"] == advice.advise(agreed).verdict
+    assert verdict["verdict"] == recommendation.recommend(agreed).verdict
     assert set(agreed["n"]) == {6} and set(agreed["m"]) == {3}
     assert "1 of 15 training examples are, or resemble, a query" in printed(tmp_path, "08")
 
@@ -266,7 +267,7 @@ def test_of_your_own_data_one_query_and_labels_of_a_kind_will_do(tmp_path, own):
     assert not stale.exists()
     assert results(tmp_path, "08") == RESULTS["08"]
     verdict = pd.read_csv(tmp_path / "figures" / "08_verdict.csv").iloc[0]
-    assert verdict["verdict"] == advice.TOO_SMALL
+    assert verdict["verdict"] == recommendation.TOO_SMALL
 
 
 def test_a_pool_of_copies_is_refused_before_anything_is_scored(tmp_path, own, capsys):

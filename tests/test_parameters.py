@@ -6,7 +6,6 @@ import pytest
 from papermill.exceptions import PapermillExecutionError
 
 from icprobe import (
-    advice,
     data,
     finetuning,
     gradients,
@@ -19,6 +18,7 @@ from icprobe import (
 )
 from icprobe.artifact.benchmark.methods import METHODS
 from icprobe.parameters import ParameterError
+from icprobe.statistics.recommendation import GRADIENTS, ICP, SIMILARITY
 
 NUMBERS = sorted(path.name[:2] for path in paths.NOTEBOOKS.glob("[0-9]*.ipynb"))
 
@@ -239,7 +239,12 @@ def test_the_notebooks_own_values_are_right_and_left_as_they_are(number):
         ("07", "published_dir", "nowhere", 'a folder that is there, or ""'),
         ("04", "judge_url", "localhost:8000", "http://... or https://..."),
         ("08", "step", ["adam", 0.1], ("[optimizer, rate]", *retraining.OPTIMIZERS)),
-        ("08", "method", "probing", ("None, or", advice.ICP, advice.GRADIENTS, advice.SIMILARITY)),
+        (
+            "08",
+            "method",
+            "probing",
+            ("None, or", ICP, GRADIENTS, SIMILARITY),
+        ),
         ("08", "choice", "best", (selection.IN_TURN, selection.TOP)),
     ],
 )

@@ -7,7 +7,7 @@ and renamed when complete, so an interruption costs only the step it hit. The ca
     downloads/                archives put there by hand; used, never deleted
     work/                     archives and files on their way, removed when done
     smollm2-135m-instruct/    the default model: safetensors and tokenizer
-    published/                the authors' score files, see published.py
+    published/                the authors' score files, see authors_scores.py
     bigbench-1.0.0/           <task>/task.json of the tasks used, and tasks.txt, the list of all
 """
 

@@ -45,6 +45,28 @@ def length(
     return _along_rows(counts, queries)
 
 
+def trained_tokens(lm: LM, examples: Iterable, loss_on: str = "completion") -> np.ndarray:
+    """Return how many tokens of each training example its loss is over: whole numbers [N].
+
+    A loss on the text leaves out the first token where no BOS stands before it: nothing predicts
+    it.
+
+    Args:
+        lm: The model, for its tokenizer.
+        examples: N rows with id, prompt, completion (or encoded already).
+        loss_on: "completion" or "text".
+
+    Raises:
+        ValueError: If `loss_on` is unknown.
+    """
+    if loss_on not in gradients.LOSSES:
+        raise ValueError(f"loss_on is {loss_on!r}, expected 'completion' or 'text'")
+    shown = language_model.encode(lm, examples)
+    if loss_on == "completion":
+        return np.array([len(example.completion) for example in shown])
+    return np.array([len(language_model.sequence(lm, example)[0]) - 1 for example in shown])
+
+
 def query_length(
     lm: LM, train: Iterable, queries: Iterable, max_length: int | None = None
 ) -> np.ndarray:

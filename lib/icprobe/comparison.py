@@ -2,7 +2,7 @@
 
 What a selection brings is its models' mean measure over S seeds and Q evaluation queries, less that
 of the untouched model. All selections have the same seeds and queries, so differences are paired.
-Seeds and queries are resampled together (`statistics.estimated`).
+Seeds and queries are resampled together (`statistics.bootstrap_ci`).
 
 Two selections are held to be equivalent if their difference is within a margin, a share of what the
 full pool brings that is fixed beforehand, by two one-sided tests (TOST, Schuirmann 1987): at 5 %,
@@ -36,7 +36,7 @@ LEVEL = 0.05  # of the equivalence test
 LEAST_SEEDS = 3  # below, the noise of training is not in the intervals, or hardly
 LEAST_QUERIES = 6  # below, intervals over them are far too short
 
-BETTER, WORSE, EQUIVALENT, OPEN = "better", "worse", "equivalent", "undecided"
+BETTER, WORSE, EQUIVALENT, INCONCLUSIVE = "better", "worse", "equivalent", "undecided"
 
 
 def gains(
@@ -92,7 +92,7 @@ def summary(
         and not in the interval.
     """
     names, measure, shape = _means(gains)
-    estimate, low, high = statistics.estimated(measure, shape, rng, resamples)
+    estimate, low, high = statistics.bootstrap_ci(measure, shape, rng, resamples)
     if shape[1] < LEAST_QUERIES:
         low = high = np.nan
     frame = pd.DataFrame({"selection": names, "estimate": estimate, "low": low, "high": high})
@@ -146,7 +146,7 @@ def differences(
         share = difference / means[full] if means[full] > 0 else np.full(len(pairs), np.nan)
         return np.stack([difference, share])
 
-    values = statistics.resampled(compared, shape, rng, resamples)
+    values = statistics.bootstrap_replicates(compared, shape, rng, resamples)
     estimate, share = compared(*map(np.arange, shape))
     low, high = _tested(estimate, values[:, 0], LEVEL / 2)
     p_equivalent = tost(share, values[:, 1], margin)
@@ -163,11 +163,11 @@ def differences(
             compared(rng.integers(shape[0], size=shape[0]), _of_new_tasks(members, rng))[1]
             for _ in range(resamples)
         ]
-        tasks_low, tasks_high = statistics.ends(share, np.array(values))
+        tasks_low, tasks_high = statistics.confidence_interval(share, np.array(values))
     if shape[0] < LEAST_SEEDS or shape[1] < LEAST_QUERIES:
         share_low = share_high = tost_low = tost_high = p_equivalent = np.nan
         tasks_low = tasks_high = np.nan
-        verdicts = OPEN
+        verdicts = INCONCLUSIVE
     return pd.DataFrame(
         {
             "first": [pair[0] for pair in pairs],
@@ -255,7 +255,7 @@ def _tested(estimate: np.ndarray, values: np.ndarray, level: float) -> tuple:
 
 def _verdict(low: float, high: float, p_equivalent: float) -> str:
     holds = {BETTER: low > 0, WORSE: high < 0, EQUIVALENT: p_equivalent < LEVEL}
-    return " and ".join(name for name, true in holds.items() if true) or OPEN
+    return " and ".join(name for name, true in holds.items() if true) or INCONCLUSIVE
 
 
 def _means(gains: Mapping[str, np.ndarray]):
@@ -363,7 +363,7 @@ def win_rates(
             shares.append(judging.win_rates(judge, prompts, completions, *texts, cache=cache))
         won = np.stack(shares)
         measure = statistics.pair_mean(won, np.ones(won.shape, dtype=bool))
-        found = statistics.estimated(measure, won.shape, rng, resamples)
+        found = statistics.bootstrap_ci(measure, won.shape, rng, resamples)
         rows.append((first, second, *found, *won.shape))
     names = ["first", "second", "estimate", "low", "high", "seeds", "queries"]
     return pd.DataFrame(rows, columns=names)
@@ -375,7 +375,7 @@ def in_words(table: pd.DataFrame, margin: float) -> list[str]:
         BETTER: "better models than",
         WORSE: "worse models than",
         EQUIVALENT: f"models equivalent (within {margin:.0%} of the full pool's gain) to those of",
-        OPEN: "models that cannot be told from, nor called equivalent to, those of",
+        INCONCLUSIVE: "models that cannot be told from, nor called equivalent to, those of",
     }
     few = f"fewer than {LEAST_SEEDS} seeds or {LEAST_QUERIES} queries: no interval"
     return [

@@ -39,10 +39,10 @@ def subsets(N: int, S: int, share: float, seed: int = 0) -> list[tuple[int, ...]
         ValueError: If there are too few subsets to rank, or the share is not between 0 and 1, or
             leaves nobody in or nobody out.
     """
-    if type(S) is not int or S < statistics.LEAST:
+    if type(S) is not int or S < statistics.MIN_OBSERVATIONS:
         raise ValueError(
-            f"subsets is {S!r}, expected 0 for none, or at least {statistics.LEAST}: a rank "
-            "correlation over fewer says nothing"
+            f"subsets is {S!r}, expected 0 for none, or at least "
+            f"{statistics.MIN_OBSERVATIONS}: a rank correlation over fewer says nothing"
         )
     if not 0 < share < 1 or not 0 < round(share * N) < N:
         raise ValueError(
@@ -111,7 +111,7 @@ def scores(
         return np.concatenate([of_methods, of_methods[one] - of_methods[other]])
 
     kind = np.repeat(["fisher", "normal"], [len(names), len(pairs)])
-    estimate, low, high = statistics.estimated(found, (S, M), rng, resamples, kind)
+    estimate, low, high = statistics.bootstrap_ci(found, (S, M), rng, resamples, kind)
     frame = pd.DataFrame(
         {
             "method": [*names, *(f"{first} less {second}" for first, second in pairs)],

@@ -22,6 +22,7 @@ from icprobe.lm import LM, Encoded
 NAMES = (
     *("icp", "icp_neutral", "zero_shot", "training_effect", "gradient_dot", "gradient_cosine"),
     *("projected", "projected_gradients", "tracin", "ekfac", "clamped_log", "finetuned"),
+    "text_tokens",
 )
 TITLES = (
     *("ICP score", "gain", "gain per token", "gain over neutral"),
@@ -343,4 +344,17 @@ register(
         {"seed": 0},
         browsed=False,
     )
+)
+
+# where the loss is on the text, what a product is divided by to be one per token; not registered,
+# since elsewhere nobody needs it
+TEXT_TOKENS = Method(
+    "text_tokens",
+    None,
+    "tokens that a loss on the training example's text is over; a control, no rival",
+    lambda pairs: np.repeat(
+        baselines.trained_tokens(pairs.lm, pairs.encoded[0], "text").astype(np.float32)[:, None],
+        len(pairs.queries),
+        axis=1,
+    ),
 )

@@ -490,8 +490,8 @@ def _rival(value) -> str:
 def _subsets(value) -> str:
     from icprobe import statistics
 
-    right = value == 0 or value >= statistics.LEAST
-    return "" if right else f"0 for none, or at least {statistics.LEAST} to rank"
+    right = value == 0 or value >= statistics.MIN_OBSERVATIONS
+    return "" if right else f"0 for none, or at least {statistics.MIN_OBSERVATIONS} to rank"
 
 
 def _base(value) -> str:
@@ -524,7 +524,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("resamples", "n_tasks", "network_pairs"), _number(2)),
     **dict.fromkeys(("rate", "network_rate", "noise", "prior_spread"), _POSITIVE),
     **dict.fromkeys(("margin", "tolerance"), _POSITIVE),
-    "n_sample": _number(4),  # statistics.LEAST, to rank
+    "n_sample": _number(4),  # statistics.MIN_OBSERVATIONS, to rank
     **dict.fromkeys(("budget", "near"), _SHARE),
     "budget_unit": _one_of("selection", "UNITS"),
     "model": _model,
@@ -557,7 +557,7 @@ RULES: dict[str, Rule] = {
     "m_timed": _each(_FROM_1, least=1),
     "published_dir": _folder,
     "step": _step,
-    "method": _one_of("advice", "ICP", "GRADIENTS", "SIMILARITY"),
+    "method": _one_of("statistics.recommendation", "ICP", "GRADIENTS", "SIMILARITY"),
     "choice": _one_of("selection", "IN_TURN", "TOP"),
 }  # fmt: skip
 

@@ -9,8 +9,8 @@ import bs4
 import nbformat
 import pytest
 
-from icprobe import claims, paths, runner
-from icprobe.artifact import report
+from icprobe import paths, runner
+from icprobe.artifact import claims, report
 
 PARAMETERS = 'profile: "str" = "laptop"  # which\noutput_dir: "str" = "{}"  # results'
 TEXT = """# 01 · Probing

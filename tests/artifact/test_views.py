@@ -110,7 +110,7 @@ def test_the_interval_for_one_query_holds_the_truth_as_often_as_it_says():
 
 def test_too_few_examples_have_no_agreement(scores):
     part = np.full((N, M), np.nan)
-    part[: statistics.LEAST - 1] = 1.0
+    part[: statistics.MIN_OBSERVATIONS - 1] = 1.0
     methods = {"gain": scores.methods["gain"], "part": part}
     found = views.agreements(made(methods=methods, units={"gain": "", "part": ""}))
     assert found[["estimate", "low", "high"]].isna().all(axis=None)

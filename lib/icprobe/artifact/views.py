@@ -195,7 +195,7 @@ def _rank_range(values: np.ndarray, rank: np.ndarray) -> np.ndarray:
     with np.errstate(invalid="ignore", divide="ignore"):
         means = (np.where(known, values[rows], 0) @ drawn) / (known @ drawn)
     placed = selection.ranks(means)
-    some = np.isfinite(placed).mean(1) >= statistics.DEFINED
+    some = np.isfinite(placed).mean(1) >= statistics.MIN_DEFINED_SHARE
     ends = np.nanpercentile(placed[some], [2.5, 97.5], axis=1, method="closest_observation")
     at = np.flatnonzero(rows)[some]
     found[:, at] = np.minimum(ends[0], rank[at]), np.maximum(ends[1], rank[at])
@@ -214,10 +214,10 @@ def agreements(scores: Scores, query: str | None = None, task: str | None = None
     Returns:
         One row for each two methods: first, second, estimate, low, high, examples and queries (what
         both methods measured; all of these examples for all of these queries). Intervals of means
-        are over training examples and queries, see `statistics.estimated`; those of a single
+        are over training examples and queries, see `statistics.bootstrap_ci`; those of a single
         query over training examples, by Fisher's transformation with the variance of Bonett and
-        Wright (2000). Not a number where fewer than `statistics.LEAST` examples are left, or a
-        method gives all of them the same score.
+        Wright (2000). Not a number where fewer than `statistics.MIN_OBSERVATIONS` examples are
+        left, or a method gives all of them the same score.
 
     Raises:
         ValueError: If there is no such query or task.
@@ -247,12 +247,12 @@ def agreements(scores: Scores, query: str | None = None, task: str | None = None
 def _agreements(parts: np.ndarray) -> tuple[np.ndarray, ...]:
     """Return estimates, lower and upper ends [K, K] of the agreements of K methods [K, n, m]."""
     K, n, m = parts.shape
-    if n < statistics.LEAST or not m:
+    if n < statistics.MIN_OBSERVATIONS or not m:
         return (np.full([K, K], np.nan),) * 3
     measure = statistics.agreements(parts, parts, level="example")
     if m > 1:
         rng = np.random.default_rng(SEED)
-        return statistics.estimated(
+        return statistics.bootstrap_ci(
             lambda rows, asked: measure(rows, asked)[0], (n, m), rng, RESAMPLES, kind="fisher"
         )
     estimate = measure(np.arange(n), np.arange(m))[0]

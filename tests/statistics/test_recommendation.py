@@ -8,9 +8,9 @@ import pytest
 from conftest import ATOL, RTOL
 from scipy.stats import spearmanr
 
-from icprobe import advice
+from icprobe.statistics import recommendation as rule
 
-GRAD = advice.GRADIENTS
+GRAD = rule.GRADIENTS
 
 
 def world(n, m, rng, icp, gradients, similarity, spread=0.0):
@@ -30,9 +30,9 @@ def world(n, m, rng, icp, gradients, similarity, spread=0.0):
 
 
 def agreed(icp_over, gradients_over, against, n=32, m=18, **others):
-    """Return the table that `advise` reads, from (estimate, low, high) of each difference."""
+    """Return the table that `recommend` reads, from (estimate, low, high) of each difference."""
     rows = {"ICP minus words": icp_over, "gradients minus words": gradients_over, **others}
-    rows |= {advice.ICP_AGAINST: against}
+    rows |= {rule.ICP_AGAINST: against}
     frame = pd.DataFrame(
         [("words", 0.1, np.nan, np.nan), *((name, *numbers) for name, numbers in rows.items())],
         columns=["quantity", "estimate", "low", "high"],
@@ -43,7 +43,7 @@ def agreed(icp_over, gradients_over, against, n=32, m=18, **others):
 def test_agreements_are_means_of_spearman_over_queries():
     rng = np.random.default_rng(0)
     gain, gradient, similar, effect = world(20, 6, rng, 0.4, 0.8, 0.3)
-    found = advice.agreements(gain, gradient, similar, effect, rng, 50).set_index("quantity")
+    found = rule.agreements(gain, gradient, similar, effect, rng, 50).set_index("quantity")
 
     def mean(scores):
         return np.mean(
@@ -67,7 +67,7 @@ def test_methods_are_averaged_over_the_same_queries():
     rng = np.random.default_rng(0)
     gain, gradient, _, effect = world(20, 6, rng, 0.6, 0.8, 0.3)
     words = np.where(np.arange(6) < 3, gain, 0.0)
-    found = advice.agreements(gain, gradient, {"words": words}, effect, rng, 50)
+    found = rule.agreements(gain, gradient, {"words": words}, effect, rng, 50)
     estimate = found.set_index("quantity")["estimate"]
     by_query = [spearmanr(*pair).statistic for pair in zip(gain.T, effect.T, strict=True)]
     assert estimate["words"] == pytest.approx(np.sum(by_query[:3]) / 6)
@@ -78,45 +78,45 @@ def test_a_similarity_that_tells_nothing_apart_leaves_a_verdict():
     rng = np.random.default_rng(0)
     gain, gradient, _, effect = world(60, 20, rng, 0.3, 0.8, 0.3)
     similar = {"words": np.zeros_like(gain), "hidden states": rng.standard_normal(gain.shape)}
-    found = advice.advise(advice.agreements(gain, gradient, similar, effect, rng, 200))
-    assert found.verdict == advice.USE_GRADIENTS
+    found = rule.recommend(rule.agreements(gain, gradient, similar, effect, rng, 200))
+    assert found.verdict == rule.USE_GRADIENTS
 
 
 def test_agreements_say_what_does_not_fit():
     good, short = np.zeros((5, 3)), np.zeros((5, 2))
     rng = np.random.default_rng(0)
     with pytest.raises(ValueError, match=r"words has shape \(5, 2\).*\(5, 3\)"):
-        advice.agreements(good, good, {"words": short}, good, rng)
+        rule.agreements(good, good, {"words": short}, good, rng)
     with pytest.raises(ValueError, match="at least one is needed"):
-        advice.agreements(good, good, {}, good, rng)
+        rule.agreements(good, good, {}, good, rng)
     unknown = good.copy()
     unknown[2, 1] = np.nan
     with pytest.raises(ValueError, match="gain has scores that are not finite"):
-        advice.agreements(unknown, good, {"words": good}, good, rng)
+        rule.agreements(unknown, good, {"words": good}, good, rng)
 
 
 @pytest.mark.parametrize(
     ("differences", "verdict", "method"),
     [
         # better than similarity, as good as gradients
-        ([(0.3, 0.1, 0.5), (0.3, 0.1, 0.5), (0.0, -0.09, 0.09)], advice.USE_ICP, "ICP"),
+        ([(0.3, 0.1, 0.5), (0.3, 0.1, 0.5), (0.0, -0.09, 0.09)], rule.USE_ICP, "ICP"),
         # measurably worse than gradients, but by less than the margin
-        ([(0.3, 0.1, 0.5), (0.3, 0.1, 0.5), (-0.05, -0.09, -0.01)], advice.USE_ICP, "ICP"),
-        ([(0.1, -0.1, 0.3), (0.4, 0.2, 0.6), (-0.3, -0.5, -0.1)], advice.USE_GRADIENTS, GRAD),
+        ([(0.3, 0.1, 0.5), (0.3, 0.1, 0.5), (-0.05, -0.09, -0.01)], rule.USE_ICP, "ICP"),
+        ([(0.1, -0.1, 0.3), (0.4, 0.2, 0.6), (-0.3, -0.5, -0.1)], rule.USE_GRADIENTS, GRAD),
         # both beat similarity, and gradients beat the probe
-        ([(0.2, 0.1, 0.3), (0.5, 0.3, 0.7), (-0.3, -0.5, -0.1)], advice.USE_GRADIENTS, GRAD),
-        ([(-0.2, -0.4, 0.05), (0.0, -0.1, 0.09), (-0.2, -0.4, 0.1)], advice.NEITHER, "similarity"),
+        ([(0.2, 0.1, 0.3), (0.5, 0.3, 0.7), (-0.3, -0.5, -0.1)], rule.USE_GRADIENTS, GRAD),
+        ([(-0.2, -0.4, 0.05), (0.0, -0.1, 0.09), (-0.2, -0.4, 0.1)], rule.NEITHER, "similarity"),
         # not told from similarity, which might be beaten by more than the margin
-        ([(0.1, -0.1, 0.3), (0.15, -0.1, 0.4), (-0.05, -0.2, 0.1)], advice.TOO_SMALL, "ICP"),
+        ([(0.1, -0.1, 0.3), (0.15, -0.1, 0.4), (-0.05, -0.2, 0.1)], rule.TOO_SMALL, "ICP"),
         # gradients beat similarity, but may be no better than the probe
-        ([(0.1, -0.1, 0.3), (0.3, 0.1, 0.5), (-0.2, -0.5, 0.1)], advice.TOO_SMALL, "gradients"),
+        ([(0.1, -0.1, 0.3), (0.3, 0.1, 0.5), (-0.2, -0.5, 0.1)], rule.TOO_SMALL, "gradients"),
     ],
 )  # fmt: skip
 def test_the_rule(differences, verdict, method):
-    found = advice.advise(agreed(*differences), tolerance=0.1)
+    found = rule.recommend(agreed(*differences), tolerance=0.1)
     assert (found.verdict, found.method) == (verdict, method)
-    assert found.settled == (verdict != advice.TOO_SMALL)
-    assert (found.factor > 1) == (verdict == advice.TOO_SMALL)
+    assert found.settled == (verdict != rule.TOO_SMALL)
+    assert (found.factor > 1) == (verdict == rule.TOO_SMALL)
 
 
 def exact(icp, gradients, *similar):
@@ -133,73 +133,73 @@ def exact(icp, gradients, *similar):
 def test_whatever_the_estimates_they_speak_for_one_verdict():
     rng = np.random.default_rng(0)
     for rho in rng.uniform(-1, 1, (500, 4)):
-        assert advice.advise(exact(*rho)).settled
+        assert rule.recommend(exact(*rho)).settled
 
 
 def test_each_similarity_is_to_be_beaten():
-    assert advice.advise(exact(0.5, 0.5, 0.3, 0.4)).verdict == advice.USE_ICP
-    assert advice.advise(exact(0.5, 0.5, 0.3, 0.6)).verdict == advice.NEITHER
-    assert advice.advise(exact(0.2, 0.5, 0.3, 0.45)).verdict == advice.USE_GRADIENTS
-    assert advice.advise(exact(0.2, 0.5, 0.3, 0.55)).verdict == advice.NEITHER
+    assert rule.recommend(exact(0.5, 0.5, 0.3, 0.4)).verdict == rule.USE_ICP
+    assert rule.recommend(exact(0.5, 0.5, 0.3, 0.6)).verdict == rule.NEITHER
+    assert rule.recommend(exact(0.2, 0.5, 0.3, 0.45)).verdict == rule.USE_GRADIENTS
+    assert rule.recommend(exact(0.2, 0.5, 0.3, 0.55)).verdict == rule.NEITHER
 
 
 def test_the_first_verdict_that_holds_is_given():
     both = agreed((0.3, 0.1, 0.5), (0.35, 0.15, 0.55), (-0.05, -0.09, -0.01))
-    assert advice.advise(both).verdict == advice.USE_ICP  # gradients are better, but by too little
+    assert rule.recommend(both).verdict == rule.USE_ICP  # gradients are better, but by too little
 
 
 def test_few_queries_are_no_verdict():
     sure = (0.3, 0.1, 0.5), (0.3, 0.1, 0.5), (0.0, -0.09, 0.09)
-    assert advice.advise(agreed(*sure, m=advice.FEWEST)).settled
-    found = advice.advise(agreed(*sure, m=advice.FEWEST - 1))
-    assert found.verdict == advice.TOO_SMALL and found.m >= advice.FEWEST
+    assert rule.recommend(agreed(*sure, m=rule.MIN_QUERIES)).settled
+    found = rule.recommend(agreed(*sure, m=rule.MIN_QUERIES - 1))
+    assert found.verdict == rule.TOO_SMALL and found.m >= rule.MIN_QUERIES
 
 
 def test_the_size_that_would_settle_it():
     # 0.1 above zero with half an interval of 0.2: four times the sample has an even chance
-    found = advice.advise(agreed((0.1, -0.1, 0.3), (0.1, -0.1, 0.3), (0.0, -0.05, 0.05)), 0.1)
+    found = rule.recommend(agreed((0.1, -0.1, 0.3), (0.1, -0.1, 0.3), (0.0, -0.05, 0.05)), 0.1)
     assert found.factor == pytest.approx(4 * ((1.960 + 0.842) / 1.960) ** 2, rel=1e-3)
     assert (found.n, found.m) == (math.ceil(found.factor * 32), math.ceil(found.factor * 18))
-    said = advice.in_words(found, 0.1, (1000, 800))
+    said = rule.as_text(found, 0.1, (1000, 800))
     assert f"About {found.n} training examples by {found.m} queries would settle it" in said
     assert "80%" in said and "there are only" not in said
-    assert "there are only 100 training examples and 50 queries" in advice.in_words(
+    assert "there are only 100 training examples and 50 queries" in rule.as_text(
         found, 0.1, (100, 50)
     )
 
 
 def test_no_size_would_settle_what_lies_on_a_bound():
-    found = advice.advise(agreed((0.0, -0.1, 0.1), (0.2, 0.1, 0.3), (-0.001, -0.2, 0.2)), 0.1)
-    assert found.verdict == advice.TOO_SMALL and found.n is None
-    assert "would not tell them apart" in advice.in_words(found, 0.1, (100, 50))
+    found = rule.recommend(agreed((0.0, -0.1, 0.1), (0.2, 0.1, 0.3), (-0.001, -0.2, 0.2)), 0.1)
+    assert found.verdict == rule.TOO_SMALL and found.n is None
+    assert "would not tell them apart" in rule.as_text(found, 0.1, (100, 50))
 
 
 def test_too_few_rankings_are_no_verdict():
     rng = np.random.default_rng(0)
     few = world(3, 5, rng, 0.9, 0.9, 0.0)
-    found = advice.advise(advice.agreements(*few, rng, 20))
-    assert found.verdict == advice.TOO_SMALL and math.isinf(found.factor)
-    assert "too few rankings" in advice.in_words(found, 0.1, (3, 5))
+    found = rule.recommend(rule.agreements(*few, rng, 20))
+    assert found.verdict == rule.TOO_SMALL and math.isinf(found.factor)
+    assert "too few rankings" in rule.as_text(found, 0.1, (3, 5))
 
 
 def test_a_tolerance_must_be_positive():
     with pytest.raises(ValueError, match=r"tolerance is 0.*above 0"):
-        advice.advise(agreed(*[(0.1, 0.0, 0.2)] * 3), tolerance=0)
+        rule.recommend(agreed(*[(0.1, 0.0, 0.2)] * 3), tolerance=0)
 
 
 @pytest.mark.parametrize(
     ("truth", "verdict"),
     [
-        ((0.7, 0.7, 0.2), advice.USE_ICP),
-        ((0.3, 0.8, 0.2), advice.USE_GRADIENTS),
-        ((0.2, 0.2, 0.4), advice.NEITHER),
+        ((0.7, 0.7, 0.2), rule.USE_ICP),
+        ((0.3, 0.8, 0.2), rule.USE_GRADIENTS),
+        ((0.2, 0.2, 0.4), rule.NEITHER),
     ],
 )
 def test_large_samples_give_the_right_verdict_and_small_ones_no_wrong_one(truth, verdict):
-    for n, m, allowed in ((16, 8, {verdict, advice.TOO_SMALL}), (120, 30, {verdict})):
+    for n, m, allowed in ((16, 8, {verdict, rule.TOO_SMALL}), (120, 30, {verdict})):
         for seed in range(4):
             rng = np.random.default_rng(seed)
-            found = advice.advise(advice.agreements(*world(n, m, rng, *truth), rng, 200))
+            found = rule.recommend(rule.agreements(*world(n, m, rng, *truth), rng, 200))
             assert found.verdict in allowed
 
 
@@ -210,20 +210,20 @@ def test_the_size_asked_for_settles_it(n, m, spread):
     tables = []
     for seed in range(5):
         rng = np.random.default_rng(seed)
-        tables.append(advice.agreements(*world(n, m, rng, *truth, spread), rng, 200))
+        tables.append(rule.agreements(*world(n, m, rng, *truth, spread), rng, 200))
     table = tables[0]
     halves = np.mean([frame["high"] - frame["low"] for frame in tables], axis=0) / 2
     rho = {"ICP": 0.6, "gradients": 0.6, "words": 0.3, "noise": 0.0}
     of = {**rho, **{f"{a} minus {b}": rho[a] - rho[b] for a in rho for b in rho}}
     values = table["quantity"].map(of).to_numpy()
     held = table.assign(estimate=values, low=values - halves, high=values + halves)
-    asked = advice.advise(held, tolerance)
+    asked = rule.recommend(held, tolerance)
     assert 1 < asked.factor < 8
     for seed in range(20):
         rng = np.random.default_rng(100 + seed)
         larger = world(asked.n, asked.m, rng, *truth, spread)
-        found = advice.advise(advice.agreements(*larger, rng, 200), tolerance)
+        found = rule.recommend(rule.agreements(*larger, rng, 200), tolerance)
         verdicts.append(found.verdict)
-    settled = [verdict for verdict in verdicts if verdict != advice.TOO_SMALL]
+    settled = [verdict for verdict in verdicts if verdict != rule.TOO_SMALL]
     assert len(settled) >= 12  # of 16; of 60, it were 60 and 46
-    assert settled.count(advice.USE_ICP) >= len(settled) - 3  # one in twenty intervals is wrong
+    assert settled.count(rule.USE_ICP) >= len(settled) - 3  # one in twenty intervals is wrong

@@ -5,8 +5,9 @@ import json
 import pandas as pd
 import pytest
 
-from icprobe import claims, paths
-from icprobe.claims import NOT, NOT_RUN, NOT_TESTABLE, PARTLY, REPRODUCED
+from icprobe import paths
+from icprobe.artifact import claims
+from icprobe.artifact.claims import NOT, NOT_RUN, NOT_TESTABLE, PARTLY, REPRODUCED
 
 
 def rows(*intervals):
@@ -19,19 +20,19 @@ def rows(*intervals):
         (claims.above(0.3, 0), [(0.31, 0.5)], REPRODUCED),
         (claims.above(0.3, 0), [(0.3, 0.5)], PARTLY),
         (claims.above(0.3, 0), [(0, 0.5)], NOT),
-        (claims.all_positive, [(0.1, 1), (0.1, 1)], REPRODUCED),
-        (claims.all_positive, [(0.1, 1), (-0.1, 1)], PARTLY),
-        (claims.all_positive, [(-0.1, 1), (0, 1)], NOT),
+        (claims.all_above(0), [(0.1, 1), (0.1, 1)], REPRODUCED),
+        (claims.all_above(0), [(0.1, 1), (-0.1, 1)], PARTLY),
+        (claims.all_above(0), [(-0.1, 1), (0, 1)], NOT),
         (claims.all_above(1), [(1.1, 2), (1.2, 2)], REPRODUCED),
         (claims.all_above(1), [(0.9, 2), (1.2, 2)], PARTLY),
         (claims.all_above(1), [(0.9, 2), (1, 2)], NOT),
-        (claims.weakens, [(0.1, 1), (0.1, 1), (0.2, 1)], REPRODUCED),
-        (claims.weakens, [(0.1, 1), (-0.1, 1), (0.2, 1)], PARTLY),
-        (claims.weakens, [(0.1, 1), (-0.3, -0.1), (-0.1, 0.1)], NOT),
-        (claims.weakens, [(-0.1, 1), (0.1, 1), (0.2, 1)], NOT),
-        (claims.exceeds(0.85), [(0.86, 0.9)], REPRODUCED),
-        (claims.exceeds(0.85), [(0.8, 0.9)], NOT),
-        (claims.exceeds(0.85), [(0.7, 0.85)], NOT),
+        (claims.weakens(0), [(0.1, 1), (0.1, 1), (0.2, 1)], REPRODUCED),
+        (claims.weakens(0), [(0.1, 1), (-0.1, 1), (0.2, 1)], PARTLY),
+        (claims.weakens(0), [(0.1, 1), (-0.3, -0.1), (-0.1, 0.1)], NOT),
+        (claims.weakens(0), [(-0.1, 1), (0.1, 1), (0.2, 1)], NOT),
+        (claims.above(0.85), [(0.86, 0.9)], REPRODUCED),
+        (claims.above(0.85), [(0.8, 0.9)], NOT),
+        (claims.above(0.85), [(0.7, 0.85)], NOT),
     ],
 )
 def test_rules_by_hand(rule, intervals, verdict):
@@ -103,7 +104,7 @@ def test_an_interval_that_holds_the_threshold_says_what_else_it_allows(tmp_path)
     ):  # fmt: skip
         findings(tmp_path, "03", low, high)
         row = claims.write(tmp_path).set_index("id").loc["C1"]
-        assert (row["verdict"], row["allows"]) == (verdict, allowed)
+        assert (row["verdict"], row["verdict_at_upper_end"]) == (verdict, allowed)
 
 
 def test_a_missing_row_is_an_error(tmp_path):

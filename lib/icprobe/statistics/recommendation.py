@@ -10,7 +10,7 @@ and d is the tolerance within which two methods count as equally good. The first
   by d or more (the interval of gains minus gradients is above -d);
 - use gradients: they beat each similarity, and they beat gains;
 - neither beats similarity: there is one that neither beats by d or more (both intervals below d);
-- else, and with fewer than `FEWEST` queries in any case, the sample is too small to tell.
+- else, and with fewer than `MIN_QUERIES` queries in any case, the sample is too small to tell.
 
 The rule is about ranking single steps; whether a selection trains better models is for notebook 04.
 """
@@ -24,7 +24,9 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm
 
-from icprobe import statistics, tables
+from icprobe.statistics.bootstrap import bootstrap_ci
+from icprobe.statistics.measures import by_set
+from icprobe.statistics.results import as_text as findings_as_text
 
 ICP, GRADIENTS, SIMILARITY = "ICP", "gradients", "similarity"
 TOLERANCE = 0.1
@@ -37,7 +39,7 @@ METHODS = {USE_ICP: ICP, USE_GRADIENTS: GRADIENTS, NEITHER: SIMILARITY}
 
 ICP_AGAINST = "ICP minus gradients"
 
-FEWEST = 6  # queries: with fewer, intervals over them are too short, and verdicts often wrong
+MIN_QUERIES = 6  # queries: with fewer, intervals over them are too short, and verdicts often wrong
 CHANCE = 0.8  # that a sample of the size asked for settles it
 MOST = 100  # times the sample beyond which more data are no answer
 
@@ -66,7 +68,7 @@ def agreements(
     Returns:
         One row each: quantity (ICP, gradients, each similarity, ICP and gradients minus each
         similarity, ICP minus gradients), unit, estimate, low, high (see
-        `statistics.estimated`), n and m. Not numbers where no query has a ranking, as in a
+        `bootstrap_ci`), n and m. Not numbers where no query has a ranking, as in a
         sample of fewer than four examples.
 
     Raises:
@@ -86,7 +88,7 @@ def agreements(
             raise ValueError(f"{name} has scores that are not finite")
     names = [ICP, GRADIENTS, *similarities]
     pairs = [(one, name) for name in similarities for one in (ICP, GRADIENTS)] + [(ICP, GRADIENTS)]
-    of_queries = statistics.by_set([*matrices.values()], [effect], "query", None, (), None)
+    of_queries = by_set([*matrices.values()], [effect], "query", None, (), None)
 
     def measure(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         rho, weights = of_queries(rows, columns)
@@ -98,14 +100,14 @@ def agreements(
         return np.array([*mean, *(found[one] - found[other] for one, other in pairs)])
 
     kinds = np.array(["fisher"] * len(names) + ["normal"] * len(pairs))
-    found = statistics.estimated(measure, effect.shape, rng, resamples, kinds)
+    found = bootstrap_ci(measure, effect.shape, rng, resamples, kinds)
     frame = pd.DataFrame({"quantity": [*names, *(f"{one} minus {other}" for one, other in pairs)]})
     numbers = dict(zip(("estimate", "low", "high", "n", "m"), (*found, *effect.shape), strict=True))
     return frame.assign(unit="Spearman", **numbers)
 
 
 @dataclass(frozen=True)
-class Advice:
+class Recommendation:
     """What to do, and why.
 
     Attributes:
@@ -143,7 +145,7 @@ class Condition(NamedTuple):
     above: bool
 
 
-def advise(agreed: pd.DataFrame, tolerance: float = TOLERANCE) -> Advice:
+def recommend(agreed: pd.DataFrame, tolerance: float = TOLERANCE) -> Recommendation:
     """Return the verdict by the rule of this module.
 
     Intervals shrink with the root of the sample (both sides grow alike; what a single pair has of
@@ -164,27 +166,27 @@ def advise(agreed: pd.DataFrame, tolerance: float = TOLERANCE) -> Advice:
     deciding = rows[rows.index.str.contains(" minus ")]
     estimate, low, high = (deciding[column] for column in ("estimate", "low", "high"))
     n, m = int(rows["n"].iloc[0]), int(rows["m"].iloc[0])
-    said = tables.in_words(deciding.reset_index())
+    said = findings_as_text(deciding.reset_index())
     differences = tuple(f"{name} {said[name]}" for name in deciding.index)
     others = [q.removeprefix("ICP minus ") for q in deciding.index if q.startswith("ICP ")]
     needed = _needed([name for name in others if name != GRADIENTS], tolerance)
 
     known = bool(np.isfinite(low).all())
-    settled = _first(needed, low, high) if known and m >= FEWEST else None
+    settled = _first(needed, low, high) if known and m >= MIN_QUERIES else None
     if settled:
-        return Advice(settled, METHODS[settled], 1.0, n, m, differences)
+        return Recommendation(settled, METHODS[settled], 1.0, n, m, differences)
     likely = _first(needed, estimate, estimate)
     if not known or not likely:
         method = METHODS.get(likely, SIMILARITY)
-        return Advice(TOO_SMALL, method, math.inf, None, None, differences, known)
+        return Recommendation(TOO_SMALL, method, math.inf, None, None, differences, known)
     factor = min(
         max(_times(estimate[q], low[q], high[q], bound, above) for q, bound, above in conditions)
         for conditions in needed[likely]
     )
     sizes = (None, None)
     if factor <= MOST:
-        sizes = math.ceil(factor * n), max(FEWEST, math.ceil(factor * m))
-    return Advice(TOO_SMALL, METHODS[likely], factor, *sizes, differences)
+        sizes = math.ceil(factor * n), max(MIN_QUERIES, math.ceil(factor * m))
+    return Recommendation(TOO_SMALL, METHODS[likely], factor, *sizes, differences)
 
 
 def _needed(similar: Sequence[str], tolerance: float) -> dict[str, list[list[Condition]]]:
@@ -192,7 +194,7 @@ def _needed(similar: Sequence[str], tolerance: float) -> dict[str, list[list[Con
 
     Args:
         similar: The similarities.
-        tolerance: As for `advise`.
+        tolerance: As for `recommend`.
     """
 
     def beats_all(name: str) -> list[Condition]:
@@ -227,12 +229,12 @@ def _times(estimate: float, low: float, high: float, bound: float, above: bool) 
     return max(1.0, (power * half / distance) ** 2) if distance else math.inf
 
 
-def in_words(advice: Advice, tolerance: float, available: tuple[int, int]) -> str:
+def as_text(found: Recommendation, tolerance: float, available: tuple[int, int]) -> str:
     """Return the verdict in plain words (Markdown).
 
     Args:
-        advice: The verdict.
-        tolerance: As for `advise`.
+        found: The verdict.
+        tolerance: As for `recommend`.
         available: N and M: the whole pool, and all queries.
     """
     said = {
@@ -243,26 +245,29 @@ def in_words(advice: Advice, tolerance: float, available: tuple[int, int]) -> st
         NEITHER: "**Neither beats similarity:** the probe and gradients are both less than "
         f"{tolerance:g} better than it. Similarity, which needs neither, will do.",
     }
-    numbers = f" (Differences of Spearman correlations: {'; '.join(advice.differences)}.)"
-    if advice.settled:
-        return said[advice.verdict] + numbers
+    numbers = f" (Differences of Spearman correlations: {'; '.join(found.differences)}.)"
+    if found.settled:
+        return said[found.verdict] + numbers
     head = "**Sample too small.** "
-    likely = f"Its estimates speak for {advice.method}, which is used for now. "
-    if not advice.known:
-        return f"{head}It has too few rankings for an interval; {advice.method} is used for now."
-    if advice.n is None:
+    likely = f"Its estimates speak for {found.method}, which is used for now. "
+    if not found.known:
+        return f"{head}It has too few rankings for an interval; {found.method} is used for now."
+    if found.n is None:
         return (
             f"{head}{likely}The methods are so close to the rule's bounds that {MOST} times as "
             f"many examples would not tell them apart: take the easiest to run.{numbers}"
         )
     N, M = available
     more = (
-        f"About {advice.n} training examples by {advice.m} queries would settle it with a chance "
+        f"About {found.n} training examples by {found.m} queries would settle it with a chance "
         f"of {CHANCE:.0%}, if the estimates hold"
     )
     lacks = [
         f"{have} {name}"
-        for need, have, name in ((advice.n, N, "training examples"), (advice.m, M, "queries"))
+        for need, have, name in (
+            (found.n, N, "training examples"),
+            (found.m, M, "queries"),
+        )
         if need > have
     ]
     more += f"; there are only {' and '.join(lacks)}, so more are needed." if lacks else "."

@@ -2,19 +2,24 @@
 
 import html
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-import datasets
 import numpy as np
 import pandas as pd
 from IPython.display import HTML
 
-from icprobe import lm as language_model
-from icprobe.lm import LM, Encoded
+BOX = "border:1px solid #0072B2;border-radius:3px"
+PRE = "<pre style='white-space:pre-wrap;margin:4px 0'>"
 
 
-def composition(examples: datasets.Dataset, encoded: Sequence[Encoded]) -> pd.DataFrame:
-    """Return one row per task: type, content, examples, mean tokens, prompts truncated."""
-    frame = examples.select_columns(["task", "type", "content"]).to_pandas()
+def composition(examples: Mapping, encoded: Sequence) -> pd.DataFrame:
+    """Return one row per task: type, content, examples, mean tokens, prompts truncated.
+
+    Args:
+        examples: A data set with columns task, type and content.
+        encoded: The same examples as tokens (prompt, completion, truncated).
+    """
+    frame = pd.DataFrame({key: list(examples[key]) for key in ("task", "type", "content")})
     frame["prompt_tokens"] = [len(e.prompt) for e in encoded]
     frame["completion_tokens"] = [len(e.completion) for e in encoded]
     frame["truncated"] = [e.truncated > 0 for e in encoded]
@@ -32,63 +37,55 @@ def composition(examples: datasets.Dataset, encoded: Sequence[Encoded]) -> pd.Da
 
 
 def token_values(
-    lm: LM, example: Encoded, context: Sequence[int], values: np.ndarray, title: str
+    tokenizer: Any, ids: Sequence[int], mask: Sequence[int], values: np.ndarray, title: str
 ) -> HTML:
     """Show what the model reads, its completion tokens marked with their values below.
 
     Args:
-        lm: The model, for its tokenizer.
-        example: The query.
-        context: Token ids before its prompt.
+        tokenizer: The model's.
+        ids: Token ids, context included.
+        mask: One for each id: 1 for completion tokens, else 0; these come last.
         values: [T] one number per completion token, in nats.
         title: Stands above.
     """
-    ids, mask = language_model.sequence(lm, example, context)
-    before = lm.tokenizer.decode(ids[: mask.index(1)])
+    start = list(mask).index(1)
     cells = "".join(
-        "<span style='display:inline-block;text-align:center;margin:2px;padding:1px 4px;"
-        "border:1px solid #0072B2;border-radius:3px'>"
-        f"{html.escape(lm.tokenizer.decode([token]))}<br><small>{value:+.2f}</small></span>"
-        for token, value in zip(example.completion, values, strict=True)
+        f"<span style='display:inline-block;text-align:center;margin:2px;padding:1px 4px;{BOX}'>"
+        f"{html.escape(tokenizer.decode([token]))}<br><small>{value:+.2f}</small></span>"
+        for token, value in zip(ids[start:], values, strict=True)
     )
-    return HTML(
-        f"<b>{html.escape(title)}</b>: {values.sum():+.2f} nats"
-        f"<pre style='white-space:pre-wrap;margin:4px 0'>{html.escape(before)}</pre>{cells}"
-    )
+    before = html.escape(tokenizer.decode(ids[:start]))
+    return HTML(f"<b>{html.escape(title)}</b>: {values.sum():+.2f} nats{PRE}{before}</pre>{cells}")
 
 
-def learnt(lm: LM, ids: Sequence[int], labels: Sequence[int]) -> HTML:
-    """Show one row of a training batch: all its tokens, those that are learnt marked.
+def trained_tokens(tokenizer: Any, ids: Sequence[int], labels: Sequence[int]) -> HTML:
+    """Show one row of a training batch: all its tokens, those that are trained on marked.
 
     Args:
-        lm: The model, for its tokenizer.
+        tokenizer: The model's.
         ids: [T] token ids, padding included.
         labels: [T] the same, but -100 where there is no loss.
     """
+    trained = [int(label) != -100 for label in labels]
     cells = "".join(
-        f"<b style='background:#CDE7F5;border:1px solid #0072B2;border-radius:3px'>{shown}</b>"
-        if label != -100
+        f"<b style='background:#CDE7F5;{BOX}'>{shown}</b>"
+        if marked
         else f"<span style='color:#555555'>{shown}</span>"
-        for shown, label in (
-            (html.escape(lm.tokenizer.decode([int(token)])), int(label))
-            for token, label in zip(ids, labels, strict=True)
+        for shown, marked in zip(
+            (html.escape(tokenizer.decode([int(token)])) for token in ids), trained, strict=True
         )
     )
-    count = sum(int(label) != -100 for label in labels)
-    return HTML(
-        f"<b>{count} of {len(labels)} tokens are learnt</b>"
-        f"<pre style='white-space:pre-wrap;margin:4px 0'>{cells}</pre>"
-    )
+    return HTML(f"<b>{sum(trained)} of {len(labels)} tokens are trained on</b>{PRE}{cells}</pre>")
 
 
 def ranked_first(
-    ranked: Mapping[str, np.ndarray], train: datasets.Dataset, top: int = 3, width: int = 160
+    ranked: Mapping[str, np.ndarray], train: Sequence[Mapping], top: int = 3, width: int = 160
 ) -> pd.DataFrame:
     """Return the training examples that methods rank first.
 
     Args:
         ranked: By method, what ranks the N examples: [N], higher = better.
-        train: N rows.
+        train: N rows with task, prompt and completion.
         top: How many of each.
         width: Characters of text shown.
     """
@@ -125,24 +122,6 @@ def line(row: dict, width: int = 160) -> str:
         completion = f"{completion[: width // 2]}…"
     room = max(0, width - len(completion))
     return f"{'…' if len(prompt) > room else ''}{prompt[-room:] if room else ''} ▸ {completion}"
-
-
-def in_words(findings: pd.DataFrame) -> dict[str, str]:
-    """Return "estimate (low to high)" by quantity, for sentences."""
-    return {
-        row.quantity: f"{row.estimate:.2f} ({row.low:.2f} to {row.high:.2f})"
-        if np.isfinite(row.low)
-        else f"{row.estimate:.2f} (in too few rankings for an interval)"
-        for row in findings.itertuples()
-    }
-
-
-def compared(findings: pd.DataFrame, difference: str) -> str:
-    """Return "better than", "worse than" or neither, as a difference's interval has it."""
-    row = findings.set_index("quantity").loc[difference]
-    if row["low"] > 0:
-        return "better than"
-    return "worse than" if row["high"] < 0 else "neither measurably better nor worse than"
 
 
 def wrapped(frame: pd.DataFrame) -> HTML:

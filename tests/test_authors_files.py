@@ -1,4 +1,4 @@
-"""The published scores: full-size synthetic files, a local server, and the real files if there."""
+"""The authors' files: full-size synthetic ones, a local server, and the real ones if there."""
 
 import hashlib
 import http.server
@@ -11,41 +11,29 @@ import numpy as np
 import papermill
 import pytest
 import torch
-from scipy.stats import kendalltau, spearmanr
 
-from icprobe import assets, paths, published, runner
-from icprobe.published import M, N
+from icprobe import assets, authors_scores, paths, runner
+from icprobe.authors_scores import M, N
+from icprobe.statistics import authors_scores as published
 
 REAL = paths.ROOT.parent / "shared" / "published"
 NOTEBOOK = paths.NOTEBOOKS / "07_published_scores.ipynb"
 CLOSED = "http://127.0.0.1:9"  # a closed port
 
 
-@pytest.fixture
-def rng():
-    return np.random.default_rng(0)
-
-
-def simulate(rng, n, m, hardness=0.0):
-    """Return both scores of n examples and m queries, and the ICP answers [n, m] behind a share."""
-    worth = rng.normal(size=(n, 1))
-    chances = 1 / (1 + np.exp(-worth - hardness * rng.normal(size=m)))
-    helped = rng.random((n, m)) < chances
-    influence = 400 + 50 * worth + 60 * rng.normal(size=(n, m))
-    return published.Scores(helped.mean(1), influence.astype(np.float32), False), helped
-
-
 @pytest.fixture(scope="session")
 def written(tmp_path_factory):
     """Write synthetic scores in the authors' layout; return the folder and the scores."""
-    scores, _ = simulate(np.random.default_rng(1), N, M)
+    rng = np.random.default_rng(1)
+    icp, influence = rng.integers(M + 1, size=N) / M, rng.normal(400, 60, size=(N, M))
+    scores = authors_scores.Scores(icp, influence.astype(np.float32), False)
     folder = tmp_path_factory.mktemp("written")
-    (folder / published.FOLDER).mkdir(parents=True)
+    (folder / authors_scores.FOLDER).mkdir(parents=True)
     shares = {str(i): [share] for i, share in enumerate(scores.icp)}
-    (folder / published.FOLDER / published.ICP_FILE).write_text(json.dumps(shares))
-    parts = torch.from_numpy(scores.influence.T).split(N // published.PARTS, dim=1)
-    for name, part in zip(published.INFLUENCE_FILES, parts, strict=True):
-        torch.save(part.clone(), folder / published.FOLDER / name)
+    (folder / authors_scores.FOLDER / authors_scores.ICP_FILE).write_text(json.dumps(shares))
+    parts = torch.from_numpy(scores.influence.T).split(N // authors_scores.PARTS, dim=1)
+    for name, part in zip(authors_scores.INFLUENCE_FILES, parts, strict=True):
+        torch.save(part.clone(), folder / authors_scores.FOLDER / name)
     return folder, scores
 
 
@@ -61,11 +49,11 @@ def layout(written, tmp_path):
 
 def test_the_files_come_in_our_orientation(written):
     folder, expected = written
-    scores = published.load(folder)
+    scores = authors_scores.load(folder)
     np.testing.assert_array_equal(scores.icp, expected.icp)
     np.testing.assert_array_equal(scores.influence, expected.influence)
     assert scores.influence.shape == (N, M) and scores.influence.dtype == np.float32
-    third = torch.load(folder / published.FOLDER / "infl_ip-3-of-9.pt", weights_only=True)
+    third = torch.load(folder / authors_scores.FOLDER / "infl_ip-3-of-9.pt", weights_only=True)
     assert scores.influence[2 * 5778 + 17, 5] == third[5, 17]
     assert not scores.pinned
     np.testing.assert_allclose(scores.mean_influence, expected.influence.mean(1), rtol=1e-5)
@@ -95,7 +83,7 @@ def with_one(value):
     return change
 
 
-ICP, INFLUENCE = published.ICP_FILE, "infl_ip-4-of-9.pt"
+ICP, INFLUENCE = authors_scores.ICP_FILE, "infl_ip-4-of-9.pt"
 
 
 @pytest.mark.parametrize(
@@ -125,15 +113,15 @@ ICP, INFLUENCE = published.ICP_FILE, "infl_ip-4-of-9.pt"
     ],
 )
 def test_a_wrong_file_is_named_with_what_was_expected(layout, name, damage, said):
-    damage(layout / published.FOLDER / name)
+    damage(layout / authors_scores.FOLDER / name)
     with pytest.raises(assets.AssetError, match=f"(?s){name}.*{said}|{said}.*{name}") as raised:
-        published.load(layout)
-    assert not isinstance(raised.value, published.Unavailable)
+        authors_scores.load(layout)
+    assert not isinstance(raised.value, authors_scores.Unavailable)
 
 
 def test_a_wrong_folder_says_what_belongs_there(tmp_path):
     with pytest.raises(assets.AssetError, match=r"data/scores/icp_scores\.json.*must be a copy"):
-        published.load(tmp_path)
+        authors_scores.load(tmp_path)
 
 
 # ---------------------------------------------------------------------------------- fetching
@@ -180,35 +168,36 @@ def kept(cache):
 
 def test_files_are_fetched_once(cache, served):
     url, files = served
-    folder = published.fetch(url, HASHES)
-    assert {f.name: f.read_bytes() for f in (folder / published.FOLDER).iterdir()} == FILES
+    folder = authors_scores.fetch(url, HASHES)
+    assert {f.name: f.read_bytes() for f in (folder / authors_scores.FOLDER).iterdir()} == FILES
     files.clear()
-    assert published.fetch(url, HASHES) == folder == cache / "published"
+    assert authors_scores.fetch(url, HASHES) == folder == cache / "published"
 
 
 @pytest.mark.parametrize(
     ("content", "error", "said"),
     [
         (b"other", assets.AssetError, rf"b\.pt has sha256 .*expected {HASHES['b.pt']}"),
-        (b"tensor(lost)", published.Unavailable, r"Tried http://127.*/b\.pt: IncompleteRead"),
-        (None, published.Unavailable, r"b\.pt: HTTP Error 404"),
+        (b"tensor(lost)", authors_scores.Unavailable, r"Tried http://127.*/b\.pt: IncompleteRead"),
+        (None, authors_scores.Unavailable, r"b\.pt: HTTP Error 404"),
     ],
 )
 def test_a_failed_download_leaves_nothing_and_may_be_repeated(cache, served, content, error, said):
     url, files = served
     files["b.pt"] = content
     with pytest.raises(assets.AssetError, match=f"(?s){said}.*-p published_dir PATH") as raised:
-        published.fetch(url, HASHES)
+        authors_scores.fetch(url, HASHES)
     assert type(raised.value) is error
     assert kept(cache) == ["work/published.lock"]
     files["b.pt"] = FILES["b.pt"]
-    assert (published.fetch(url, HASHES) / published.FOLDER / "b.pt").read_bytes() == b"tensor"
+    folder = authors_scores.fetch(url, HASHES) / authors_scores.FOLDER
+    assert (folder / "b.pt").read_bytes() == b"tensor"
 
 
 def test_without_network_the_message_says_how_to_get_the_files(cache):
-    with pytest.raises(published.Unavailable) as raised:
-        published.fetch(CLOSED)
-    for part in (f"{CLOSED}/icp_scores.json", "refused", f"git clone {published.REPOSITORY}",
+    with pytest.raises(authors_scores.Unavailable) as raised:
+        authors_scores.fetch(CLOSED)
+    for part in (f"{CLOSED}/icp_scores.json", "refused", f"git clone {authors_scores.REPOSITORY}",
                  "data/scores", "-p published_dir PATH"):  # fmt: skip
         assert part in str(raised.value)
     assert kept(cache) == ["work/published.lock"]
@@ -217,122 +206,15 @@ def test_without_network_the_message_says_how_to_get_the_files(cache):
 def test_a_fetched_copy_is_loaded_without_network(cache, written, monkeypatch):
     monkeypatch.setenv("https_proxy", CLOSED)
     shutil.copytree(written[0], cache / "published")
-    np.testing.assert_array_equal(published.load().icp, written[1].icp)
+    np.testing.assert_array_equal(authors_scores.load().icp, written[1].icp)
 
 
-# -------------------------------------------------------------------------------- statistics
-
-
-def test_agreement_is_scipys_and_overlaps_those_of_sets(rng):
-    scores, _ = simulate(rng, 400, 30)
-    icp, influence = scores.icp, scores.mean_influence
-    sizes = published.cut_sizes(icp)
-    found = published.agreement(icp, influence, 30, sizes, reliable=0.9)
-    both = "ICP score against mean influence"
-    assert found[both, "Spearman"] == pytest.approx(spearmanr(icp, influence).statistic)
-    assert found[both, "Kendall"] == pytest.approx(kendalltau(icp, influence).statistic)
-    assert found[both, "Pearson"] == pytest.approx(np.corrcoef(icp, influence)[0, 1])
-    ceiling = np.sqrt(0.9 * published.share_reliability(icp, 30))
-    assert found["noise ceiling, at least", "correlation"] == pytest.approx(ceiling)
-    over = found[f"{both} over the ceiling, at most", "Pearson"]
-    assert over == pytest.approx(found[both, "Pearson"] / ceiling)
-    for name, (end, k) in sizes.items():  # no influence is tied
-        cut = float(name.split()[-1])
-        chosen = np.flatnonzero(icp > cut if end == "top" else icp <= cut)
-        order = np.argsort(influence if end == "bottom" else -influence)
-        expected = len(set(chosen) & set(order[:k])) / k
-        assert found[name, published.IN_COMMON] == pytest.approx(expected)
-    assert len(sizes) == 4
-
-
-def test_cut_sizes_by_hand():
-    icp = np.array([0.95, 0.9, 0.86, 0.85, 0.81, 0.8, 0.6, 0.51, 0.5, 0.2])
-    expected = {
-        "in common, ICP score > 0.8": ("top", 5),
-        "in common, ICP score > 0.85": ("top", 3),
-        "in common, ICP score > 0.9": ("top", 1),
-        "in common, ICP score <= 0.5": ("bottom", 2),
-    }
-    assert published.cut_sizes(icp) == expected
-    assert list(published.cut_sizes(icp[5:])) == ["in common, ICP score <= 0.5"]
-
-
-def test_each_query_is_correlated_with_the_share(rng):
-    scores, _ = simulate(rng, 200, 5)
-    expected = [spearmanr(scores.icp, scores.influence[:, j]).statistic for j in range(5)]
-    np.testing.assert_allclose(published.by_query(scores), expected)
-
-
-def formula_20(helped):
-    M = helped.shape[1]
-    return M / (M - 1) * (1 - helped.var(0).sum() / helped.sum(1).var())
-
-
-def test_the_reliability_of_shares_is_formula_20_where_queries_are_alike_and_less_elsewhere(rng):
-    n, m = 20_000, 40
-    _, helped = simulate(rng, n, m)
-    reliable = published.share_reliability(helped.mean(1), m)
-    assert reliable == pytest.approx(formula_20(helped), abs=1e-3)
-    # the same examples with new queries
-    chances = rng.beta(4, 2, size=n)
-    first, second = rng.binomial(m, chances) / m, rng.binomial(m, chances) / m
-    # the standard error of this correlation is 0.003
-    expected = np.corrcoef(first, second)[0, 1]
-    assert published.share_reliability(first, m) == pytest.approx(expected, abs=0.015)
-    _, helped = simulate(rng, n, m, hardness=2)
-    assert published.share_reliability(helped.mean(1), m) < formula_20(helped) - 0.05
-    assert np.isnan(published.share_reliability(np.full(5, 0.5), m))
-
-
-def test_repeated_overlaps_of_known_shares(rng):
-    certain = np.repeat([0.0, 1.0], [70, 30])
-    found = published.repeated_overlaps(certain, 10**6, rng, repeats=3)
-    for values in found.values():
-        np.testing.assert_allclose(values, 1)
-    m, n = 20, 20_000
-    chances = rng.beta(6, 2, size=n)
-    first, second = rng.binomial(m, chances) / m, rng.binomial(m, chances) / m
-    for name, values in published.repeated_overlaps(first, m, rng, repeats=3).items():
-        end, k = published.cut_sizes(first)[name]
-        measure = published.statistics.overlap(first[:, None], second[:, None], k, end)
-        # the shares' form is kept only roughly
-        assert values.mean() == pytest.approx(measure(np.arange(n), np.zeros(1, int)), abs=0.06)
-
-
-def test_the_interval_of_the_reliability_holds_it(rng):
-    """Row means of signal + noise over m queries, whose Spearman has a closed form."""
-    n, m, noise = 1000, 20, 2.0
-    truth = 6 / np.pi * np.arcsin(1 / (1 + noise**2 / m) / 2)
-    hits = 0
-    for _ in range(10):
-        values = rng.normal(size=(n, 1)) + noise * rng.normal(size=(n, m))
-        low, high = published.reliability_interval(values, rng, resamples=40)
-        assert high - low < 0.1
-        hits += low - 0.01 <= truth <= high + 0.01  # of the sample of examples
-    assert hits >= 8
-
-
-def test_findings_are_complete_and_repeatable(rng):
-    scores, _ = simulate(rng, 300, 12)
-    tables = [published.findings(scores, np.random.default_rng(3), 40, 10) for _ in range(2)]
-    assert tables[0].equals(tables[1])
-    table = tables[0].set_index(["quantity", "unit"])
-    assert table.index.is_unique and np.isfinite(table.to_numpy()).all()
-    assert (table["low"] <= table["high"]).all()
-    both = "ICP score against mean influence"
-    row = table.loc[(both, "Spearman")]
-    assert row["estimate"] == pytest.approx(spearmanr(scores.icp, scores.mean_influence).statistic)
-    same = table.loc[(f"{both}, these queries", "Spearman")]
-    assert same["estimate"] == row["estimate"] and same["low"] < row["estimate"] < same["high"]
-    # fewer things are drawn
-    assert same["high"] - same["low"] < row["high"] - row["low"]
-    curve = published.overlap_curve(scores, "top")
-    assert curve.index[-1] == 300 and curve.iloc[-1] == 1
+# -------------------------------------------------------------------------------- real files
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the authors' files are not beside this checkout")
-def test_the_authors_files_give_what_is_known_of_them(rng):
-    scores = published.load(REAL)
+def test_the_real_files_give_what_is_known_of_them():
+    scores = authors_scores.load(REAL)
     assert scores.pinned
     assert len(np.unique(scores.icp)) == 79
     sizes = published.cut_sizes(scores.icp)

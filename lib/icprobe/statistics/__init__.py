@@ -1,0 +1,62 @@
+"""Statistics of score matrices [N, M] (positive = helps): agreement of methods, with intervals.
+
+Everything here takes matrices and labels, and returns numbers or tables; intervals are 95 %
+bootstrap intervals over training examples and queries together, see `bootstrap_ci`. Tables that
+notebooks show are made by the modules `conditions`, `correlation`, `authors_scores` (the authors'
+own scores) and `recommendation` (which method to use).
+"""
+
+from icprobe.statistics.bootstrap import (
+    MIN_DEFINED_SHARE,
+    Measure,
+    bootstrap_ci,
+    bootstrap_replicates,
+    confidence_interval,
+)
+from icprobe.statistics.inference import (
+    Ceiling,
+    noise_ceiling,
+    p_value,
+    p_values_within,
+    reliability,
+    with_ceiling,
+)
+from icprobe.statistics.measures import (
+    agreement,
+    agreements,
+    by_set,
+    contrasts,
+    kendall,
+    overlap,
+    pair_mean,
+    rankings,
+)
+from icprobe.statistics.ranks import MIN_OBSERVATIONS
+from icprobe.statistics.results import as_text, compared, findings, pairs_agree
+
+__all__ = [
+    "MIN_DEFINED_SHARE",
+    "MIN_OBSERVATIONS",
+    "Ceiling",
+    "Measure",
+    "agreement",
+    "agreements",
+    "as_text",
+    "bootstrap_ci",
+    "bootstrap_replicates",
+    "by_set",
+    "compared",
+    "confidence_interval",
+    "contrasts",
+    "findings",
+    "kendall",
+    "noise_ceiling",
+    "overlap",
+    "p_value",
+    "p_values_within",
+    "pair_mean",
+    "pairs_agree",
+    "rankings",
+    "reliability",
+    "with_ceiling",
+]

@@ -1,0 +1,232 @@
+"""What training examples and queries are about, and agreement by how much of it they share.
+
+Every function takes finished matrices [N, M] (positive = helps) and returns a table.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from statsmodels.stats.multitest import multipletests
+
+from icprobe.statistics.bootstrap import bootstrap_ci
+from icprobe.statistics.inference import p_values_within, with_ceiling
+from icprobe.statistics.measures import agreements, contrasts, rankings
+
+CONDITIONS = ("same task", "same type", "same content", "neither")
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What training examples and queries are about.
+
+    Attributes:
+        train: N rows with columns task, type and content.
+        queries: M rows like them.
+    """
+
+    train: pd.DataFrame
+    queries: pd.DataFrame
+
+    @classmethod
+    def of(cls, pool: Mapping, queries: Mapping) -> "Labels":
+        """Take the labels of data sets or other mappings that have these columns."""
+        columns = ("task", "type", "content")
+        return cls(*(pd.DataFrame({k: list(rows[k]) for k in columns}) for rows in (pool, queries)))
+
+    def same(self, column: str) -> np.ndarray:
+        """Return whether pairs share their task, type or content: [N, M] bool."""
+        return np.equal.outer(*(frame[column].to_numpy() for frame in (self.train, self.queries)))
+
+    def conditions(self) -> np.ndarray:
+        """Return each pair's condition, its place in `CONDITIONS`: whole numbers [N, M].
+
+        "same type" is of another content, "same content" of another type; sharing both counts as
+        the same task. Pairs of other tasks whose type or content is unknown have none: -1.
+        """
+        same_type, same_content = self.same("type"), self.same("content")
+        known = ~np.logical_or.outer(
+            *((frame[["type", "content"]] == "unknown").any(axis=1).to_numpy()
+              for frame in (self.train, self.queries))
+        )  # fmt: skip
+        same_task = self.same("task") | (known & same_type & same_content)
+        conditions = np.select([same_task, same_type, same_content], [0, 1, 2], 3)
+        return np.where(same_task | known, conditions, -1)
+
+    @staticmethod
+    def kinds(frame: pd.DataFrame) -> np.ndarray:
+        """Return one label for each task, type and content: all of a label are in one condition."""
+        return (frame["task"] + "\0" + frame["type"] + "\0" + frame["content"]).to_numpy(str)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Finished scores of one pool and its queries, all [N, M], and what they are about.
+
+    Attributes:
+        labels: Task, type and content.
+        gain: From probing, nats.
+        product: Gradient dot products, nats per unit of learning rate.
+        cosine: The same over both gradients' norms.
+        baselines: What else scores pairs, such as lengths and similarities, by name.
+        parts: Of the products: those of some layers only, by name.
+    """
+
+    labels: Labels
+    gain: np.ndarray
+    product: np.ndarray
+    cosine: np.ndarray
+    baselines: dict[str, np.ndarray]
+    parts: dict[str, np.ndarray]
+
+    @property
+    def forms(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """The published forms of both scores, and those that keep most of either."""
+        return {
+            "ICP score and product": ((self.gain > 0).astype(float), self.product),
+            "gain and cosine": (self.gain, self.cosine),
+        }
+
+
+def by_condition(
+    first: np.ndarray,
+    second: np.ndarray,
+    labels: Labels,
+    rng: np.random.Generator,
+    resamples: int = 1000,
+    permutations: int = 4999,
+) -> pd.DataFrame:
+    """Return the agreement within each similarity condition, and the differences from the first.
+
+    Each ranking is of the training examples in one condition with one query ("per query"), or with
+    the queries of one task by their mean ("per example", the published aggregation where pool and
+    queries are chosen to meet the condition).
+
+    Args:
+        first: [N, M].
+        second: [N, M].
+        labels: Of the N training examples and M queries.
+        rng: For the bootstrap, the halvings and the permutations.
+        resamples: Of the bootstrap.
+        permutations: Permutations for the p-values; 0 for none.
+
+    Returns:
+        One row per level and condition, then per level and difference ("same task less neither"):
+        level, condition, estimate, low, high (differences as in `contrasts`); of conditions also
+        pairs, ranked (training examples in a ranking, the median), rankings (that could be made),
+        p (null hypothesis: the methods agree on tasks at most), and per example the fields of
+        `with_ceiling`. What there is none of is not a number.
+    """
+    groups = labels.conditions()
+    sets = labels.kinds(labels.queries)
+    several = pd.Series(sets).value_counts().min() > 1
+    names = [*CONDITIONS, *(f"{CONDITIONS[0]} less {other}" for other in CONDITIONS[1:])]
+    kinds = np.array(["fisher"] * 4 + ["normal"] * 3)
+    in_condition = np.array([(groups == k).sum(0) for k in range(len(CONDITIONS))])  # [4, M]
+    frames = []
+    for name, level in (("per query", "query"), ("per example", sets)):
+        frame = pd.DataFrame({"level": name, "condition": names})
+        measure = contrasts(first, second, level, groups, len(CONDITIONS))
+        numbers = bootstrap_ci(measure, first.shape, rng, resamples, kinds)
+        frame = frame.assign(**dict(zip(("estimate", "low", "high"), numbers, strict=True)))
+        of_conditions = {
+            "pairs": in_condition.sum(1),
+            "ranked": [np.median(row[row > 0]) if row.any() else 0 for row in in_condition],
+            "rankings": rankings(first, second, level, groups),
+        }
+        if permutations:
+            options = {"level": level, "groups": groups, "permutations": permutations}
+            rows = labels.kinds(labels.train)
+            of_conditions["p"] = p_values_within(first, second, rows, rng, **options)
+        if name == "per example" and several:
+            found = with_ceiling(first, second, rng, level, groups)
+            of_conditions |= {
+                key: found[key] for key in found if key.startswith(("ceiling", "disattenuated"))
+            }
+        for key, values in of_conditions.items():
+            frame[key] = pd.Series(values)  # differences, and conditions without pairs, have none
+        frames.append(frame)
+    return pd.concat(frames, ignore_index=True)
+
+
+def by_condition_and_pool(
+    pools: Mapping[str, Pool], rng: np.random.Generator, resamples: int = 1000
+) -> pd.DataFrame:
+    """Return `by_condition` of every pool's two `Pool.forms`, with columns pool and scores.
+
+    Its p-values with Holm's correction for their number stand in p_holm.
+    """
+    found = [
+        by_condition(*pair, pool.labels, rng, resamples).assign(pool=name, scores=scores)
+        for name, pool in pools.items()
+        for scores, pair in pool.forms.items()
+    ]
+    table = pd.concat(found, ignore_index=True)
+    tested = table["p"].notna()
+    table.loc[tested, "p_holm"] = multipletests(table.loc[tested, "p"], method="holm")[1]
+    return table
+
+
+def condition_contrasts(conditions: pd.DataFrame) -> pd.DataFrame:
+    """Return where the agreement is measurably higher in the same task than elsewhere (claim C2).
+
+    Args:
+        conditions: See `by_condition_and_pool`.
+
+    Returns:
+        Rows are pools and scores, columns the levels: "2 of 3" says that two of the three
+        differences have an interval above zero.
+    """
+    differences = conditions[~conditions["condition"].isin(CONDITIONS)].dropna(subset="low")
+    counted = {"values": "above", "aggfunc": lambda above: f"{above.sum()} of {len(above)}"}
+    above = differences.assign(above=differences["low"] > 0)
+    return above.pivot_table(index=["pool", "scores"], columns="level", sort=False, **counted)
+
+
+def extremes(conditions: pd.DataFrame, threshold: float = 0.85) -> list[str]:
+    """Return sentences on the best and the worst condition, and on those above a threshold.
+
+    Args:
+        conditions: See `by_condition_and_pool`.
+        threshold: The summary of the paper that has such a correlation says 0.85.
+    """
+    known = conditions[conditions["condition"].isin(CONDITIONS)].dropna(subset="estimate")
+    if known.empty:
+        return ["No condition has enough pairs for an agreement."]
+    known = known.sort_values("estimate")
+    lines = []
+    for end, row in (("highest", known.iloc[-1]), ("lowest", known.iloc[0])):
+        where = ", ".join(row[["pool", "condition", "level", "scores"]])
+        interval = f"{row['estimate']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
+        lines.append(f"The {end} agreement within a condition: {interval} ({where}).")
+    above, sure = (known["estimate"] > threshold).sum(), (known["low"] > threshold).sum()
+    lines.append(
+        f"Of {len(known)} conditions, {above} have an estimate above {threshold}, {sure} the whole "
+        "interval."
+    )
+    return lines
+
+
+def agreement_by_task(first: np.ndarray, second: np.ndarray, labels: Labels) -> pd.DataFrame:
+    """Return the mean per-query agreement by task of the training example (row) and of the query.
+
+    Args:
+        first: [N, M].
+        second: [N, M].
+        labels: Of the N training examples and M queries.
+    """
+    train, queries = labels.train["task"].to_numpy(), labels.queries["task"].to_numpy()
+    rows, groups = pd.unique(train), of_tasks(train, len(queries))
+    measure = agreements([first], [second], "query", groups)
+    all_rows = np.arange(len(train))
+    columns = {
+        task: measure(all_rows, np.flatnonzero(queries == task))[:, 0, 0]
+        for task in pd.unique(queries)
+    }
+    return pd.DataFrame(columns, index=rows)
+
+
+def of_tasks(tasks: Sequence[str], M: int) -> np.ndarray:
+    """Return groups [N, M] of pairs whose training examples have the same task."""
+    return np.repeat(pd.factorize(np.asarray(tasks))[0][:, None], M, axis=1)

@@ -1,0 +1,243 @@
+"""What is measured of score matrices [N, M], as functions of the rows and columns of a sample.
+
+Agreement is Spearman's rank correlation over training examples. What is ranked is up to the level:
+
+- "example": the mean over all queries, as published: one ranking of the pool;
+- "query": each query's own scores, the correlation then averaged over queries, so that queries
+  whose scores lie higher than others' do not make an agreement;
+- labels [M] that put queries into sets, such as their tasks: each set's mean, then averaged over
+  sets by their size ("example" is one set, "query" is M sets);
+- "pair": all pairs in one ranking.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from scipy.stats import kendalltau
+
+from icprobe.statistics.bootstrap import Measure
+from icprobe.statistics.ranks import group_sizes, partial, rank_correlations
+
+
+def pair_mean(values: np.ndarray, mask: np.ndarray) -> Measure:
+    """Return the measure "mean of values [N, M] over the pairs of mask [N, M]"."""
+    values, mask = values * mask, mask.astype(float)
+
+    def measure(rows: np.ndarray, columns: np.ndarray) -> float:
+        # how often each was drawn does for a mean, and is much faster than gathering the pairs
+        row_weights, weights = (
+            np.bincount(drawn, minlength=size).astype(float)
+            for drawn, size in zip((rows, columns), values.shape, strict=True)
+        )
+        pairs = row_weights @ (mask @ weights)
+        return row_weights @ (values @ weights) / pairs if pairs else np.nan
+
+    return measure
+
+
+def agreements(
+    first: Sequence[np.ndarray],
+    second: Sequence[np.ndarray],
+    level: str | np.ndarray = "query",
+    groups: np.ndarray | None = None,
+    given: Sequence[np.ndarray] = (),
+    count: int | None = None,
+) -> Measure:
+    """Return the measure "agreement of each of A matrices with each of B, in each of G groups".
+
+    Ties have their mean rank. All agreements come from one ranking of each matrix, so a table of
+    many costs little more than one.
+
+    Args:
+        first: A matrices [N, M].
+        second: B matrices [N, M].
+        level: "example", "query", "pair", or labels [M]; see this module.
+        groups: [N, M] whole numbers: pairs are ranked within their group (0 to G - 1), negative
+            ones do not count; all are in one group by default. Sets of queries that fill a group
+            with fewer than `ranks.MIN_OBSERVATIONS` training examples, or with equal scores
+            throughout, are left out of its average.
+        given: Covariates [N, M]: with them, agreements are partial rank correlations, what is left
+            among pairs alike in the covariates. Each covariate that varies costs an observation.
+        count: G, where there may be more groups than the last that has pairs.
+
+    Returns:
+        The measure; it returns [G, A, B], not a number where there is no agreement to speak of.
+
+    Raises:
+        ValueError: If the level is unknown, or a set's queries are not all in the same groups.
+    """
+    of_sets = by_set(first, second, level, groups, given, count)
+    return lambda rows, columns: average_over_sets(*of_sets(rows, columns))
+
+
+def contrasts(
+    first: np.ndarray,
+    second: np.ndarray,
+    level: str | np.ndarray,
+    groups: np.ndarray,
+    count: int | None = None,
+) -> Measure:
+    """Return the measure of groups' agreements [G], then of the first minus the others [G - 1].
+
+    Arguments are those of `agreements`. A difference is an average over the sets of queries that
+    have both agreements, so it is not always the difference of two averages.
+    """
+    of_sets = by_set([first], [second], level, groups, (), count)
+
+    def measure(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        rho, weights = of_sets(rows, columns)
+        return average_over_sets(np.concatenate([rho, rho[:1] - rho[1:]]), weights)[:, 0, 0]
+
+    return measure
+
+
+def by_set(
+    first: Sequence[np.ndarray],
+    second: Sequence[np.ndarray],
+    level: str | np.ndarray,
+    groups: np.ndarray | None,
+    given: Sequence[np.ndarray],
+    count: int | None,
+) -> Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """Return a function of row and column numbers: agreements of sets [G, C, A, B], weights [C].
+
+    Arguments are those of `agreements`, which averages them; not numbers where there are none.
+    """
+    matrices = np.stack([*first, *second, *given]).astype(float)
+    A, B = len(first), len(second)
+    M = matrices.shape[2]
+    sets = None if isinstance(level, str) and level == "pair" else membership(level, M)
+    count = count or group_count(groups)
+    if groups is not None and sets is not None:
+        groups = groups_of_sets(groups, sets)
+
+    def found(rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        if sets is None:
+            values = matrices[:, rows][:, :, columns].reshape(len(matrices), -1, 1)
+            labels = None if groups is None else groups[np.ix_(rows, columns)].reshape(-1, 1)
+            weights = np.ones(1)
+        else:
+            drawn = sets * np.bincount(columns, minlength=M)[:, None]
+            sizes = drawn.sum(0)
+            kept = sizes > 0
+            weights = sizes[kept]
+            # sums rank as means do, and ties of whole numbers stay ties
+            values = (matrices @ drawn[:, kept])[:, rows]
+            labels = None if groups is None else groups[np.ix_(rows, kept)]
+        rho = rank_correlations(values, labels, count)
+        if given:
+            rho = partial(rho, A + B, group_sizes(values, labels, count))
+        return rho[..., :A, A : A + B], weights
+
+    return found
+
+
+def rankings(
+    first: np.ndarray, second: np.ndarray, level: str | np.ndarray, groups: np.ndarray
+) -> np.ndarray:
+    """Return how many sets of queries have an agreement to average in each group: [G].
+
+    Arguments are those of `agreements`; both methods must tell training examples apart there.
+    """
+    sets = membership(level, first.shape[1])
+    values = np.stack([first, second]).astype(float) @ sets
+    rho = rank_correlations(values, groups_of_sets(groups, sets), group_count(groups))
+    return np.isfinite(rho[:, :, 0, 1]).sum(1)
+
+
+def agreement(
+    first: np.ndarray,
+    second: np.ndarray,
+    level: str | np.ndarray = "query",
+    mask: np.ndarray | None = None,
+    given: Sequence[np.ndarray] = (),
+) -> Measure:
+    """Return the measure "agreement of two matrices [N, M], over the pairs of mask [N, M]".
+
+    See `agreements` for the other arguments.
+    """
+    groups = None if mask is None else np.where(mask, 0, -1)
+    if mask is not None and not mask.any():
+        return lambda rows, columns: np.nan
+    measure = agreements([first], [second], level, groups, given)
+    return lambda rows, columns: float(measure(rows, columns)[0, 0, 0])
+
+
+def kendall(first: np.ndarray, second: np.ndarray) -> Measure:
+    """Return the measure "Kendall's tau-b between the row means of two matrices [N, M]"."""
+
+    def measure(rows: np.ndarray, columns: np.ndarray) -> float:
+        weights = np.bincount(columns, minlength=first.shape[1]).astype(float)
+        return float(
+            kendalltau(*((matrix @ weights)[rows] for matrix in (first, second))).statistic
+        )
+
+    return measure
+
+
+def overlap(first: np.ndarray, second: np.ndarray, k: int, end: str = "top") -> Measure:
+    """Return the measure "share of the k best row means of one matrix that the other's have too".
+
+    Where the k-th place is tied, the expectation over random orders of the tied is taken. Chance
+    gives k / N.
+
+    Args:
+        first: [N, M].
+        second: [N, M].
+        k: How many of the N; in a resample, as many.
+        end: "top" or "bottom".
+
+    Raises:
+        ValueError: If k is not between 1 and N, or the end is unknown.
+    """
+    if not 1 <= k <= len(first):
+        raise ValueError(f"k is {k}, expected 1 to {len(first)}")
+    if end not in ("top", "bottom"):
+        raise ValueError(f"end is {end!r}, expected 'top' or 'bottom'")
+    sign = 1 if end == "top" else -1
+
+    def measure(rows: np.ndarray, columns: np.ndarray) -> float:
+        weights = sign * np.bincount(columns, minlength=first.shape[1]).astype(float)
+        chosen = [_chosen((matrix @ weights)[rows], k) for matrix in (first, second)]
+        return float(chosen[0] @ chosen[1]) / k
+
+    return measure
+
+
+def _chosen(values: np.ndarray, k: int) -> np.ndarray:
+    """Return the probability [N] that each value is among the k highest, ties broken at random."""
+    threshold = np.partition(values, -k)[-k]
+    above, tied = values > threshold, values == threshold
+    return above + tied * ((k - above.sum()) / tied.sum())
+
+
+def membership(level: str | np.ndarray, M: int) -> np.ndarray:
+    """Return which query is in which set: [M, C] of zeros and ones."""
+    if isinstance(level, str):
+        known = {"example": np.zeros(M), "query": np.arange(M)}
+        if level not in known:
+            raise ValueError(f"level is {level!r}, expected 'example', 'query', 'pair' or labels")
+        level = known[level]
+    labels = np.unique(level, return_inverse=True)[1]
+    return np.equal.outer(labels, np.arange(labels.max() + 1)).astype(float)
+
+
+def group_count(groups: np.ndarray | None) -> int:
+    """Return the number of groups, at least one."""
+    return 1 if groups is None else max(1, int(groups.max()) + 1)
+
+
+def groups_of_sets(groups: np.ndarray, sets: np.ndarray) -> np.ndarray:
+    """Return the groups [N, C] of pairs of a training example and a set of queries."""
+    of_sets = groups[:, sets.argmax(0)]
+    if not np.array_equal(of_sets[:, sets.argmax(1)], groups):
+        raise ValueError("the queries of a set must be in the same groups for every row")
+    return of_sets
+
+
+def average_over_sets(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return averages over sets of queries: [G, ...] from [G, C, ...] and weights [C]."""
+    known = np.isfinite(values)
+    weights = weights.reshape(-1, *[1] * (values.ndim - 2))
+    with np.errstate(invalid="ignore"):
+        return (np.where(known, values, 0) * weights).sum(1) / (known * weights).sum(1)
