@@ -1,0 +1,298 @@
+"""Suites: balanced, disjoint splits of BIG-bench tasks; data/README.md says how to write one."""
+
+import hashlib
+import itertools
+import json
+import re
+import zlib
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    ValidationError,
+)
+
+from icprobe import assets, paths
+from icprobe.data.base import DataError, close_names, plain_text
+
+SPLITS = ("train", "query", "evaluation")
+_CANDIDATES = 80  # examples looked at per row that a task is to give: enough, and quick
+# a task with at most so many different answers is one of labels, and they are its options; label
+# tasks of the suites have two to seven, all others at least twenty (object_counting's numbers)
+_LABELS = 10
+
+
+def suites() -> list[str]:
+    """Return the names of all suites."""
+    return sorted(file.stem for file in paths.SUITES.glob("*.yaml"))
+
+
+def _is_pattern(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise ValueError(f"{text!r} is no regular expression: {error}") from None
+    return text
+
+
+def _is_range(limits: list[int]) -> list[int]:
+    if limits[0] > limits[1]:
+        raise ValueError("expected [least, most]")
+    return limits
+
+
+def _is_label(text: str) -> str:
+    if not text.strip() or text != text.rstrip():
+        raise ValueError("it is empty or ends in white space")
+    return text
+
+
+Pattern = Annotated[str, AfterValidator(_is_pattern)]
+Range = Annotated[list[PositiveInt], Field(min_length=2, max_length=2), AfterValidator(_is_range)]
+Splits = Annotated[dict[Literal[SPLITS], PositiveInt], Field(min_length=len(SPLITS))]
+
+
+class _Schema(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class _Frame(_Schema):
+    """What stands before and after a task's input."""
+
+    instruction: str
+    label: Annotated[str, AfterValidator(_is_label)]
+
+
+class _Choice(_Schema):
+    """Which of a task's entries are taken, for the whole suite or for one task."""
+
+    input_chars: Range
+    completion_chars: Range
+    passage: Pattern = r"(?s).+"
+    drop: Pattern = ""
+    balance: bool = False
+    splits: Splits
+
+
+class Task(_Frame, _Choice):
+    """One task of a suite: the keys of its YAML, with those of its type and of the suite."""
+
+    bigbench: str
+    content: str
+    type: str
+
+    def example(self, raw: dict) -> dict[str, str]:
+        """Return prompt, completion and passage of one entry of a task.json."""
+        lines = (line.rstrip() for line in raw["input"].strip().splitlines())
+        text = "\n".join(line for line in lines if not (self.drop and re.match(self.drop, line)))
+        found = re.search(self.passage, text)
+        return {
+            "prompt": f"{self.instruction}\n{text}\n{self.label}",
+            "completion": f" {_target(raw)}",
+            "passage": re.sub(r"\W+", " ", found[0] if found else text).strip().casefold(),
+        }
+
+    def fits(self, example: dict[str, str]) -> bool:
+        """Tell whether input and completion are within the length limits (in characters)."""
+        frame = len(self.instruction) + len(self.label) + 2
+        lengths = len(example["prompt"]) - frame, len(example["completion"]) - 1
+        limits = self.input_chars, self.completion_chars
+        return all(low <= n <= high for n, (low, high) in zip(lengths, limits, strict=True))
+
+
+class _File(_Choice):
+    """A suite's YAML; its tasks are checked when their defaults are filled in."""
+
+    description: str
+    seed: int
+    types: dict[str, _Frame]
+    tasks: dict[str, dict]
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A suite: named tasks and the seed that deals their passages out to the splits."""
+
+    name: str
+    description: str
+    seed: int
+    splits: dict[str, int]
+    tasks: dict[str, Task]
+
+
+def read_suite(name: str) -> Suite:
+    """Read and check data/suites/NAME.yaml.
+
+    Raises:
+        DataError: If keys are unknown, missing or of the wrong kind; names file and keys.
+    """
+    return parse_suite(name, suite_file(name).read_bytes())
+
+
+def parse_suite(name: str | Path, content: bytes) -> Suite:
+    """Check what a suite's file holds; for errors see `read_suite`."""
+    where = paths.shown(suite_file(name))
+    try:
+        file = _File.model_validate(yaml.safe_load(content.decode("utf-8")))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise DataError(f"{where}: not readable as YAML: {error}") from error
+    except ValidationError as error:
+        raise DataError(_as_text(error, where)) from None
+    shared, tasks = file.model_dump(include=set(_Choice.model_fields)), {}
+    for key in sorted(file.tasks):  # sorted: the order in the file must not matter
+        own, at = file.tasks[key], f"{where}: tasks.{key}"
+        if own.get("type") in file.types:
+            frame = file.types[own["type"]].model_dump()
+        elif "type" in own:
+            near = close_names(str(own["type"]), file.types)
+            raise DataError(f"{at}.type: no type {own['type']!r}{near}")
+        else:
+            frame = {}
+        try:
+            tasks[key] = Task.model_validate({**shared, **frame, **own})
+        except ValidationError as error:
+            raise DataError(_as_text(error, at)) from None
+    return Suite(str(name), file.description, file.seed, file.splits, tasks)
+
+
+def _as_text(error: ValidationError, where: str) -> str:
+    """Return a line for each key that is wrong, with the value given."""
+    lines = []
+    for one in error.errors():
+        key = ".".join(str(part) for part in one["loc"] if part != "[key]")
+        given = "" if one["type"] in ("missing", "extra_forbidden") else f", got {one['input']!r}"
+        lines.append(f"{where}: {key}: {one['msg']}{given}")
+    return "\n".join(lines)
+
+
+def suite_rows(suite: Suite, split: str, seed: int) -> list[dict]:
+    """Return all rows of one split, taking turns over the tasks."""
+    files = assets.bigbench_tasks({task.bigbench for task in suite.tasks.values()})
+    pools: dict[str, dict[str, list[dict]]] = {split: {} for split in SPLITS}
+    prompts: set[str] = set()
+    for name, task in suite.tasks.items():
+        raw = json.loads(files[task.bigbench].read_bytes())["examples"]
+        for part, rows in _deal(suite, name, raw, prompts).items():
+            pools[part][name] = rows
+    _check_pools(suite, pools)
+    ordered = []
+    for name, rows in pools[split].items():
+        order = _rng(seed, name).permutation(len(rows))
+        ordered.append(_take_turns([rows[i] for i in order], suite.tasks[name].balance))
+    return _interleave(ordered)
+
+
+def _deal(suite: Suite, name: str, raw: list[dict], prompts: set[str]) -> dict[str, list[dict]]:
+    """Deal the examples of one task out to the splits, by passage.
+
+    A passage (the text that several examples share) goes to one split as a whole, the same one in
+    all tasks of the suite, so no query is about a text seen in training. Fresh passages come
+    first: a second example of a passage is taken only when the first ones are used up.
+    """
+    task, dealt, uses = suite.tasks[name], defaultdict(list), defaultdict(int)
+    labels = _labels(raw)
+    order = _rng(suite.seed, name).permutation(len(raw))
+    for i in order[: _CANDIDATES * sum(task.splits.values())].tolist():
+        example = task.example(raw[i])
+        if not task.fits(example) or example["prompt"] in prompts:
+            continue
+        prompts.add(example["prompt"])
+        passage = example.pop("passage")
+        kind = {"task": name, "content": task.content, "type": task.type}
+        row = {"id": f"{name}-{i:05d}", **example, **kind, "options": _options(raw[i], labels)}
+        dealt[_split_of(suite, passage)].append((uses[passage], row))
+        uses[passage] += 1
+    pools = {}
+    for split in SPLITS:
+        rows = [row for _, row in sorted(dealt[split], key=lambda pair: pair[0])]
+        pools[split] = _take_turns(rows, task.balance)[: task.splits[split]]
+        if len(pools[split]) < task.splits[split]:
+            raise DataError(
+                f"suite {suite.name}, task {name}: {len(rows)} rows fit the {split} split, "
+                f"{task.splits[split]} are asked for"
+            )
+    return pools
+
+
+def _split_of(suite: Suite, passage: str) -> str:
+    """Return the split of a passage, by a seeded hash; shares follow the suite's split sizes."""
+    digest = hashlib.blake2b(f"{suite.seed}:{passage}".encode(), digest_size=8).digest()
+    point = int.from_bytes(digest) / 2**64 * sum(suite.splits.values())
+    edges = itertools.accumulate(suite.splits[split] for split in SPLITS)
+    return next(split for split, edge in zip(SPLITS, edges, strict=True) if point < edge)
+
+
+def _check_pools(suite: Suite, pools: dict[str, dict[str, list[dict]]]) -> None:
+    """Raise DataError if a text of the suite is in two splits, or a prompt twice in one."""
+    seen: dict[str, str] = {}
+    for split, tasks in pools.items():
+        rows = [row for rows in tasks.values() for row in rows]
+        if len({row["prompt"] for row in rows}) < len(rows):
+            raise DataError(f"suite {suite.name}: equal prompts in the {split} split")
+        for row in rows:
+            if seen.setdefault(plain_text(row), split) != split:
+                raise DataError(f"suite {suite.name}: {row['id']} is in two splits")
+
+
+def _target(raw: dict) -> str:
+    """Return the answer: the best-scored option, else the first target that is not empty."""
+    if raw.get("target_scores"):
+        return max(raw["target_scores"], key=raw["target_scores"].get).strip()
+    targets = raw["target"] if isinstance(raw["target"], list) else [raw["target"]]
+    return next((target.strip() for target in targets if target.strip()), "")
+
+
+def _labels(raw: list[dict]) -> list[str]:
+    """Return all answers of a task without scored options, if they are few; else none."""
+    if any(entry.get("target_scores") for entry in raw):
+        return []
+    answers = {_target(entry) for entry in raw}
+    return sorted(answers) if len(answers) <= _LABELS else []
+
+
+def _options(raw: dict, labels: list[str]) -> list[str] | None:
+    """Return the completions to choose from: the scored options, else the task's labels."""
+    answers = (answer.strip() for answer in raw.get("target_scores") or labels)
+    options = [f" {answer}" for answer in dict.fromkeys(answers) if answer]
+    return options if len(options) > 1 else None
+
+
+def _take_turns(rows: list[dict], balance: bool) -> list[dict]:
+    """Order rows so that the completions take turns, if they should."""
+    if not balance:
+        return rows
+    groups = defaultdict(list)
+    for row in rows:
+        groups[row["completion"]].append(row)
+    return _interleave([groups[completion] for completion in sorted(groups)])
+
+
+def _interleave(groups: list[list[dict]]) -> list[dict]:
+    """Take one of each group in turn, as long as it has one."""
+    return [row for turn in itertools.zip_longest(*groups) for row in turn if row is not None]
+
+
+def _rng(seed: int, name: str) -> np.random.Generator:
+    return np.random.default_rng([seed, zlib.crc32(name.encode())])
+
+
+def suite_file(name: str | Path) -> Path:
+    """Return the file of a suite of this name, whether or not it is there."""
+    return paths.SUITES / f"{name}.yaml"
+
+
+def check_split(source: str | Path, split: str | None, columns: object) -> None:
+    """Raise DataError if a suite has no such split, or is to have other columns."""
+    if split not in SPLITS:
+        raise DataError(f"suite {source}: split should be one of {SPLITS}, got {split!r}")
+    if columns:
+        raise DataError(f"suite {source}: columns are for files and hub data sets")
