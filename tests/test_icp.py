@@ -39,7 +39,6 @@ def test_the_context_is_preamble_demonstration_separators(tiny):
 
     assert text(demonstration) == "2+2= 4\n\n"
     assert text(demonstration, "Help:") == "Help:\n\n2+2= 4\n\n"
-    assert text(demonstration, "Help:", "|") == "Help:|2+2= 4|"
     assert text(NOTHING) == "" and text(None, "Help:") == "Help:\n\n"
 
 
