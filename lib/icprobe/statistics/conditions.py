@@ -1,6 +1,7 @@
 """What training examples and queries are about, and agreement by how much of it they share.
 
-Every function takes finished matrices [N, M] (positive = helps) and returns a table.
+Every function takes finished matrices [N, M] (positive = helps) and returns a table. `rng` draws
+the bootstrap's `resamples`, halvings and permutations.
 """
 
 from collections.abc import Mapping, Sequence
@@ -101,15 +102,7 @@ def by_condition(
 
     Each ranking is of the training examples in one condition with one query ("per query"), or with
     the queries of one task by their mean ("per example", the published aggregation where pool and
-    queries are chosen to meet the condition).
-
-    Args:
-        first: [N, M].
-        second: [N, M].
-        labels: Of the N training examples and M queries.
-        rng: For the bootstrap, the halvings and the permutations.
-        resamples: Of the bootstrap.
-        permutations: Permutations for the p-values; 0 for none.
+    queries are chosen to meet the condition). No p-values with 0 permutations.
 
     Returns:
         One row per level and condition, then per level and difference ("same task less neither"):
@@ -171,12 +164,8 @@ def by_condition_and_pool(
 def condition_contrasts(conditions: pd.DataFrame) -> pd.DataFrame:
     """Return where the agreement is measurably higher in the same task than elsewhere (claim C2).
 
-    Args:
-        conditions: See `by_condition_and_pool`.
-
-    Returns:
-        Rows are pools and scores, columns the levels: "2 of 3" says that two of the three
-        differences have an interval above zero.
+    Of the table of `by_condition_and_pool`: rows are pools and scores, columns the levels: "2 of 3"
+    says that two of the three differences have an interval above zero.
     """
     differences = conditions[~conditions["condition"].isin(CONDITIONS)].dropna(subset="low")
     counted = {"values": "above", "aggfunc": lambda above: f"{above.sum()} of {len(above)}"}
@@ -187,9 +176,7 @@ def condition_contrasts(conditions: pd.DataFrame) -> pd.DataFrame:
 def extremes(conditions: pd.DataFrame, threshold: float = 0.85) -> list[str]:
     """Return sentences on the best and the worst condition, and on those above a threshold.
 
-    Args:
-        conditions: See `by_condition_and_pool`.
-        threshold: The summary of the paper that has such a correlation says 0.85.
+    Of the table of `by_condition_and_pool`; a summary of the paper says 0.85.
     """
     known = conditions[conditions["condition"].isin(CONDITIONS)].dropna(subset="estimate")
     if known.empty:
@@ -209,13 +196,7 @@ def extremes(conditions: pd.DataFrame, threshold: float = 0.85) -> list[str]:
 
 
 def agreement_by_task(first: np.ndarray, second: np.ndarray, labels: Labels) -> pd.DataFrame:
-    """Return the mean per-query agreement by task of the training example (row) and of the query.
-
-    Args:
-        first: [N, M].
-        second: [N, M].
-        labels: Of the N training examples and M queries.
-    """
+    """Return the mean agreement per query, by task of the training example (row) and query."""
     train, queries = labels.train["task"].to_numpy(), labels.queries["task"].to_numpy()
     rows, groups = pd.unique(train), of_tasks(train, len(queries))
     measure = agreements([first], [second], "query", groups)
