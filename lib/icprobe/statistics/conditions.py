@@ -102,7 +102,7 @@ def by_condition(
 
     Each ranking is of the training examples in one condition with one query ("per query"), or with
     the queries of one task by their mean ("per example", the published aggregation where pool and
-    queries are chosen to meet the condition). No p-values with 0 permutations.
+    queries are chosen to meet the condition).
 
     Returns:
         One row per level and condition, then per level and difference ("same task less neither"):
@@ -127,11 +127,10 @@ def by_condition(
             "pairs": in_condition.sum(1),
             "ranked": [np.median(row[row > 0]) if row.any() else 0 for row in in_condition],
             "rankings": rankings(first, second, level, groups),
+            "p": p_values_within(
+                first, second, labels.kinds(labels.train), rng, level, groups, permutations
+            ),
         }
-        if permutations:
-            options = {"level": level, "groups": groups, "permutations": permutations}
-            rows = labels.kinds(labels.train)
-            of_conditions["p"] = p_values_within(first, second, rows, rng, **options)
         if name == "per example" and several:
             found = with_ceiling(first, second, rng, level, groups)
             of_conditions |= {
