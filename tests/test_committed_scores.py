@@ -86,7 +86,7 @@ def test_a_fresh_clone_finds_its_scores_without_model_and_data(monkeypatch, tmp_
 
     # agreement by condition, whose estimates need no resampling
     labels = conditions.Labels(table, asked)
-    quick = {"resamples": 2, "permutations": 0}
+    quick = {"resamples": 2, "permutations": 1}
     mine = conditions.by_condition(probe.gain, found.cosine, labels, rng, **quick)
     kept = pd.read_csv(paths.resolve(profile["output_dir"]) / "03_conditions.csv")
     kept = kept[(kept["pool"] == profile["train"]) & (kept["scores"] == "gain and cosine")]

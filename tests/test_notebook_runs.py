@@ -16,7 +16,8 @@ import pytest
 import yaml
 from conftest import save_tiny
 
-from icprobe import data, icp, parameters, paths, runner
+from icprobe import data, icp, methods, parameters, paths, runner
+from icprobe.artifact.pools import trained_tokens
 from icprobe.experiment import Experiment
 from icprobe.statistics import recommendation
 
@@ -422,3 +423,7 @@ def test_the_paper_profile_with_local_stand_ins(tmp_path):
     assert pool[0]["prompt"] == f"Instruction: {first['instruction']} \nResponse:"
     assert pool[0]["completion"] == f" {first['output']}"
     assert profile["preamble"] == icp.PUBLISHED_PREAMBLE
+    # the loss is on the text, and nothing predicts its first token
+    assert profile["loss_on"] == "text"
+    tokens = trained_tokens(experiment, "notebook 02", "text")
+    assert (tokens == methods.find(experiment, "notebook 01")["length"] - 1).all()

@@ -143,11 +143,6 @@ def test_each_similarity_is_to_be_beaten():
     assert rule.recommend(exact(0.2, 0.5, 0.3, 0.55)).verdict == rule.NEITHER
 
 
-def test_the_first_verdict_that_holds_is_given():
-    both = agreed((0.3, 0.1, 0.5), (0.35, 0.15, 0.55), (-0.05, -0.09, -0.01))
-    assert rule.recommend(both).verdict == rule.USE_ICP  # gradients are better, but by too little
-
-
 def test_few_queries_are_no_verdict():
     sure = (0.3, 0.1, 0.5), (0.3, 0.1, 0.5), (0.0, -0.09, 0.09)
     assert rule.recommend(agreed(*sure, m=rule.MIN_QUERIES)).settled
@@ -160,12 +155,10 @@ def test_the_size_that_would_settle_it():
     found = rule.recommend(agreed((0.1, -0.1, 0.3), (0.1, -0.1, 0.3), (0.0, -0.05, 0.05)), 0.1)
     assert found.factor == pytest.approx(4 * ((1.960 + 0.842) / 1.960) ** 2, rel=1e-3)
     assert (found.n, found.m) == (math.ceil(found.factor * 32), math.ceil(found.factor * 18))
-    said = rule.as_text(found, 0.1, (1000, 800))
-    assert f"About {found.n} training examples by {found.m} queries would settle it" in said
-    assert "80%" in said and "there are only" not in said
-    assert "there are only 100 training examples and 50 queries" in rule.as_text(
-        found, 0.1, (100, 50)
-    )
+    enough, few = (rule.as_text(found, 0.1, available) for available in ((1000, 800), (100, 50)))
+    for said in (enough, few):
+        assert all(text in said for text in (f"{found.n} training", f"{found.m} queries", "80%"))
+    assert "100 training examples" in few and "100 training examples" not in enough
 
 
 def test_no_size_would_settle_what_lies_on_a_bound():

@@ -33,30 +33,3 @@ from icprobe.statistics.measures import (
 )
 from icprobe.statistics.ranks import MIN_OBSERVATIONS
 from icprobe.statistics.results import as_text, compared, findings, pairs_agree
-
-__all__ = [
-    "MIN_DEFINED_SHARE",
-    "MIN_OBSERVATIONS",
-    "Ceiling",
-    "Measure",
-    "agreement",
-    "agreements",
-    "as_text",
-    "bootstrap_ci",
-    "bootstrap_replicates",
-    "by_set",
-    "compared",
-    "confidence_interval",
-    "contrasts",
-    "findings",
-    "kendall",
-    "noise_ceiling",
-    "overlap",
-    "p_value",
-    "p_values_within",
-    "pair_mean",
-    "pairs_agree",
-    "rankings",
-    "reliability",
-    "with_ceiling",
-]

@@ -107,12 +107,8 @@ def agreement(
 ) -> dict[tuple[str, str], float]:
     """Return the agreement of both scores in one sample, by (quantity, unit).
 
-    Args:
-        icp: [N] share of M queries helped.
-        influence: [N] mean over queries.
-        M: Number of queries.
-        sizes: Of the sets compared, see `cut_sizes`.
-        reliable: Reliability of the mean influence.
+    `influence` [N] is the mean over M queries and `reliable` its reliability; for `sizes` see
+    `cut_sizes`.
     """
     ranks = rankdata(icp), rankdata(influence)
     pearson, spearman = (float(np.corrcoef(*both)[0, 1]) for both in ((icp, influence), ranks))
@@ -138,8 +134,7 @@ def agreement(
 def cut_sizes(icp: np.ndarray) -> dict[str, tuple[str, int]]:
     """Return by name the end ("top" or "bottom") and size k of the sets that the paper cuts off.
 
-    Args:
-        icp: [N]; k is how many of them lie beyond the cut. Sets without examples are left out.
+    Of ICP scores [N], k lie beyond the cut. Sets without examples are left out.
     """
     sizes = {}
     for end, cut in CUTS:
@@ -189,16 +184,8 @@ def repeated_overlaps(
 
     Each example helps each query with its own probability, whatever the query, as in
     `share_reliability`; these probabilities are the shares, drawn together around their mean until
-    the simulated shares vary as the published ones do.
-
-    Args:
-        icp: [N] share of M queries helped.
-        M: Number of queries.
-        rng: Draws who is helped.
-        repeats: Number of simulated pairs of scores.
-
-    Returns:
-        By the names of `cut_sizes`, overlaps [repeats].
+    the simulated shares vary as the published ones do. Returns overlaps [repeats] by the names of
+    `cut_sizes`.
     """
     reliable = max(share_reliability(icp, M), 0)
     chances = np.clip(icp.mean() + reliable**0.5 * (icp - icp.mean()), 0, 1)

@@ -1,6 +1,7 @@
 """What training examples and queries are about, and agreement by how much of it they share.
 
-Every function takes finished matrices [N, M] (positive = helps) and returns a table.
+Every function takes finished matrices [N, M] (positive = helps) and returns a table. `rng` draws
+the bootstrap's `resamples`, halvings and permutations.
 """
 
 from collections.abc import Mapping, Sequence
@@ -103,14 +104,6 @@ def by_condition(
     the queries of one task by their mean ("per example", the published aggregation where pool and
     queries are chosen to meet the condition).
 
-    Args:
-        first: [N, M].
-        second: [N, M].
-        labels: Of the N training examples and M queries.
-        rng: For the bootstrap, the halvings and the permutations.
-        resamples: Of the bootstrap.
-        permutations: Permutations for the p-values; 0 for none.
-
     Returns:
         One row per level and condition, then per level and difference ("same task less neither"):
         level, condition, estimate, low, high (differences as in `contrasts`); of conditions also
@@ -134,11 +127,10 @@ def by_condition(
             "pairs": in_condition.sum(1),
             "ranked": [np.median(row[row > 0]) if row.any() else 0 for row in in_condition],
             "rankings": rankings(first, second, level, groups),
+            "p": p_values_within(
+                first, second, labels.kinds(labels.train), rng, level, groups, permutations
+            ),
         }
-        if permutations:
-            options = {"level": level, "groups": groups, "permutations": permutations}
-            rows = labels.kinds(labels.train)
-            of_conditions["p"] = p_values_within(first, second, rows, rng, **options)
         if name == "per example" and several:
             found = with_ceiling(first, second, rng, level, groups)
             of_conditions |= {
@@ -171,12 +163,8 @@ def by_condition_and_pool(
 def condition_contrasts(conditions: pd.DataFrame) -> pd.DataFrame:
     """Return where the agreement is measurably higher in the same task than elsewhere (claim C2).
 
-    Args:
-        conditions: See `by_condition_and_pool`.
-
-    Returns:
-        Rows are pools and scores, columns the levels: "2 of 3" says that two of the three
-        differences have an interval above zero.
+    Of the table of `by_condition_and_pool`: rows are pools and scores, columns the levels: "2 of 3"
+    says that two of the three differences have an interval above zero.
     """
     differences = conditions[~conditions["condition"].isin(CONDITIONS)].dropna(subset="low")
     counted = {"values": "above", "aggfunc": lambda above: f"{above.sum()} of {len(above)}"}
@@ -187,9 +175,7 @@ def condition_contrasts(conditions: pd.DataFrame) -> pd.DataFrame:
 def extremes(conditions: pd.DataFrame, threshold: float = 0.85) -> list[str]:
     """Return sentences on the best and the worst condition, and on those above a threshold.
 
-    Args:
-        conditions: See `by_condition_and_pool`.
-        threshold: The summary of the paper that has such a correlation says 0.85.
+    Of the table of `by_condition_and_pool`; a summary of the paper says 0.85.
     """
     known = conditions[conditions["condition"].isin(CONDITIONS)].dropna(subset="estimate")
     if known.empty:
@@ -209,13 +195,7 @@ def extremes(conditions: pd.DataFrame, threshold: float = 0.85) -> list[str]:
 
 
 def agreement_by_task(first: np.ndarray, second: np.ndarray, labels: Labels) -> pd.DataFrame:
-    """Return the mean per-query agreement by task of the training example (row) and of the query.
-
-    Args:
-        first: [N, M].
-        second: [N, M].
-        labels: Of the N training examples and M queries.
-    """
+    """Return the mean agreement per query, by task of the training example (row) and query."""
     train, queries = labels.train["task"].to_numpy(), labels.queries["task"].to_numpy()
     rows, groups = pd.unique(train), of_tasks(train, len(queries))
     measure = agreements([first], [second], "query", groups)

@@ -1,6 +1,7 @@
 """Where two attribution methods agree, how far they could, and what else would agree as well.
 
-Every function takes finished matrices [N, M] (positive = helps) and returns a table.
+Every function takes finished matrices [N, M] (positive = helps) and returns a table. `rng` draws
+the bootstrap's `resamples`, halvings and permutations.
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,9 +40,9 @@ def agreement_table(
         first: A methods.
         second: B methods.
         levels: By name, see `Level`.
-        rng: For the bootstrap.
+        rng: See this module.
         given: Covariates [N, M], see `agreements`.
-        resamples: How many.
+        resamples: See this module.
 
     Returns:
         One row each: level, first, second, estimate, low, high.
@@ -66,12 +67,6 @@ def rank_measures(
 
     Spearman (p by permutation), Kendall, and the share that the best and the worst tenth, quarter
     and half have in common.
-
-    Args:
-        first: [N, M].
-        second: [N, M].
-        rng: For the bootstrap and the permutations.
-        resamples: How many.
     """
     N = len(first)
     measures = {
@@ -114,15 +109,8 @@ def by_similarity(
 ) -> tuple[pd.DataFrame, tuple[float, float, float]]:
     """Return the per-query agreement among training examples that are about equally similar.
 
-    Each query's training examples are cut into bins of equal size by their similarity to it.
-
-    Args:
-        first: [N, M].
-        second: [N, M].
-        similarity: [N, M].
-        rng: For the bootstrap.
-        bins: How many, fewer in a pool too small for so many.
-        resamples: How many.
+    Each query's training examples are cut into bins of equal size by their similarity [N, M] to it
+    (fewer bins in a pool too small for so many).
 
     Returns:
         One row per bin: similarity (mean), estimate, low, high; and the slope of a line through
@@ -136,10 +124,8 @@ def by_similarity(
     def with_slope(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         values = measure(rows, columns)[:, 0, 0]
         known = np.isfinite(values)
-        slope = (
-            np.polyfit(np.arange(bins)[known], values[known], 1)[0] if known.sum() > 1 else np.nan
-        )
-        return np.append(values, slope)
+        line = np.polyfit(np.arange(bins)[known], values[known], 1) if known.sum() > 1 else [np.nan]
+        return np.append(values, line[0])
 
     estimate, low, high = bootstrap_ci(with_slope, first.shape, rng, resamples, kinds)
     frame = pd.DataFrame({"similarity": [_mean(similarity[groups == k]) for k in range(bins)]})
@@ -152,14 +138,7 @@ def partial_correlations(
 ) -> pd.DataFrame:
     """Return how an effect's row means go with each of two causes', alone and given the other.
 
-    Args:
-        effect: [N, M].
-        causes: Two matrices [N, M] by name.
-        rng: For the bootstrap.
-        resamples: How many.
-
-    Returns:
-        One row each: cause, given, estimate, low, high.
+    One row each: cause, given, estimate, low, high.
     """
     rows = []
     for cause, other in (tuple(causes), tuple(causes)[::-1]):
@@ -176,9 +155,8 @@ def given_the_answer(
 ) -> pd.DataFrame:
     """Return how far gain and cosine agree, and do so beyond sharing the query's completion.
 
-    Returns:
-        One row each: pool, given ("nothing" or "same completion"), estimate, low, high (per query),
-        sharing (pairs that share it).
+    One row each: pool, given ("nothing" or "same completion"), estimate, low, high (per query),
+    sharing (pairs that share it).
     """
     rows = []
     for name, pool in pools.items():
@@ -194,11 +172,7 @@ def levels_of_truth(tasks: Sequence[str], M: int) -> dict[str, Level]:
     """Return the levels at which methods are held against the truth.
 
     To agree "per query" it is enough to tell which tasks help a query; "within a task", each query
-    ranks the training examples of one task alone.
-
-    Args:
-        tasks: [N] of the training examples.
-        M: Number of queries.
+    ranks the training examples of one of the `tasks` [N] alone.
     """
     within = "query", of_tasks(tasks, M)
     return {"per query": "query", "within a task": within, "per example": "example"}
@@ -220,8 +194,8 @@ def against_baselines(
         proxies: With gain, gain over neutral, product, cosine and both `SIMILARITIES`.
         truth: [N, M] training effects.
         tasks: [N] labels of the training examples.
-        rng: For the bootstrap.
-        resamples: How many.
+        rng: See this module.
+        resamples: See this module.
     """
     names = ["gain", "gain over neutral", "cosine", "product"]
     methods = [proxies[name] for name in (*names, *SIMILARITIES)]
@@ -259,10 +233,6 @@ def row_norms(product: np.ndarray, cosine: np.ndarray) -> np.ndarray:
 
     A product is the cosine times both lengths, so a row's product over cosine is its length times
     each query's; queries whose cosine is too small to divide by are left out by the median.
-
-    Args:
-        product: [N, M] gradient dot products.
-        cosine: [N, M] their cosines.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         both = np.where(cosine == 0, np.nan, product / cosine)
@@ -285,10 +255,7 @@ def findings(
         shape: (N, M) of the pool.
         truth_shape: (N, M) of the training effect.
     """
-    forms = {
-        "ICP score and product": ("ICP score", "product"),
-        "gain and cosine": ("gain", "cosine"),
-    }
+    forms = {f"{a} and {b}": (a, b) for a, b in (("ICP score", "product"), ("gain", "cosine"))}
     rows = []
     for row in conditions.itertuples():
         level = "" if row.level == "per example" else f", {row.level}"

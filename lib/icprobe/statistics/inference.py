@@ -135,15 +135,7 @@ def reliability(scores: np.ndarray, rng: np.random.Generator, splits: int = 200)
     """Return how well row means [N] over so many queries would agree with those of new queries.
 
     Split-half: the queries are halved at random, the halves' row means correlated (Spearman), and
-    the average over splits stepped up to all queries; see `noise_ceiling`.
-
-    Args:
-        scores: [N, M].
-        rng: Draws the halves.
-        splits: Number of random halvings.
-
-    Raises:
-        ValueError: If there are fewer than two queries.
+    the average over splits stepped up to all queries; see `noise_ceiling`, also for errors.
     """
     return float(noise_ceiling(scores, scores, rng, splits=splits).first[0])
 

@@ -190,12 +190,7 @@ def recommend(agreed: pd.DataFrame, tolerance: float = TOLERANCE) -> Recommendat
 
 
 def _needed(similar: Sequence[str], tolerance: float) -> dict[str, list[list[Condition]]]:
-    """Return what each verdict needs: all conditions of one of several lists.
-
-    Args:
-        similar: The similarities.
-        tolerance: As for `recommend`.
-    """
+    """Return what each verdict needs: all conditions of one of several lists."""
 
     def beats_all(name: str) -> list[Condition]:
         return [Condition(f"{name} minus {s}", 0, above=True) for s in similar]
@@ -264,10 +259,7 @@ def as_text(found: Recommendation, tolerance: float, available: tuple[int, int])
     )
     lacks = [
         f"{have} {name}"
-        for need, have, name in (
-            (found.n, N, "training examples"),
-            (found.m, M, "queries"),
-        )
+        for need, have, name in ((found.n, N, "training examples"), (found.m, M, "queries"))
         if need > have
     ]
     more += f"; there are only {' and '.join(lacks)}, so more are needed." if lacks else "."
