@@ -31,8 +31,10 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from icprobe import assets, benchmark, figures, icp, influence, paths, store
-from icprobe.experiment import Experiment
+from icprobe import assets, benchmark, figures, paths
+from icprobe.methods import icp
+from icprobe.methods.gradient import GradientProducts
+from icprobe.scores import Experiment, score, store
 
 WORDS = [f"w{k}" for k in range(500)]
 PARTS = 5000
@@ -107,7 +109,7 @@ def run_one(what: dict) -> dict:
             few = Path(folder, "few")
             few.mkdir()
             warm_up = replace(scored, scores_dir=str(few))
-            icp.probe(warm_up.part(32, 1), lm, neutral=False, engine="ray")
+            score(warm_up.part(32, 1), icp.probing(), lm, engine="ray")
             (team,) = cluster._held.values()
             ray.get([worker.forget.remote() for worker in team.workers])
             has = len(team.workers), team.resources["num_cpus"]
@@ -115,9 +117,9 @@ def run_one(what: dict) -> dict:
                 sys.exit(f"(workers, threads) are {has}, expected others: too little memory?")
         start = time.perf_counter()
         if what["method"] == "probing":
-            icp.probe(scored, lm, neutral=False, engine=what["engine"])
+            score(scored, icp.probing(), lm, what["engine"])
         else:
-            influence.attribute(scored, lm, engine=what["engine"])
+            score(scored, GradientProducts(), lm, what["engine"])
         seconds = time.perf_counter() - start
     return {"seconds": seconds, "gib": benchmark.peak_memory(lm.device)}
 

@@ -3,11 +3,11 @@
 import numpy as np
 import pandas as pd
 import pytest
+from icprobe.costs import Lengths, Shape
 from test_lm import examples
 
 from icprobe import assets, benchmark, costs, forecast, influence
 from icprobe import lm as language_model
-from icprobe.costs import Lengths, Shape
 from icprobe.forecast import PROBING, PRODUCTS, Machine
 
 

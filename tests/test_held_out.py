@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 import yaml
+from icprobe.experiment import Experiment
 
 from icprobe import assets, data, paths
-from icprobe.experiment import Experiment
 
 
 def texts(name, numbers):

@@ -15,9 +15,9 @@ import pyarrow.parquet
 import pytest
 import yaml
 from conftest import save_tiny
+from icprobe.experiment import Experiment
 
 from icprobe import advice, data, icp, parameters, paths, runner
-from icprobe.experiment import Experiment
 
 # of the notebooks that compute; 07, which reads published files, is run in test_published.py
 FIGURES = {

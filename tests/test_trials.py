@@ -11,6 +11,7 @@ import datasets
 import numpy as np
 import pytest
 from conftest import ATOL, RTOL, save_tiny
+from icprobe.store import StoreError
 from test_evaluation import questions
 from test_lm import examples
 
@@ -18,7 +19,6 @@ from icprobe import evaluation, finetuning, trials
 from icprobe import lm as language_model
 from icprobe.evaluation import MEASURES
 from icprobe.finetuning import Recipe
-from icprobe.store import StoreError
 from icprobe.trials import UNTOUCHED, Bench, Trial
 
 RECIPE = Recipe(batch_size=2, rate=1e-2)

@@ -41,19 +41,16 @@ from tqdm import tqdm
 
 from icprobe import (
     assets,
-    baselines,
-    costs,
     data,
     figures,
-    gradients,
-    icp,
-    influence,
     machine,
     paths,
 )
 from icprobe import lm as language_model
-from icprobe.costs import Cost, Lengths, Shape
 from icprobe.lm import LM, Encoded
+from icprobe.methods import baselines, costs, gradient, icp
+from icprobe.methods.costs import Cost, Lengths, Shape
+from icprobe.scores import compute
 
 TABLE = "cost"
 PEERS = paths.ROOT / "benchmarks" / "peers"
@@ -113,7 +110,7 @@ def _probing(lm, train, queries):
 
 
 def _gradient_products(lm, train, queries):
-    return influence.gradient_dot(lm, train, queries, memory=MEMORY)
+    return gradient.gradient_dot(lm, train, queries, memory=MEMORY)
 
 
 def _plain_loop(lm, train, queries):
@@ -140,29 +137,37 @@ def _plain_loop(lm, train, queries):
 
 def _naive(lm, train, queries):
     """Return gradient products as one would write them down: autograd, one example at a time."""
-    weights = [layer.weight for layer in gradients.linear_layers(lm).values()]
+    weights = [layer.weight for layer in gradient.linear_layers(lm).values()]
     theirs = [
         torch.empty(len(queries), weight.numel(), dtype=weight.dtype, device=lm.device)
         for weight in weights
     ]
     for j, query in enumerate(queries):
-        for rows, part in zip(theirs, gradients.whole(lm, query, weights), strict=True):
+        for rows, part in zip(
+            theirs, gradient.losses.full_gradient(lm, query, weights), strict=True
+        ):
             rows[j] = part.flatten()
     scores = torch.zeros(len(train), len(queries), dtype=torch.float64)
     for i, example in enumerate(train):
-        for rows, part in zip(theirs, gradients.whole(lm, example, weights), strict=True):
+        for rows, part in zip(
+            theirs, gradient.losses.full_gradient(lm, example, weights), strict=True
+        ):
             scores[i] += (rows @ part.flatten()).double().cpu()
     return scores.numpy()
 
 
 def _projected(lm, train, queries):
-    return influence.projected_gradients(lm, train, PROJECTION) @ (
-        influence.projected_gradients(lm, queries, PROJECTION).T
+    return gradient.projected_gradients(lm, train, PROJECTION) @ (
+        gradient.projected_gradients(lm, queries, PROJECTION).T
     )
 
 
+def _hidden_states(lm, train, queries):
+    return compute(baselines.Embedding(), lm, train, queries)["embedding"]
+
+
 def _query_set(lm, train, queries):
-    return influence.query_set_influence(lm, train, queries)[:, None]
+    return gradient.mean_influence(lm, train, queries)[:, None]
 
 
 def _peer(gives, needs, environment, script, batch, projection=0, whole=False):
@@ -209,7 +214,7 @@ METHODS = {
         for batch in (4, 16)
     },
     "icprobe, query set": Method(SET, costs.query_set, _query_set),
-    "icprobe, hidden states": Method(SIMILARITY, costs.reading, baselines.embedding),
+    "icprobe, hidden states": Method(SIMILARITY, costs.reading, _hidden_states),
 }
 
 

@@ -12,9 +12,10 @@ import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
 
-from icprobe import icp, influence, statistics
-from icprobe import methods as registry
-from icprobe.experiment import Experiment
+from icprobe import statistics
+from icprobe.methods import icp, registry
+from icprobe.methods.gradient import GradientProducts, load_parts
+from icprobe.scores import Experiment, load
 
 CONDITIONS = ("same task", "same type", "same content", "neither")
 
@@ -115,7 +116,7 @@ class Pool:
         product: Gradient dot products, nats per unit of learning rate.
         cosine: The same over both gradients' norms.
         rivals: All registered `methods`, by name.
-        parts: Of the products, see `influence.Influence`.
+        parts: Of the products, see `gradient.load_parts`.
     """
 
     labels: Labels
@@ -127,21 +128,22 @@ class Pool:
 
     @classmethod
     def read(
-        cls, experiment: Experiment, made_by: str, preamble: str = "", **options: str
+        cls, experiment: Experiment, how_to_make: str, preamble: str = "", **options: str
     ) -> "Pool":
-        """Read what notebooks 01 and 02 made; `options` are those of `influence.find`.
+        """Read what notebooks 01 and 02 made; `options` are those of `GradientProducts`.
 
         Raises:
-            store.ScoresNotFound: If something is not there.
+            scores.ScoresNotFound: If something is not there.
         """
-        found = influence.find(experiment, made_by, **options)
+        products = GradientProducts(**options)
+        found = load(experiment, products, how_to_make)
         return cls(
             Labels.of(*experiment.load_data()),
-            icp.find(experiment, made_by, preamble, neutral=False).gain,
-            found.dot,
-            found.cosine,
-            registry.find(experiment, made_by),
-            found.parts,
+            icp.gains(load(experiment, icp.probing(preamble), how_to_make))[0],
+            found["gradient_dot"],
+            found["gradient_cosine"],
+            load(experiment, registry.baselines(), how_to_make),
+            load_parts(experiment, products),
         )
 
     @property

@@ -15,9 +15,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from icprobe import benchmark, costs, influence, paths
-from icprobe.costs import Cost, Lengths, Shape
+from icprobe import benchmark, paths
 from icprobe.lm import LM, Encoded
+from icprobe.methods import costs
+from icprobe.methods.costs import Cost, Lengths, Shape
+from icprobe.methods.gradient import dot as influence
+from icprobe.methods.gradient.methods import GradientProducts
 
 PROBING, PRODUCTS = "probing", "gradient products"
 METHODS = (PROBING, PRODUCTS)
@@ -186,7 +189,9 @@ def predict(
         ]
         if like.empty:
             continue
-        operations = cost(method, shape, lengths, influence.BLOCK_SIZE[machine.kind]).operations
+        operations = cost(
+            method, shape, lengths, GradientProducts.block_size[machine.kind]
+        ).operations
         reached = like["efficiency"].quantile([0.5, 1, 0]).to_numpy()
         minutes = operations / (machine.rate * reached) / 60
         if len(like) == 1:

@@ -425,29 +425,29 @@ def _pools(value) -> str:
 
 
 def _steps(value) -> str:
-    from icprobe import retraining
+    from icprobe.methods import training_effect
 
     try:
-        retraining.planned(value)
+        training_effect.planned(value)
     except ValueError as error:
         return f"steps of training: {error}"
     return ""
 
 
 def _step(value) -> str:
-    from icprobe import retraining
+    from icprobe.methods import training_effect
 
     try:
-        retraining.Step(*value)
+        training_effect.Step(*value)
     except (TypeError, ValueError) as error:
         return f"[optimizer, rate]: {error}"
     return ""
 
 
 def _rival(value) -> str:
-    from icprobe import methods
+    from icprobe.methods import registry
 
-    return _among(value, [one.title for one in methods.REGISTERED.values() if one.title])
+    return _among(value, [one.title for one in registry.REGISTERED.values() if one.title])
 
 
 def _subsets(value) -> str:

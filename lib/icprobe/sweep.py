@@ -21,9 +21,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from icprobe import paths, provenance, runner, store
+from icprobe import paths, provenance, runner
 from icprobe.parameters import ParameterError
 from icprobe.runner import Notebook, UsageError, say
+from icprobe.scores import store
 
 log = logging.getLogger("icprobe.sweep")
 
