@@ -1,15 +1,11 @@
 """The score store: what is finished stays finished, and nothing foreign is taken for a score."""
 
 import json
+import logging
 import os
-import random
 import re
 import resource
-import signal
-import subprocess
-import sys
 import tempfile
-import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,7 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from icprobe import paths, store
+from icprobe import paths
+from icprobe.scores import engines, store
 
 IDENTITY = {
     "model": {"name": "tiny", "weights": "ab" * 32, "dtype": "float32"},
@@ -46,8 +43,25 @@ def opened(
 
 def filled(folder: Path, **changed) -> store.ScoreStore:
     scores = opened(folder, **changed)
-    scores.fill(from_matrix(some_scores(*scores.shape)), progress=False)
+    fill(scores, from_matrix(some_scores(*scores.shape)))
     return scores
+
+
+def fill(scores: store.ScoreStore, score_block, progress: bool = False) -> np.ndarray:
+    """Compute the missing blocks in this process, and return all scores."""
+
+    def scorer(wanted):
+        return ((rows, [score_block(rows)]) for rows in wanted)
+
+    engines.fill([scores], scorer, progress)
+    return scores.matrix()
+
+
+def reused(caplog) -> dict[str, int]:
+    """Return how many rows each store had, as logged since this was last asked."""
+    found = {record.method: record.reused for record in caplog.records}
+    caplog.clear()
+    return found
 
 
 def from_matrix(matrix: np.ndarray, computed: list | None = None, stop_after: int | None = None):
@@ -75,12 +89,13 @@ def bits(matrix: np.ndarray) -> list[int]:
 # --- filling and reading -------------------------------------------------------------------------
 
 
-def test_round_trip(tmp_path, capsys):
+def test_round_trip(tmp_path, capsys, caplog):
+    caplog.set_level(logging.INFO, "icprobe.scores")
     expected = some_scores(7, 5)
     scores = opened(tmp_path, description="nats; positive helps")
     assert scores.missing() == [0, 1, 2]
     assert not scores.complete
-    result = scores.fill(from_matrix(expected))
+    result = fill(scores, from_matrix(expected), progress=True)
     assert bits(result) == bits(expected) == bits(scores.matrix())
     assert scores.complete
     assert sorted(files(scores.folder)) == [
@@ -90,39 +105,31 @@ def test_round_trip(tmp_path, capsys):
         "part-00002.parquet",
     ]
     output = capsys.readouterr()
-    assert output.out == f"icp: reused 0 of 7 rows from {scores.folder}\n"
-    assert "35/35" in output.err
-    assert "pairs" in output.err
+    assert not output.out and "35/35" in output.err
+    assert reused(caplog) == {"icp": 0}
 
 
-def test_stores_filled_together_share_one_computation(tmp_path, capsys):
+def test_stores_filled_together_share_one_computation(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "icprobe.scores")
     one, other = (opened(tmp_path, method=name) for name in ("dot", "cosine"))
     expected = some_scores(7, 5)
     one.write(0, expected[:3])  # a killed run got this far
     calls = []
 
-    def both(rows):
-        calls.append(list(rows))
-        return expected[list(rows)], -expected[list(rows)]
+    def both(wanted):
+        for rows in wanted:
+            calls.append(list(rows))
+            yield rows, [expected[list(rows)], None if one.finished(rows) else expected[list(rows)]]
 
-    results = store.fill_together([one, other], both)
-    assert bits(results[0]) == bits(expected) and bits(results[1]) == bits(-expected)
+    engines.fill([other, one], both)
+    assert bits(one.matrix()) == bits(other.matrix()) == bits(expected)
     assert calls == [[0, 1, 2], [3, 4, 5], [6]]
-    assert "dot: reused 3 of 7" in capsys.readouterr().out
-    store.fill_together([one, other], both)
+    assert reused(caplog) == {"dot": 3, "cosine": 0}
+    engines.fill([other, one], both)
     assert len(calls) == 3
-    new = opened(tmp_path, method="new")
-    new.write(1, expected[3:6])
-
-    def only_new(rows):
-        assert one.finished(rows) and not new.finished(rows)
-        return None, expected[list(rows)]
-
-    results = store.fill_together([one, new], only_new)
-    assert bits(results[0]) == bits(results[1]) == bits(expected)
     ragged = opened(tmp_path, method="ragged", block_size=2)
-    with pytest.raises(store.StoreError, match="their blocks are not the same"):
-        store.fill_together([one, ragged], both)
+    with pytest.raises(store.StoreError, match="blocks are not the same"):
+        engines.fill([one, ragged], both)
 
 
 def test_parts_are_plain_tables_that_others_can_read(tmp_path):
@@ -150,18 +157,15 @@ def test_a_part_of_the_laptop_profile_is_a_few_kilobytes(tmp_path):
     assert scores.part(0).stat().st_size < 4_000
 
 
-def test_resume_computes_only_what_is_missing(tmp_path, capsys):
+def test_resume_computes_only_what_is_missing(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "icprobe.scores")
     expected, computed = some_scores(7, 5), []
     with pytest.raises(KeyboardInterrupt):
-        opened(tmp_path).fill(from_matrix(expected, stop_after=2), progress=False)
-    capsys.readouterr()
-    result = opened(tmp_path).fill(from_matrix(expected, computed), progress=False)
-    assert computed == [[6]]
-    assert bits(result) == bits(expected)
-    assert "icp: reused 6 of 7 rows from" in capsys.readouterr().out
-    opened(tmp_path).fill(from_matrix(expected, computed), progress=False)
-    assert computed == [[6]]
-    assert "icp: reused 7 of 7 rows from" in capsys.readouterr().out
+        fill(opened(tmp_path), from_matrix(expected, stop_after=2))
+    for had in (6, 7):
+        caplog.clear()
+        assert bits(fill(opened(tmp_path), from_matrix(expected, computed))) == bits(expected)
+        assert computed == [[6]] and reused(caplog) == {"icp": had}
 
 
 def test_block_size_of_the_manifest_wins(tmp_path):
@@ -169,7 +173,7 @@ def test_block_size_of_the_manifest_wins(tmp_path):
     opened(tmp_path, block_size=3).write(1, expected[3:6])
     resumed = opened(tmp_path, block_size=5)
     assert resumed.block_size == 3
-    assert bits(resumed.fill(from_matrix(expected), progress=False)) == bits(expected)
+    assert bits(fill(resumed, from_matrix(expected))) == bits(expected)
 
 
 def test_a_finished_part_never_changes(tmp_path):
@@ -187,7 +191,7 @@ def test_a_block_that_another_process_finishes_meanwhile_is_not_computed(tmp_pat
         theirs.write(1, expected[3:6])
         return from_matrix(expected, computed)(rows)
 
-    assert bits(mine.fill(score_block, progress=False)) == bits(expected)
+    assert bits(fill(mine, score_block)) == bits(expected)
     assert computed == [[0, 1, 2], [6]]
 
 
@@ -201,7 +205,7 @@ def test_two_that_begin_at_once_share_the_work(tmp_path):
         theirs.write(other, matrix[3 * other : 3 * other + 3])
         return from_matrix(matrix, computed)(rows)
 
-    assert bits(mine.fill(score, progress=False)) == bits(matrix)
+    assert bits(fill(mine, score)) == bits(matrix)
     assert 50 <= len(computed) < 65
 
 
@@ -213,7 +217,9 @@ def test_permuting_the_training_set_permutes_rows(tmp_path):
         scores = store.open(
             tmp_path, "icp", {**IDENTITY, "order": train_ids}, train_ids, ids("query", 5), 2
         )
-        results.append(scores.fill(lambda rows, t=train_ids: np.stack([by_id[t[r]] for r in rows])))
+        results.append(
+            fill(scores, lambda rows, t=train_ids: np.stack([by_id[t[r]] for r in rows]))
+        )
     assert bits(results[1]) == bits(results[0][order])
 
 
@@ -248,14 +254,9 @@ def test_fresh_removes_exactly_this_store(tmp_path):
 def test_relative_folders_start_at_the_repository_root(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(store.ScoresNotFound, match="no icp scores at data/no-such-folder/icp-"):
-        store.find("data/no-such-folder", "icp", IDENTITY)
+        store.find(["data/no-such-folder"], "icp", IDENTITY)
     inside = os.path.relpath(tmp_path, paths.ROOT)
     assert opened(inside).folder.resolve().parent == tmp_path.resolve()
-
-
-def test_needs_no_torch():
-    code = "import sys, icprobe.store; sys.exit('torch' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], env=environment(), check=True)
 
 
 # --- the law: any way of filling gives the same bytes ---------------------------------------------
@@ -279,7 +280,7 @@ def test_any_way_of_filling_gives_the_same_matrix_and_bytes(data):
 
     with tempfile.TemporaryDirectory() as here, tempfile.TemporaryDirectory() as there:
         straight = store.open(here, "icp", IDENTITY, train_ids, query_ids, block_size)
-        straight.fill(from_matrix(expected), progress=False)
+        fill(straight, from_matrix(expected))
 
         winding = store.open(there, "icp", IDENTITY, train_ids, query_ids, block_size)
         order = data.draw(st.permutations(range(winding.n_blocks)))
@@ -288,187 +289,16 @@ def test_any_way_of_filling_gives_the_same_matrix_and_bytes(data):
         for stop_after in data.draw(st.lists(st.integers(0, 3), max_size=3)):
             n_missing, computed = len(winding.missing()), []
             try:
-                winding.fill(from_matrix(expected, computed, stop_after), progress=False)
+                fill(winding, from_matrix(expected, computed, stop_after))
             except KeyboardInterrupt:
                 assert len(winding.missing()) == n_missing - stop_after
             winding = store.open(
                 there, "icp", IDENTITY, train_ids, query_ids, data.draw(st.integers(1, N + 2))
             )
-        result = winding.fill(from_matrix(expected), progress=False)
+        result = fill(winding, from_matrix(expected))
 
         assert bits(result) == bits(expected)
         assert files(winding.folder) == files(straight.folder)
-
-
-# --- killed at any moment, and many at once -------------------------------------------------------
-
-# Subprocesses get their own short script: importing pytest and hypothesis would take longer than
-# the work.
-SETUP = f"""
-import os, sys, time
-from pathlib import Path
-import numpy as np
-from icprobe import store
-
-def opened(folder, N, block_size=3):
-    train_ids = [f"train-{{i}}" for i in range(N)]
-    query_ids = [f"query-{{i}}" for i in range(5)]
-    return store.open(folder, "icp", {IDENTITY!r}, train_ids, query_ids, block_size)
-"""
-
-WORKER = """
-folder, log, N, kill_at = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
-seen = 0
-
-def kill_at_event(event, arguments):
-    # Python announces every file it opens to write, links or removes: die just before the n-th.
-    global seen
-    if event in ("open", "os.link", "os.remove") and str(arguments[0]).endswith(".tmp"):
-        if seen == kill_at:
-            os.kill(os.getpid(), 9)
-        seen += 1
-
-def score_block(rows):
-    with log.open("a") as file:
-        print(rows.start, file=file)
-    time.sleep(0.002)
-    return matrix[list(rows)]
-
-if kill_at >= 0:
-    sys.addaudithook(kill_at_event)
-scores = opened(folder, N)
-matrix = np.random.default_rng(0).normal(size=(N, 5)).astype(np.float32)
-result = scores.fill(score_block, progress=False)
-assert (result == matrix).all()
-"""
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(paths.ROOT / "lib")}
-
-
-def start(*arguments, code: str = WORKER) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-c", SETUP + code, *map(str, arguments)],
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def logged(log: Path) -> list[int]:
-    """Return the blocks that a worker began to compute."""
-    return [int(line) // 3 for line in log.read_text().splitlines()] if log.exists() else []
-
-
-def succeeded(process: subprocess.Popen) -> str:
-    output = process.communicate(timeout=60)[0]
-    assert process.returncode == 0, output
-    return output
-
-
-def finished(folder: Path, N: int) -> set[int]:
-    scores = opened(folder, N=N)
-    return set(range(scores.n_blocks)) - set(scores.missing())
-
-
-def test_killed_at_random_moments_loses_at_most_the_block_in_work(tmp_path):
-    N, chance = 240, random.Random(0)
-    reference = filled(tmp_path / "reference", N=N)
-    begun = []
-    for run in range(4):
-        before, log = finished(tmp_path / "killed", N), tmp_path / f"log-{run}"
-        process, after_blocks = start(tmp_path / "killed", log, N, -1), chance.randint(1, 18)
-        while process.poll() is None and len(logged(log)) < after_blocks:
-            time.sleep(0.001)
-        time.sleep(chance.uniform(0, 0.01))
-        process.kill()
-        process.communicate()
-        after = finished(tmp_path / "killed", N)
-        assert process.returncode == -signal.SIGKILL, "finished too early to be killed"
-        assert not before.intersection(logged(log)), "a finished block was computed again"
-        assert before <= after, "a finished block was lost"
-        assert len(set(logged(log)) - after) <= 1, "more than the block in work was lost"
-        begun += logged(log)
-    succeeded(start(tmp_path / "killed", tmp_path / "last", N, -1))
-    begun += logged(tmp_path / "last")
-    assert set(begun) == set(range(80))
-    assert len(begun) <= 80 + 4
-    assert files(opened(tmp_path / "killed", N=N).folder) == files(reference.folder)
-
-
-def test_killed_at_every_step_of_writing(tmp_path):
-    """Just before the temporary is opened, linked and removed: the manifest's, then each part's."""
-    reference = files(filled(tmp_path / "reference", N=4).folder)
-    steps = range(9)  # 3 files of 3 steps each
-    for first in steps[::2]:  # two at a time: starting Python takes longest
-        pair = [step for step in (first, first + 1) if step in steps]
-        killed = [start(tmp_path / str(step), tmp_path / f"log-{step}", 4, step) for step in pair]
-        for step, process in zip(pair, killed, strict=True):
-            process.communicate(timeout=60)
-            assert process.returncode == -signal.SIGKILL
-            scores, computed = opened(tmp_path / str(step), N=4), []
-            scores.fill(from_matrix(some_scores(4, 5), computed), progress=False)
-            # With the second step (link) done, the file is there: two parts follow the manifest.
-            assert len(computed) == [2, 2, 2, 2, 2, 1, 1, 1, 0][step]
-            assert files(scores.folder) == reference
-
-
-def test_many_processes_fill_one_store(tmp_path):
-    """Two fill, one fills and is killed, and one opens (and tidies) all the time."""
-    N = 150
-    reference = filled(tmp_path / "reference", N=N)
-    opener = "while not opened(Path(sys.argv[1]), int(sys.argv[3])).complete: pass"
-    shared = tmp_path / "shared"
-    workers = [start(shared, tmp_path / f"log-{name}", N, -1) for name in ("a", "b", "killed")]
-    workers.insert(2, start(shared, "", N, code=opener))
-    *living, doomed = workers
-    while len(logged(tmp_path / "log-killed")) < 5 and doomed.poll() is None:
-        time.sleep(0.001)
-    doomed.kill()
-    doomed.communicate()
-    for process in living:
-        succeeded(process)
-    assert files(opened(shared, N=N).folder) == files(reference.folder)
-
-
-def test_processes_that_create_a_store_at_once_agree_on_its_blocks(tmp_path):
-    code = """
-Path(sys.argv[1], sys.argv[2]).touch()
-while len(list(Path(sys.argv[1]).glob("ready-*"))) < 3:
-    pass
-print(opened(Path(sys.argv[1]), 7, block_size=int(sys.argv[3])).block_size)
-"""
-    processes = [start(tmp_path, f"ready-{size}", size, code=code) for size in (1, 2, 3)]
-    assert len({succeeded(process) for process in processes}) == 1
-
-
-def test_works_without_hard_links(tmp_path):
-    code = """
-def refuse(event, arguments):
-    if event == "os.link":
-        raise PermissionError(1, "Operation not permitted")
-
-sys.addaudithook(refuse)
-"""
-    succeeded(start(tmp_path / "bare", tmp_path / "log", 7, -1, code=code + WORKER))
-    reference = filled(tmp_path / "reference")
-    assert files(opened(tmp_path / "bare").folder) == files(reference.folder)
-
-
-def test_leftovers_go_once_their_file_is_there_and_not_before(tmp_path):
-    scores = opened(tmp_path)
-    scores.write(0, some_scores(7, 5)[:3])
-    useless = scores.folder / f"part-00000.parquet.{'a' * 32}.tmp"
-    perhaps_alive = scores.folder / f"part-00001.parquet.{'b' * 32}.tmp"
-    for path in (useless, perhaps_alive):
-        path.write_bytes(b"PAR1 half a part")
-    opened(tmp_path)
-    assert not useless.exists()
-    assert perhaps_alive.exists()
-    filled(tmp_path)
-    assert not perhaps_alive.exists()
 
 
 # --- damaged, foreign, tampered ------------------------------------------------------------------
@@ -558,18 +388,41 @@ def test_damaged_or_foreign_part_is_named_and_can_be_computed_again(tmp_path, da
     scores.part(1).write_bytes(damage(scores))
     reason = {**IN_THE_FOOTER, **ON_READING}[damage]
     with pytest.raises(store.StoreError, match=rf"part-00001.*{reason}.*Delete this file"):
-        store.find(tmp_path, "icp", IDENTITY).matrix()
+        store.find([tmp_path], "icp", IDENTITY).matrix()
 
     scores.part(2).unlink()
     if damage in IN_THE_FOOTER:  # noticed before any work is done
         with pytest.raises(store.StoreError, match=rf"part-00001.*{reason}.*Delete this file"):
-            opened(tmp_path).fill(pytest.fail, progress=False)
+            fill(opened(tmp_path), pytest.fail)
 
     scores.part(1).unlink()
     computed = []
-    opened(tmp_path).fill(from_matrix(some_scores(7, 5), computed), progress=False)
+    fill(opened(tmp_path), from_matrix(some_scores(7, 5), computed))
     assert computed == [[3, 4, 5], [6]]
     assert files(scores.folder) == intact
+
+
+def test_parts_of_a_renamed_store_are_read_and_foreign_ones_are_not(tmp_path):
+    kept, other = filled(tmp_path), filled(tmp_path, method="cosine")
+    new = {**IDENTITY, "template": 1}
+    manifest = json.loads((kept.folder / "manifest.json").read_text())
+    folder = kept.folder.rename(tmp_path / store.key("icp", new))
+    tampered_fields = {**manifest, "identity": new, "parts_of": kept.name}
+    (folder / "manifest.json").write_text(json.dumps(tampered_fields))
+    found = store.find([tmp_path], "icp", new)
+    assert bits(found.matrix()) == bits(some_scores(7, 5))
+    found.part(1).write_bytes(other.part(1).read_bytes())
+    with pytest.raises(store.StoreError, match="belongs to cosine-"):
+        found.matrix()
+
+
+def test_the_first_folder_that_has_complete_scores_counts(tmp_path):
+    mine, reference = tmp_path / "mine", tmp_path / "reference"
+    filled(reference)
+    opened(mine).write(0, np.zeros((3, 5)))
+    assert store.find([mine, reference], "icp", IDENTITY).folder.parent == reference
+    fill(opened(mine), from_matrix(np.zeros((7, 5))))
+    assert store.find([mine, reference], "icp", IDENTITY).folder.parent == mine
 
 
 def test_the_parts_made_for_these_tests_are_otherwise_accepted(tmp_path):
@@ -630,7 +483,7 @@ def test_other_block_size_in_a_tampered_manifest_is_noticed(tmp_path):
 def test_unreadable_manifest_is_named(tmp_path, text):
     scores = filled(tmp_path)
     (scores.folder / "manifest.json").write_text(text)
-    for use in (opened, lambda folder: store.find(folder, "icp", IDENTITY)):
+    for use in (opened, lambda folder: store.find([folder], "icp", IDENTITY)):
         with pytest.raises(store.StoreError, match=r"manifest.json cannot be used.*fresh=True"):
             use(tmp_path)
     assert filled(tmp_path, fresh=True).complete
@@ -696,7 +549,7 @@ def test_incomplete_scores_are_not_read(tmp_path):
 
 def test_find_needs_only_the_identity(tmp_path):
     filled(tmp_path)
-    scores = store.find(tmp_path, "icp", IDENTITY)
+    scores = store.find([tmp_path], "icp", IDENTITY)
     assert scores.train_ids == ids("train", 7)
     assert scores.query_ids == ids("query", 5)
     assert bits(scores.matrix()) == bits(some_scores(7, 5))
@@ -704,7 +557,9 @@ def test_find_needs_only_the_identity(tmp_path):
 
 def test_find_in_an_empty_folder_says_how_to_make_the_scores(tmp_path):
     with pytest.raises(FileNotFoundError) as caught:
-        store.find(tmp_path / "none", "icp", IDENTITY, made_by="run notebooks/01 with n_train=7")
+        store.find(
+            [tmp_path / "none"], "icp", IDENTITY, how_to_make="run notebooks/01 with n_train=7"
+        )
     assert "There are no icp scores in" in str(caught.value)
     assert "run notebooks/01 with n_train=7" in str(caught.value)
 
@@ -718,7 +573,7 @@ def test_find_names_the_nearest_store_first_and_the_fields_that_differ(tmp_path)
     near.write(0, some_scores(7, 5)[:3])
     filled(tmp_path, method="icp-control")
     with pytest.raises(store.ScoresNotFound) as caught:
-        store.find(tmp_path, "icp", IDENTITY, made_by="run notebooks/01")
+        store.find([tmp_path], "icp", IDENTITY, how_to_make="run notebooks/01")
     message = str(caught.value)
     assert f"{near.folder.name} (3 of 7 rows are finished)" in message
     assert "identity.model.dtype: stored 'bfloat16', asked 'float32'" in message
@@ -730,7 +585,7 @@ def test_find_names_the_nearest_store_first_and_the_fields_that_differ(tmp_path)
 def test_find_says_how_far_an_incomplete_store_is(tmp_path):
     opened(tmp_path).write(0, some_scores(7, 5)[:3])
     with pytest.raises(store.ScoresNotFound, match=r"3 of 7 rows are finished(.|\n)*run notebook"):
-        store.find(tmp_path, "icp", IDENTITY, made_by="run notebooks/01")
+        store.find([tmp_path], "icp", IDENTITY, how_to_make="run notebooks/01")
 
 
 # --- disks that refuse ----------------------------------------------------------------------------
@@ -769,7 +624,7 @@ def test_full_disk_leaves_finished_parts_and_no_temporary(tmp_path):
     ):
         scores.write(1, expected[3:6])
     assert files(scores.folder) == before
-    assert bits(scores.fill(from_matrix(expected), progress=False)) == bits(expected)
+    assert bits(fill(scores, from_matrix(expected))) == bits(expected)
 
 
 def test_read_only_folder_is_named_and_finished_scores_can_be_read():
@@ -783,7 +638,7 @@ def test_read_only_folder_is_named_and_finished_scores_can_be_read():
             with pytest.raises(store.StoreError, match=r"cannot write .*: Permission denied"):
                 scores.write(1, expected[3:6])
             reopened = opened(folder)
-            assert bits(reopened.fill(pytest.fail, progress=False)) == bits(expected)
+            assert bits(fill(reopened, pytest.fail)) == bits(expected)
         scores.folder.chmod(0o755)
         assert sorted(files(scores.folder)) == ["manifest.json", "part-00000.parquet"]
 
