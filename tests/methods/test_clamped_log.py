@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import FAMILIES
-from test_influence import close, encoded
+from test_gradient_dot import close, encoded
 
-from icprobe import clamped, gradients
 from icprobe import lm as language_model
+from icprobe.methods.gradient import clamped_log, linear_layers
 
 
 def gradient_by_name(lm, example, loss_on):
@@ -19,7 +19,7 @@ def gradient_by_name(lm, example, loss_on):
     learnt = torch.tensor([bool(m) or loss_on == "text" for m in mask[1:]])
     targets = torch.tensor(ids[1:])[learnt]
     torch.nn.functional.cross_entropy(logits[learnt], targets, reduction="sum").backward()
-    chosen = tuple(f"{name}." for name in gradients.linear_layers(lm))
+    chosen = tuple(f"{name}." for name in linear_layers(lm))
     found = {
         name: p.grad.double().numpy().copy()
         for name, p in lm.model.named_parameters()
@@ -49,8 +49,8 @@ def slow(lm, train, queries, loss_on):
 def test_equals_a_plain_loop(tiny, family):
     lm = tiny(family, dtype="float64")
     train, queries = encoded(lm, 2, seed=1), encoded(lm, 2, seed=2)
-    actual = clamped.clamped_log(lm, train, queries)
+    actual = clamped_log(lm, train, queries)
     assert actual.dtype == np.float32 and actual.shape == (2, 2)
     close(actual, slow(lm, train, queries, "text"), "float64")
-    one_at_a_time = clamped.clamped_log(lm, train, queries, memory=0)
+    one_at_a_time = clamped_log(lm, train, queries, memory=0)
     np.testing.assert_array_equal(one_at_a_time, actual)

@@ -6,11 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from icprobe.costs import Lengths, Shape
 from torch.utils.flop_counter import FlopCounterMode
 
-from icprobe import baselines, costs, gradients, icp, projected, query_set
 from icprobe import lm as language_model
+from icprobe.methods import costs, hidden_states, icp
+from icprobe.methods.costs import Lengths, Shape
+from icprobe.methods.gradient import MeanGradient, linear_layers, losses, projected_gradients
 
 PROMPTS = ("A cat sat", "A cat ran off", "Two dogs")
 ROWS = [
@@ -74,10 +75,10 @@ def test_probing_pair_by_pair_takes_what_pytorch_counts(work):
 
 def test_gradients_of_the_models_size_take_what_pytorch_counts(work):
     lm, shape, train, queries = work
-    weights = [layer.weight for layer in gradients.linear_layers(lm).values()]
+    weights = [layer.weight for layer in linear_layers(lm).values()]
     weights.append(lm.model.get_input_embeddings().weight)  # so that the first block passes it on
     measured = counted(
-        lambda: [gradients.whole(lm, example, weights) for example in (*train, *queries)]
+        lambda: [losses.full_gradient(lm, example, weights) for example in (*train, *queries)]
     )
     products = 2 * shape.weights * len(train) * len(queries)
     expected = costs.whole_gradients(without_attention(shape), Lengths.of(train, queries))
@@ -124,7 +125,7 @@ def test_layers_that_read_one_input_are_a_group(tiny):
     ]
     assert shape.groups == tuple(block * config.num_hidden_layers)
     assert shape.weights == sum(
-        layer.weight.numel() for layer in gradients.linear_layers(tiny("llama")).values()
+        layer.weight.numel() for layer in linear_layers(tiny("llama")).values()
     )
 
 
@@ -134,7 +135,7 @@ def test_reading_takes_what_pytorch_counts(work):
     lengths = Lengths.of(train, queries)
     expected = costs.reading(without_attention(shape), lengths, (blocks // 2) / blocks).operations
     # mean_states pads, so each text by itself
-    measured = counted(lambda: [baselines.mean_states(lm, [one]) for one in (*train, *queries)])
+    measured = counted(lambda: [hidden_states.mean_states(lm, [one]) for one in (*train, *queries)])
     assert measured == pytest.approx(expected)
 
 
@@ -142,7 +143,7 @@ def test_forward_mode_takes_what_pytorch_counts(work):
     lm, shape, train, queries = work
 
     def every_one():
-        held = query_set.QuerySet(lm, queries[:1])
+        held = MeanGradient(lm, queries[:1])
         for example in train:
             held.influence([example])
 
@@ -156,9 +157,7 @@ def test_forward_mode_takes_what_pytorch_counts(work):
 def test_projections_take_what_pytorch_counts(work):
     lm, shape, train, queries = work
     size = 2
-    measured = counted(
-        lambda: [projected.projected_gradients(lm, [one], size) for one in (*train, *queries)]
-    )
+    measured = counted(lambda: [projected_gradients(lm, [one], size) for one in (*train, *queries)])
     lengths = Lengths.of(train, queries)
     entries = sum(size * size * len(d_outs) for _, d_outs in shape.groups)
     products = 2 * entries * len(train) * len(queries)

@@ -1,23 +1,22 @@
 """Influence against brute-force autograd with whole per-example gradients, and its laws."""
 
-import dataclasses
-import os
 import resource
 import shutil
-import signal
-import subprocess
-import sys
 import tempfile
 
 import numpy as np
 import pytest
 import torch
-from conftest import FAMILIES, experiment_on, save_tiny
-from icprobe.shelf import Shelf
+from conftest import FAMILIES, save_tiny
 from test_lm import examples
 
-from icprobe import data, gradients, influence, store
+from icprobe import data
 from icprobe import lm as language_model
+from icprobe.methods import gradient
+from icprobe.methods.gradient import GradientDot, factors, last_blocks, linear_layers, losses
+from icprobe.methods.gradient import dot as module
+from icprobe.methods.gradient.factor_cache import FactorCache
+from icprobe.methods.gradient.layers import parts as parts_of
 
 # relative to the largest entry
 PRECISION = {"float64": 1e-6, "float32": 2e-4}  # scores are returned in float32
@@ -25,7 +24,7 @@ PRECISION = {"float64": 1e-6, "float32": 2e-4}  # scores are returned in float32
 
 def brute_force(lm, example, layers="", loss_on="completion", reduction="sum"):
     """Return the whole gradient [P] of one example's loss, by autograd, in float64."""
-    weights = [module.weight for module in gradients.linear_layers(lm, layers).values()]
+    weights = [module.weight for module in linear_layers(lm, layers).values()]
     ids, mask = language_model.sequence(lm, example)
     logits = lm.model(torch.tensor([ids])).logits[0, :-1].double()
     nats = torch.nn.functional.cross_entropy(logits, torch.tensor(ids[1:]), reduction="none")
@@ -58,7 +57,7 @@ def close(actual, expected, dtype="float32"):
 def test_gradient_dot_equals_autograd(tiny, family, dtype):
     lm = tiny(family, bos=family == "gpt2", dtype=dtype)
     train, queries = encoded(lm, 5, seed=1), encoded(lm, 4, seed=2)
-    actual = influence.gradient_dot(lm, train, queries)
+    actual = gradient.gradient_dot(lm, train, queries)
     assert actual.dtype == np.float32 and actual.shape == (5, 4)
     close(actual, brute_force_dot(lm, train, queries), dtype)
 
@@ -67,13 +66,13 @@ def test_gradient_dot_equals_autograd(tiny, family, dtype):
 def test_factors_in_float64_equal_autograd(tiny, family):
     lm = tiny(family, dtype="float64")
     train, queries = encoded(lm, 3, seed=1), encoded(lm, 3, seed=2)
-    one, other = gradients.factors(lm, train), gradients.factors(lm, queries)
+    one, other = factors.factors(lm, train), factors.factors(lm, queries)
     expected = brute_force_dot(lm, train, queries)
     groups = zip(one, other, strict=True)
-    actual = sum(part for a, b in groups for part in gradients.products([a], [b]).values())
+    actual = sum(part for a, b in groups for part in factors.products([a], [b]).values())
     assert abs(actual.numpy() - expected).max() < 1e-10 * abs(expected).max()
     norms = np.diag(brute_force_dot(lm, train, train))
-    np.testing.assert_allclose(gradients.norms(one) ** 2, norms, rtol=1e-10)
+    np.testing.assert_allclose(factors.norms(one) ** 2, norms, rtol=1e-10)
 
 
 @pytest.mark.parametrize("family", ["opt", "olmo"])
@@ -82,8 +81,8 @@ def test_layers_on_rows_of_tokens_and_outputs_changed_in_place(tiny, family):
     lm = tiny(family)
     train, queries = encoded(lm, 5, seed=1), encoded(lm, 4, seed=2)
     expected = brute_force_dot(lm, train, queries)
-    close(influence.gradient_dot(lm, train, queries), expected)
-    close(influence.query_set_influence(lm, train, queries), expected.mean(axis=1))
+    close(gradient.gradient_dot(lm, train, queries), expected)
+    close(gradient.mean_influence(lm, train, queries), expected.mean(axis=1))
 
 
 ATTENTION = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"]
@@ -108,26 +107,26 @@ def test_which_layers(tiny, family):
     lm = tiny(family)
     blocks, inner = LAYERS[family]
     expected = {f"{blocks}.{block}.{name}" for block in range(3) for name in inner}
-    assert set(gradients.linear_layers(lm)) == expected
-    last = gradients.linear_layers(lm, gradients.last_blocks(lm, 2))
+    assert set(linear_layers(lm)) == expected
+    last = linear_layers(lm, last_blocks(lm, 2))
     assert set(last) == {name for name in expected if f"{blocks}.0." not in name}
-    last = gradients.linear_layers(lm, gradients.last_blocks(lm, 1, layers="mlp"))
+    last = linear_layers(lm, last_blocks(lm, 1, layers="mlp"))
     assert set(last) == {f"{blocks}.2.{name}" for name in inner if "mlp" in name}
-    shares = gradients.norm_shares(lm, encoded(lm, 3, seed=1))
+    shares = factors.norm_shares(lm, encoded(lm, 3, seed=1))
     assert set(shares) == expected and sum(shares.values()) == pytest.approx(1)
     for count in (0, 4):
         with pytest.raises(ValueError, match=rf"last {count} blocks: the model has 3"):
-            gradients.last_blocks(lm, count)
+            last_blocks(lm, count)
 
 
 def test_weights_in_no_linear_layer_are_warned_about(tiny):
     lm = tiny("mixtral")
     train = encoded(lm, 3, seed=1)
     with pytest.warns(UserWarning, match=r"\d\d% of the blocks' weights are in no linear layer"):
-        actual = influence.gradient_dot(lm, train, train)
+        actual = gradient.gradient_dot(lm, train, train)
     close(actual, brute_force_dot(lm, train, train, layers="attn"))
     with pytest.raises(NotImplementedError, match=r"gradient_dot\(...\).mean\(axis=1\) gives"):
-        influence.query_set_influence(lm, train, train, layers="attn")
+        gradient.mean_influence(lm, train, train, layers="attn")
 
 
 def test_layers_that_run_twice_or_never_or_share_a_weight_are_errors(tmp_path):
@@ -138,9 +137,9 @@ def test_layers_that_run_twice_or_never_or_share_a_weight_are_errors(tmp_path):
     layers = lm.model.model.layers
     layers[1].mlp = layers[0].mlp
     with pytest.raises(ValueError, match=r"layers.0.mlp.gate_proj ran 2 times in a forward pass"):
-        influence.gradient_dot(lm, train, train)
+        gradient.gradient_dot(lm, train, train)
     close(
-        influence.gradient_dot(lm, train, train, layers="attn"),
+        gradient.gradient_dot(lm, train, train, layers="attn"),
         brute_force_dot(lm, train, train, layers="attn"),
     )
 
@@ -148,19 +147,19 @@ def test_layers_that_run_twice_or_never_or_share_a_weight_are_errors(tmp_path):
     layers = lm.model.model.layers
     layers[1].mlp.up_proj.weight = layers[0].mlp.up_proj.weight
     with pytest.raises(ValueError, match=r"0.mlp.up_proj and model.layers.1.mlp.up_proj share"):
-        influence.gradient_dot(lm, train, train)
+        gradient.gradient_dot(lm, train, train)
 
     lm = language_model.load(folder, device="cpu")
     lm.model.model.layers[2].idle = torch.nn.Linear(3, 3)
     with pytest.raises(ValueError, match=r"layers.2.idle ran 0 times in a forward pass"):
-        influence.gradient_dot(lm, train, train)
+        gradient.gradient_dot(lm, train, train)
 
 
 def test_additive_over_examples(tiny):
     """The gradient of two examples' summed loss has the sum of their products."""
     lm = tiny(dtype="float64")
     train, queries = encoded(lm, 2, seed=1), encoded(lm, 3, seed=2)
-    weights = [layer.weight for layer in gradients.linear_layers(lm).values()]
+    weights = [layer.weight for layer in linear_layers(lm).values()]
     loss = 0
     for z in train:
         ids, mask = language_model.sequence(lm, z)
@@ -170,14 +169,14 @@ def test_additive_over_examples(tiny):
         loss = loss + nats[learnt].sum()
     summed = torch.cat([g.flatten() for g in torch.autograd.grad(loss, weights)]).numpy()
     expected = [summed @ brute_force(lm, q) for q in queries]
-    close(influence.gradient_dot(lm, train, queries).sum(0), np.array(expected))
+    close(gradient.gradient_dot(lm, train, queries).sum(0), np.array(expected))
 
 
 def test_scales_with_the_loss(tiny):
     """A loss that is divided by its tokens divides the products; cosines stay."""
     lm = tiny()
     train, queries = encoded(lm, 5, seed=1), encoded(lm, 3, seed=2)
-    held = influence.GradientDot(lm, queries)
+    held = GradientDot(lm, queries)
     for loss_on in ("completion", "text"):
         lengths = [len(z.completion if loss_on == "completion" else z.ids[1:]) for z in train]
         summed, cosine = held.products(train, loss_on, "sum")
@@ -199,19 +198,19 @@ def test_scales_with_the_loss(tiny):
 def test_options_equal_autograd(tiny, options):
     lm = tiny(bos=True)
     train, queries = encoded(lm, 4, seed=1), encoded(lm, 3, seed=2)
-    actual = influence.gradient_dot(lm, train, queries, **options)
+    actual = gradient.gradient_dot(lm, train, queries, **options)
     close(actual, brute_force_dot(lm, train, queries, **options))
 
 
 def test_batches_padding_and_order_do_not_matter(tiny, monkeypatch):
     lm = tiny()
     train, queries = encoded(lm, 9, seed=1, words=20), encoded(lm, 6, seed=2, words=20)
-    whole = influence.gradient_dot(lm, train, queries)
-    monkeypatch.setitem(gradients.TOKENS_PER_PASS, "cpu", 1)
-    close(influence.gradient_dot(lm, train, queries), whole)
-    monkeypatch.setitem(gradients.TOKENS_PER_PASS, "cpu", 10_000)
-    close(influence.gradient_dot(lm, train[::-1], queries[::-1])[::-1, ::-1], whole)
-    held = influence.GradientDot(lm, queries)
+    whole = gradient.gradient_dot(lm, train, queries)
+    monkeypatch.setitem(losses.TOKENS_PER_PASS, "cpu", 1)
+    close(gradient.gradient_dot(lm, train, queries), whole)
+    monkeypatch.setitem(losses.TOKENS_PER_PASS, "cpu", 10_000)
+    close(gradient.gradient_dot(lm, train[::-1], queries[::-1])[::-1, ::-1], whole)
+    held = GradientDot(lm, queries)
     blocks = [held.products(train[:4])[0], held.products(train[4:])[0]]
     close(np.concatenate(blocks), whole)
 
@@ -220,36 +219,36 @@ def test_batches_padding_and_order_do_not_matter(tiny, monkeypatch):
 def test_padding_to_round_lengths_as_on_a_gpu_changes_nothing(tiny, monkeypatch, loss_on):
     lm = tiny(bos=True)
     train, queries = encoded(lm, 9, seed=1, words=20), encoded(lm, 6, seed=2, words=20)
-    held = influence.GradientDot(lm, queries)
+    held = GradientDot(lm, queries)
     expected = held.products(train, loss_on)
-    monkeypatch.setitem(gradients.MULTIPLE, "cpu", 8)
-    held = influence.GradientDot(lm, queries)
+    monkeypatch.setitem(losses.MULTIPLE, "cpu", 8)
+    held = GradientDot(lm, queries)
     for actual, plain in zip(held.products(train, loss_on), expected, strict=True):
         close(actual, plain)
-    lengths = {part.inputs.shape[1] for part in gradients.factors(lm, train)}
+    lengths = {part.inputs.shape[1] for part in factors.factors(lm, train)}
     assert all(length % 8 == 0 for length in lengths)
     # but never beyond the positions that the model has
-    monkeypatch.setitem(gradients.MULTIPLE, "cpu", 10_000)
-    assert gradients.factors(lm, train)[0].inputs.shape[1] == lm.max_positions
+    monkeypatch.setitem(losses.MULTIPLE, "cpu", 10_000)
+    assert factors.factors(lm, train)[0].inputs.shape[1] == lm.max_positions
 
 
-@pytest.mark.parametrize("memory", [influence.MEMORY, 1e-9])
+@pytest.mark.parametrize("memory", [module.MEMORY, 1e-9])
 def test_no_example_is_passed_twice_whatever_the_memory(tiny, monkeypatch, memory):
     lm = tiny()
     train, queries = encoded(lm, 12, seed=1, words=20), encoded(lm, 30, seed=2, words=20)
-    whole = influence.gradient_dot(lm, train, queries)
-    monkeypatch.setitem(gradients.TOKENS_PER_PASS, "cpu", 60)
-    monkeypatch.setattr(influence, "TOKENS_TOGETHER", 130)
-    monkeypatch.setattr(influence, "TOKENS_READ", 200)
+    whole = gradient.gradient_dot(lm, train, queries)
+    monkeypatch.setitem(losses.TOKENS_PER_PASS, "cpu", 60)
+    monkeypatch.setattr(module, "TOKENS_TOGETHER", 130)
+    monkeypatch.setattr(module, "TOKENS_READ", 200)
     seen = []
-    factors = gradients.factors
+    make = factors.factors
 
     def counted(lm, batch, *rest):
         seen.extend(example.id for example in batch)
-        return factors(lm, batch, *rest)
+        return make(lm, batch, *rest)
 
-    monkeypatch.setattr(gradients, "factors", counted)
-    held = influence.GradientDot(lm, queries, memory=memory)
+    monkeypatch.setattr(factors, "factors", counted)
+    held = GradientDot(lm, queries, memory=memory)
     dot, cosine = held.products(train)
     close(dot, whole)
     assert [seen.count(z.id) for z in train] == [1] * 12
@@ -261,19 +260,19 @@ def test_no_example_is_passed_twice_whatever_the_memory(tiny, monkeypatch, memor
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
 def test_factors_are_held_in_the_model_s_dtype_and_summed_in_a_wider_one(tiny, dtype):
     lm = tiny(dtype=dtype)
-    one, other = (gradients.factors(lm, encoded(lm, n, seed=n)) for n in (3, 2))
+    one, other = (factors.factors(lm, encoded(lm, n, seed=n)) for n in (3, 2))
     for mine, theirs in zip(one, other, strict=True):
         assert mine.inputs.dtype == lm.model.dtype
         wide = [part.widened() for part in (mine, theirs)]
         assert wide[0].inputs.dtype == (torch.float64 if dtype == "float64" else torch.float32)
-        for way in (gradients.products, gradients._over_tokens, gradients._over_weights):
-            pair = [mine, theirs] if way is gradients.products else wide
+        for way in (factors.products, factors._over_tokens, factors._over_weights):
+            pair = [mine, theirs] if way is factors.products else wide
             found = way(*([part] for part in pair))
             for name, g in wide[0].outputs.items():
                 weights = (g.mT @ wide[0].inputs, wide[1].outputs[name].mT @ wide[1].inputs)
                 close(found[name], torch.tensordot(*weights, dims=([1, 2], [1, 2])))
-        squares = gradients.squared_norms([mine])
-        for name, part in gradients.squared_norms(wide[:1]).items():
+        squares = factors.squared_norms([mine])
+        for name, part in factors.squared_norms(wide[:1]).items():
             assert torch.equal(squares[name], part)
 
 
@@ -281,10 +280,10 @@ def test_factors_are_held_in_the_model_s_dtype_and_summed_in_a_wider_one(tiny, d
 def test_factors_lie_in_memory_or_in_a_file_without_a_name(tiny, monkeypatch, tmp_path, dtype):
     lm = tiny(dtype=dtype)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    batches = [gradients.factors(lm, encoded(lm, n, seed=n)) for n in (3, 1, 2)]
+    batches = [factors.factors(lm, encoded(lm, n, seed=n)) for n in (3, 1, 2)]
     sizes = [sum(group.nbytes for group in batch) for batch in batches]
     for held in (0, 1, 3):
-        shelf = Shelf(sum(sizes[:held]))
+        shelf = FactorCache(sum(sizes[:held]))
         for _ in range(2):  # a cleared shelf is like a new one
             shelf.clear()
             for groups in batches:
@@ -308,12 +307,12 @@ def test_a_full_disk_is_an_error_that_says_what_to_do(tiny, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1))
         with pytest.raises(OSError, match=r"has 0.0 free: set TMPDIR"):
-            influence.GradientDot(lm, queries, memory=1e-9)
+            GradientDot(lm, queries, memory=1e-9)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
         with pytest.raises(OSError, match=r"do not fit in .* \(File too large\): set TMPDIR"):
-            influence.GradientDot(lm, queries, memory=1e-9)
+            GradientDot(lm, queries, memory=1e-9)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
@@ -322,14 +321,14 @@ def test_a_full_disk_is_an_error_that_says_what_to_do(tiny, monkeypatch):
 def test_both_routes_to_a_product_agree(tiny, family, monkeypatch):
     """Over pairs of tokens and over weights, whole or some output rows at a time."""
     lm = tiny(family, dtype="float64")
-    one = [gradients.factors(lm, encoded(lm, n, seed=n)) for n in (1, 3)]
-    other = [gradients.factors(lm, encoded(lm, n, seed=n)) for n in (2, 4, 1)]
+    one = [factors.factors(lm, encoded(lm, n, seed=n)) for n in (1, 3)]
+    other = [factors.factors(lm, encoded(lm, n, seed=n)) for n in (2, 4, 1)]
     for group in range(len(one[0])):
         ours, theirs = ([batch[group] for batch in side] for side in (one, other))
-        expected = gradients._over_tokens(ours, theirs)
+        expected = factors._over_tokens(ours, theirs)
         for entries in (2**26, 1000, 1):
-            monkeypatch.setitem(gradients.WEIGHT_ENTRIES, "cpu", entries)
-            actual = gradients._over_weights(ours, theirs)
+            monkeypatch.setitem(factors.WEIGHT_ENTRIES, "cpu", entries)
+            actual = factors._over_weights(ours, theirs)
             assert list(actual) == list(expected)
             for name, product in expected.items():
                 assert product.shape == (4, 7)
@@ -337,15 +336,15 @@ def test_both_routes_to_a_product_agree(tiny, family, monkeypatch):
                 assert error < 1e-10 * abs(product).max(), name
 
 
-def test_layers_add_up_and_each_equals_autograd(tiny):
+def test_parts_of_layers_equal_autograd_and_add_up(tiny):
     lm = tiny(bos=True)
     train, queries = encoded(lm, 4, seed=1), encoded(lm, 3, seed=2)
-    parts = influence.GradientDot(lm, queries).by_layer(train)
-    assert list(parts) == list(gradients.linear_layers(lm))
-    close(sum(parts.values()), influence.gradient_dot(lm, train, queries))
     name = "model.layers.1.mlp.down_proj"
-    close(parts[name], brute_force_dot(lm, train, queries, layers=name))
-    held = influence.GradientDot(lm, queries, layers="mlp")
+    held = GradientDot(lm, queries)
+    dot, _, *parts = held.products(train, parts=[name, r"layers\.[02]\.", r"layers\.1\."])
+    close(parts[0], brute_force_dot(lm, train, queries, layers=name))
+    close(parts[1] + parts[2], dot)
+    held = GradientDot(lm, queries, layers="mlp")
     dot, _, first, up = held.products(train, parts=[r"layers\.0", "up_proj"])
     close(dot, brute_force_dot(lm, train, queries, layers="mlp"))
     close(first, brute_force_dot(lm, train, queries, layers=r"layers\.0\.mlp"))
@@ -357,8 +356,8 @@ def test_positive_helps_a_step_lowers_the_loss(tiny):
     lm = tiny("gpt2", dtype="float64")  # Llama's norms compute in float32 whatever the dtype
     train, queries = encoded(lm, 2, seed=1), encoded(lm, 4, seed=2)
     before = [p.clone() for p in lm.model.parameters()]
-    expected = influence.gradient_dot(lm, train, queries, loss_on="text")
-    measured = influence.finite_difference(lm, train, queries, step=1e-4, loss_on="text")
+    expected = gradient.gradient_dot(lm, train, queries, loss_on="text")
+    measured = gradient.finite_difference(lm, train, queries, step=1e-4, loss_on="text")
     close(measured, expected)
     assert all(torch.equal(a, b) for a, b in zip(before, lm.model.parameters(), strict=True))
 
@@ -366,7 +365,7 @@ def test_positive_helps_a_step_lowers_the_loss(tiny):
 def test_cosine_is_bounded_and_one_with_itself(tiny):
     lm = tiny()
     train = encoded(lm, 5, seed=1)
-    cosine = influence.gradient_dot(lm, train, train, cosine=True)
+    cosine = gradient.gradient_dot(lm, train, train, cosine=True)
     assert abs(cosine).max() <= 1 + 1e-5
     np.testing.assert_allclose(np.diag(cosine), 1, atol=1e-5)
 
@@ -374,18 +373,18 @@ def test_cosine_is_bounded_and_one_with_itself(tiny):
 def test_cosines_that_nobody_asks_for_are_no_numbers(tiny):
     lm = tiny()
     train, queries = encoded(lm, 2, seed=1), encoded(lm, 3, seed=2)
-    both = influence.GradientDot(lm, queries).products(train)
-    dot, cosine = influence.GradientDot(lm, queries, cosines=False).products(train)
+    both = GradientDot(lm, queries).products(train)
+    dot, cosine = GradientDot(lm, queries, cosines=False).products(train)
     np.testing.assert_array_equal(dot, both[0])
     assert np.isnan(cosine).all() and np.isfinite(both[1]).all()
 
 
 def test_the_model_is_left_as_it_was(tiny):
     lm = tiny()
-    influence.gradient_dot(lm, encoded(lm, 2, seed=1), encoded(lm, 2, seed=2))
+    gradient.gradient_dot(lm, encoded(lm, 2, seed=1), encoded(lm, 2, seed=2))
     assert all(p.requires_grad and p.grad is None for p in lm.model.parameters())
     assert not lm.model.get_input_embeddings()._forward_hooks
-    assert not any(m._forward_hooks for m in gradients.linear_layers(lm).values())
+    assert not any(m._forward_hooks for m in linear_layers(lm).values())
 
 
 def test_errors_say_what_is_wrong(tiny):
@@ -394,34 +393,34 @@ def test_errors_say_what_is_wrong(tiny):
     with pytest.raises(
         ValueError, match=r"no linear layer matches 'nonsense'; module types: .*Linear"
     ):
-        influence.gradient_dot(lm, train, train, layers="nonsense")
+        gradient.gradient_dot(lm, train, train, layers="nonsense")
     with pytest.raises(ValueError, match="loss_on is 'prompt'"):
-        influence.gradient_dot(lm, train, train, loss_on="prompt")
+        gradient.gradient_dot(lm, train, train, loss_on="prompt")
     with pytest.raises(ValueError, match="reduction is 'max'"):
-        influence.gradient_dot(lm, train, train, reduction="max")
+        gradient.gradient_dot(lm, train, train, reduction="max")
     with pytest.raises(ValueError, match="memory is -1, expected GiB from 0"):
-        influence.gradient_dot(lm, train, train, memory=-1)
+        gradient.gradient_dot(lm, train, train, memory=-1)
     cut = language_model.Encoded("cut", train[0].prompt, ())
     with pytest.raises(ValueError, match="'cut': no completion token is left"):
-        influence.gradient_dot(lm, train, [cut])
+        gradient.gradient_dot(lm, train, [cut])
     bare = language_model.Encoded("bare", (), train[0].completion)
     with pytest.raises(ValueError, match="'bare': the prompt has no tokens"):
-        influence.gradient_dot(lm, [bare], train)
+        gradient.gradient_dot(lm, [bare], train)
     long = language_model.Encoded("long", train[0].prompt * 100, train[0].completion)
     with pytest.raises(ValueError, match=r"'long' has \d+ tokens, the model reads 512"):
-        influence.gradient_dot(lm, [long], train)
-    for method in (influence.gradient_dot, influence.query_set_influence, influence.ekfac):
+        gradient.gradient_dot(lm, [long], train)
+    for method in (gradient.gradient_dot, gradient.mean_influence, gradient.ekfac):
         for one, other in ((train, []), ([], train)):
             with pytest.raises(ValueError, match="there are no examples"):
                 method(lm, one, other)
     try:
         lm.model.train()
         with pytest.raises(ValueError, match="is in training mode"):
-            influence.gradient_dot(lm, train, train)
+            gradient.gradient_dot(lm, train, train)
     finally:
         lm.model.eval()
     with torch.inference_mode(), pytest.raises(ValueError, match=r"inside torch.inference_mode"):
-        influence.gradient_dot(lm, train, train)
+        gradient.gradient_dot(lm, train, train)
 
 
 def test_gradients_that_are_not_finite_are_named(tiny, tmp_path):
@@ -431,148 +430,19 @@ def test_gradients_that_are_not_finite_are_named(tiny, tmp_path):
     with torch.no_grad():
         lm.model.get_input_embeddings().weight[200] = float("nan")
     with pytest.raises(FloatingPointError, match=r"not finite: examples 'bad'$"):
-        influence.gradient_dot(lm, [*train, bad], train)
-
-
-def test_tracin_sums_over_checkpoints(tmp_path):
-    folders = [
-        save_tiny(tmp_path / name, "llama", seed=seed) for name, seed in (("a", 1), ("b", 2))
-    ]
-    models = [language_model.load(str(folder), device="cpu") for folder in folders]
-    train, queries = examples(4, seed=1), examples(3, seed=2)
-    expected = sum(
-        rate * influence.gradient_dot(lm, train, queries, layers="mlp")
-        for lm, rate in zip(models, (0.1, 0.02), strict=True)
-    )
-    checkpoints = list(zip(map(str, folders), (0.1, 0.02), strict=True))
-    actual = influence.tracin(checkpoints, train, queries, device="cpu", layers="mlp")
-    assert actual.dtype == np.float32
-    close(actual, expected)
-    with pytest.raises(ValueError, match="at least one checkpoint"):
-        influence.tracin([], train, queries)
-    with pytest.raises(ValueError, match=r"'x': learning rate is None, expected a number"):
-        influence.tracin([("x", None)], train, queries)
-    with pytest.raises(ValueError, match=r"expected \(model, learning rate\)"):
-        influence.tracin(["x"], train, queries)
-
-
-@pytest.fixture
-def experiment(tmp_path):
-    return experiment_on(tmp_path, examples(11, 1), examples(5, 2))
-
-
-def test_an_interrupted_run_resumes_with_the_same_numbers(experiment, monkeypatch):
-    monkeypatch.setitem(influence.BLOCK_SIZE, "cpu", 4)
-    lm = experiment.load_model()
-    products, calls = influence.GradientDot.products, []
-
-    def interrupted(self, train, *rest):
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        calls.append(len(train))
-        return products(self, train, *rest)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(influence.GradientDot, "products", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            influence.attribute(experiment, lm)
-    with pytest.raises(store.ScoresNotFound):
-        influence.find(experiment, "02_influence")
-    resumed = influence.attribute(experiment, lm)
-    pool, queries = experiment.load_data()
-    close(resumed.dot, influence.gradient_dot(lm, pool, queries))
-    close(resumed.cosine, influence.gradient_dot(lm, pool, queries, cosine=True))
-
-    def untouched(*_, **__):
-        raise AssertionError("finished scores need no gradient")
-
-    monkeypatch.setattr(gradients, "factors", untouched)
-    for again in (influence.attribute(experiment, lm), influence.find(experiment, "02_influence")):
-        np.testing.assert_array_equal(again.dot, resumed.dot)
-        np.testing.assert_array_equal(again.cosine, resumed.cosine)
-    with pytest.raises(store.ScoresNotFound):
-        influence.find(experiment, "02_influence", layers="mlp")
-
-
-def test_parts_have_stores_of_their_own(experiment):
-    lm = experiment.load_model()
-    pool, queries = experiment.load_data()
-    scores = influence.attribute(experiment, lm, parts={"mlp": "mlp", "attention": "attn"})
-    close(scores.parts["mlp"], influence.gradient_dot(lm, pool, queries, layers="mlp"))
-    close(scores.parts["mlp"] + scores.parts["attention"], scores.dot)
-    found = influence.find(experiment, "02_influence")
-    assert list(found.parts) == ["attention", "mlp"]
-    np.testing.assert_array_equal(found.parts["attention"], scores.parts["attention"])
-    with pytest.raises(ValueError, match="no layer among 'attn' matches the part 'mlp'"):
-        influence.attribute(experiment, lm, layers="attn", parts={"mlp": "mlp"})
-
-
-def test_new_parts_are_cut_like_the_scores_that_another_device_has_begun(experiment, monkeypatch):
-    lm = experiment.load_model()
-    monkeypatch.setitem(influence.BLOCK_SIZE, "cpu", 4)
-    first = influence.attribute(experiment, lm)
-    monkeypatch.setitem(influence.BLOCK_SIZE, "cpu", 8)
-    both = influence.attribute(experiment, lm, parts={"mlp": "mlp"})
-    np.testing.assert_array_equal(both.dot, first.dot)
-    pool, queries = experiment.load_data()
-    close(both.parts["mlp"], influence.gradient_dot(lm, pool, queries, layers="mlp"))
+        gradient.gradient_dot(lm, [*train, bad], train)
 
 
 def test_kinds_and_bands_of_layers_add_up(tiny):
     for family in ("llama", "gpt_neox", "gpt2"):
         lm = tiny(family)
-        parts = gradients.parts(lm, bands=2)
+        parts = parts_of(lm, bands=2)
         bands = [name for name in parts if name.startswith("blocks")]
         assert bands == ["blocks 00-01", "blocks 02-02"]
         for names in (bands, [name for name in parts if name not in bands]):
-            chosen = [set(gradients.linear_layers(lm, parts[name])) for name in names]
-            assert set().union(*chosen) == set(gradients.linear_layers(lm))
-            assert sum(map(len, chosen)) == len(gradients.linear_layers(lm))
-
-
-KILLED = """
-import os, signal
-from icprobe import influence, store
-from icprobe.experiment import Experiment
-
-influence.BLOCK_SIZE["cpu"] = 4
-write = store.ScoreStore.write
-
-def write_and_die(self, block, scores):
-    write(self, block, scores)
-    if (self.method, block) == ("gradient_dot", 1):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-store.ScoreStore.write = write_and_die
-experiment = Experiment(**{experiment})
-influence.attribute(experiment, experiment.load_model(), memory=1e-6)
-"""
-
-
-def test_a_killed_run_resumes_and_leaves_the_same_bytes(experiment, monkeypatch, tmp_path, capsys):
-    """Killed between the two files of one block, with factors in temporary files."""
-    monkeypatch.setitem(influence.BLOCK_SIZE, "cpu", 4)
-    lm = experiment.load_model()
-    (tmp_path / "tmp").mkdir()
-    died = subprocess.run(
-        [sys.executable, "-c", KILLED.replace("{experiment}", repr(vars(experiment)))],
-        env={**os.environ, "TMPDIR": str(tmp_path / "tmp"), "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-    )
-    assert died.returncode == -signal.SIGKILL, died.stderr
-    assert not list((tmp_path / "tmp").glob("*"))
-    parts = sorted(path.name for path in tmp_path.glob("scores/*/part-*.parquet"))
-    assert parts == ["part-00000.parquet"] * 2 + ["part-00001.parquet"]
-    influence.attribute(experiment, lm, memory=1e-6)
-    printed = capsys.readouterr().out
-    assert "gradient_dot: reused 8 of 11" in printed and "cosine: reused 4 of 11" in printed
-    whole = dataclasses.replace(experiment, scores_dir=str(tmp_path / "whole"))
-    influence.attribute(whole, lm, memory=1e-6)
-    files = sorted(path.relative_to(tmp_path / "whole") for path in tmp_path.glob("whole/*/*"))
-    assert len(files) == 8
-    for file in files:
-        assert (tmp_path / "scores" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+            chosen = [set(linear_layers(lm, parts[name])) for name in names]
+            assert set().union(*chosen) == set(linear_layers(lm))
+            assert sum(map(len, chosen)) == len(linear_layers(lm))
 
 
 @pytest.mark.real
@@ -582,8 +452,8 @@ def test_the_real_model_equals_autograd():
         language_model.encode(lm, data.load("grid", split, 2, seed=0))
         for split in ("train", "query")
     )
-    options = {"layers": gradients.last_blocks(lm, 8)}
-    actual = influence.gradient_dot(lm, train, queries, **options)
+    options = {"layers": last_blocks(lm, 8)}
+    actual = gradient.gradient_dot(lm, train, queries, **options)
     close(actual, brute_force_dot(lm, train, queries, **options))
-    direct = influence.query_set_influence(lm, train, queries, **options)
+    direct = gradient.mean_influence(lm, train, queries, **options)
     close(direct, actual.mean(axis=1))

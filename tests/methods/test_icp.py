@@ -1,17 +1,15 @@
 """Laws of in-context probing, and scores that survive interruption."""
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import ATOL, RTOL
-from icprobe.experiment import Experiment
-from icprobe.store import ScoresNotFound
+from conftest import ATOL, RTOL, experiment_on
 from test_lm import examples
 
-from icprobe import icp
 from icprobe import lm as language_model
+from icprobe.methods import icp
+from icprobe.scores import ScoresNotFound, load, score
 
 NOTHING = language_model.Encoded("nothing", (), ())
 
@@ -104,98 +102,65 @@ def test_neutral_demonstrations_of_one_line_instructions_keep_their_labels(tiny)
         assert abs(len(first) + len(last) - len(row["prompt"])) <= 10
 
 
-def experiment(folder, model, **changes):
-    sources = {"train": "data/demo.jsonl", "queries": "data/demo.jsonl"}
-    parameters = {"n_train": 10, "n_query": 3, "max_length": 200, **sources, **changes}
-    return Experiment(scores_dir=str(folder), model=str(model), **parameters)
-
-
 @pytest.fixture
-def model(tmp_path):
-    from conftest import save_tiny
-
-    return save_tiny(tmp_path / "model", "llama")
+def what(tmp_path):
+    return experiment_on(tmp_path, examples(10, 1, words=12), examples(3, 2), max_length=200)
 
 
-def test_probing_through_the_store(tmp_path, model, monkeypatch, capsys):
-    what = experiment(tmp_path / "scores", model)
-    with pytest.warns(UserWarning, match="texts are both query and training example"):
-        pool, questions = what.load_data()
+def test_probing_through_the_store(what, monkeypatch):
     lm = what.load_model()
-    probe = icp.probe(what, lm)
-    assert probe.gain.shape == probe.neutral_gain.shape == (10, 3)
+    pool, questions = what.load_data()
+    scores = score(what, icp.probing(neutral=True), lm)
+    gain, neutral_gain = icp.gains(scores)
+    assert gain.shape == neutral_gain.shape == (10, 3)
     direct = icp.log_likelihoods(lm, questions, pool)
-    np.testing.assert_allclose(probe.demonstrated, direct, rtol=RTOL, atol=ATOL)
+    np.testing.assert_allclose(scores["icp"], direct, rtol=RTOL, atol=ATOL)
     direct = icp.log_likelihoods(lm, questions, icp.neutral_demonstrations(lm, pool))
-    np.testing.assert_allclose(probe.neutral, direct, rtol=RTOL, atol=ATOL)
+    np.testing.assert_allclose(scores["icp_neutral"], direct, rtol=RTOL, atol=ATOL)
+    np.testing.assert_array_equal(gain, scores["icp"] - icp.log_likelihoods(lm, questions))
 
     # finished scores are found without model and data, and are not computed again
-    monkeypatch.setattr(icp, "log_likelihoods", None)
-    found = icp.find(experiment(tmp_path / "scores", model), made_by="run notebook 01")
-    assert (found.gain == probe.gain).all() and (found.neutral == probe.neutral).all()
-    capsys.readouterr()
-    again = icp.probe(what, lm)
-    assert (again.demonstrated == probe.demonstrated).all()
-    assert "reused 10 of 10 rows" in capsys.readouterr().out
+    monkeypatch.setattr(language_model, "log_likelihoods", None)
+    for found in (load(what, icp.probing(neutral=True)), score(what, icp.probing(neutral=True))):
+        assert all((found[name] == matrix).all() for name, matrix in scores.items())
+    with pytest.raises(ScoresNotFound, match=r"identity\.options\.preamble"):
+        load(what, icp.ICP("Other"))
 
 
-def test_twins_are_scored_only_where_asked_for(tmp_path, model):
-    what = experiment(tmp_path / "scores", model)
-    with pytest.warns(UserWarning, match="texts are both query and"):
-        probe = icp.probe(what, what.load_model(), neutral=False)
-    assert probe.neutral is None
+def test_the_control_is_scored_only_where_asked_for(what, tmp_path):
+    gain, neutral_gain = icp.gains(score(what, icp.probing()))
+    assert neutral_gain is None and gain.shape == (10, 3)
     assert not list((tmp_path / "scores").glob("icp_neutral-*"))
-    found = icp.find(what, made_by="run notebook 01", neutral=False)
-    assert (found.gain == probe.gain).all()
     with pytest.raises(ScoresNotFound, match="no icp_neutral scores"):
-        icp.find(what, made_by="run notebook 01")
+        load(what, icp.probing(neutral=True))
 
 
-@pytest.mark.filterwarnings("ignore:.*texts are both query and training example")
-def test_a_part_of_an_experiment_knows_its_places(tmp_path, model):
-    what = experiment(tmp_path / "scores", model)
-    part = replace(what, n_train=4, n_query=2)
-    rows, columns = what.places(part)
-    for whole, some, at in zip(what.load_data(), part.load_data(), (rows, columns), strict=True):
-        assert [whole[int(i)]["id"] for i in at] == list(some["id"])
-    with pytest.raises(ValueError, match="is not in"):
-        part.places(what)
-    scores = np.arange(8.0).reshape(4, 2)
-    among = what.spread(part, scores)
-    assert (among[np.ix_(rows, columns)] == scores).all()
-    assert np.isnan(among).sum() == among.size - 8
-    # a side that keeps all keeps its name, so that finished scores of the whole are found
-    size = len(what.load_data()[0])
-    assert what.part(size + 1, None).identity == what.part(None, None).identity == what.identity
-    assert what.part(size - 1, None).n_train == size - 1
-    other = what.on("sentiment", 8, 4)
-    assert (other.train, other.queries, other.n_train, other.n_query) == (*["sentiment"] * 2, 8, 4)
-    assert (other.model, other.seed, other.max_length) == (what.model, what.seed, what.max_length)
+def test_equal_neutral_texts_are_scored_once_and_with_the_same_others(what, monkeypatch):
+    lm, calls = what.load_model(), []
+    usual = language_model.log_likelihoods
+
+    def counted(lm, queries, contexts):
+        calls.append(contexts)
+        return usual(lm, queries, contexts)
+
+    monkeypatch.setitem(icp.NeutralControl.block_size, "cpu", 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(language_model, "log_likelihoods", counted)
+        patch.setattr(language_model, "check_packing", lambda _: None)
+        found = score(what, icp.NeutralControl(), lm)["icp_neutral"]
+    seen = [context for contexts in calls for context in contexts]
+    assert len(seen) == len(set(seen))
+    monkeypatch.setitem(icp.NeutralControl.block_size, "cpu", 10)
+    again = score(what, icp.NeutralControl(), lm, fresh=True)["icp_neutral"]
+    np.testing.assert_array_equal(again, found)
 
 
-@pytest.mark.parametrize("pools, message", [
-    (None, "condition_pools is None, expected"),
-    ({"crosed": [8, 4]}, "condition_pools: 'crosed' is not a suite, there are: .*crossed"),
-    *(({"crossed": sizes}, r"condition_pools: 'crossed' has .*, expected \[N, M\]")
-      for sizes in ([8], [8, 4, 2], [8, 0], [8.0, 4], 8, "84", None)),
-])  # fmt: skip
-def test_condition_pools_that_make_no_sense(tmp_path, model, pools, message):
-    what = experiment(tmp_path / "scores", model)
-    assert what.pools({}) == {}
-    with pytest.raises(ValueError, match=message):
-        what.pools(pools)
-
-
-def test_scores_never_go_under_another_key(tmp_path, model, tiny):
-    what = experiment(tmp_path / "scores", model)
-    with pytest.raises(ValueError, match="is not"):
-        icp.probe(what, tiny("gpt2"))
+def test_what_is_too_long_is_found_before_anything_is_begun(what, tmp_path):
     row = {"id": "long", "prompt": "x" * 190, "completion": " yes"}
-    (tmp_path / "long.jsonl").write_text(json.dumps(row))
-    what = experiment(tmp_path / "scores", model, queries=str(tmp_path / "long.jsonl"), n_query=1)
+    (tmp_path / "queries.jsonl").write_text(json.dumps(row))
     with pytest.raises(ValueError, match="'long' with its longest context has"):
-        icp.probe(what, what.load_model(), "w" * 400)
-    assert not (tmp_path / "scores").exists(), "nothing may be begun that cannot be finished"
+        score(what, icp.ICP("w" * 400))
+    assert not (tmp_path / "scores").exists()
 
 
 def test_models_that_cannot_be_packed_are_refused(tiny, monkeypatch):
@@ -211,34 +176,3 @@ def test_models_that_cannot_be_packed_are_refused(tiny, monkeypatch):
     for refusing in (lm, *map(tiny, ("bloom", "mpt", "mamba", "lfm2"))):
         with pytest.raises(ValueError, match="takes no packed rows"):
             language_model.check_packing(refusing)
-
-
-def test_missing_scores_say_what_to_run(tmp_path, model):
-    what = experiment(tmp_path / "scores", model)
-    with pytest.warns(UserWarning, match="texts are both query and"):
-        icp.probe(what, what.load_model())
-    for change, field in (
-        ({"dtype": "float64"}, r"identity\.model\.dtype"),
-        ({"n_train": 9}, r"identity\.train\.limit"),
-        ({"seed": 1}, r"identity\.(train|queries)\.seed"),
-        ({"max_length": 199}, r"identity\.max_length"),
-    ):
-        with pytest.raises(ScoresNotFound, match=field) as error:
-            icp.find(experiment(tmp_path / "scores", model, **change), made_by="run notebook 01")
-        assert "run notebook 01" in str(error.value)
-    with pytest.raises(ScoresNotFound, match=r"identity\.options\.preamble"):
-        icp.find(what, "run notebook 01", preamble="Other")
-
-
-def test_findings_have_intervals_around_them(tiny):
-    rng = np.random.default_rng(0)
-    same_task = rng.random((30, 20)) < 0.3
-    gain = rng.normal(size=(30, 20)) + 2 * same_task
-    probe = icp.Probe(np.zeros(20), gain, np.full((30, 20), 0.5))
-    table = icp.findings(probe, same_task, rng.integers(9, 99, 30), rng).set_index("quantity")
-    assert (table["low"] <= table["estimate"]).all() and (table["estimate"] <= table["high"]).all()
-    row = table.loc["mean gain, same task"]
-    assert row["estimate"] == pytest.approx(gain[same_task].mean()) and row["n"] == same_task.sum()
-    assert row["low"] < 2 < row["high"]
-    over = table.loc["mean gain over neutral, same task", "estimate"]
-    assert over == pytest.approx(row["estimate"] - 0.5)

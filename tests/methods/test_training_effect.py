@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 import torch
 from conftest import ATOL, FAMILIES, RTOL, experiment_on, save_tiny
-from icprobe.retraining import Retraining, Step
-from test_influence import close, encoded
+from test_gradient_dot import close, encoded
 from test_lm import examples
 
-from icprobe import gradients, influence, retraining, store
 from icprobe import lm as language_model
+from icprobe.methods import training_effect
+from icprobe.methods.gradient import gradient_dot, linear_layers, losses
+from icprobe.methods.training_effect import Step, TrainingEffect
+from icprobe.methods.training_steps import TrainingSteps, effects
+from icprobe.scores import ScoresNotFound, load, score
 
 # clipped by far: the gradients of tiny models have norms of tens
 STEPS = (Step("sgd", 1e-3), Step("adamw", 1e-3), Step("sgd", 0.05, clip=0.5))
@@ -29,11 +32,11 @@ def log_likelihood(model, ids, mask):
 
 def slow(lm, train, queries, step, layers="", loss_on="completion", reduction="mean"):
     """Train a copy of the model on one example after another, as one would by hand."""
-    effects = np.zeros((len(train), len(queries)))
+    found = np.zeros((len(train), len(queries)))
     for i, example in enumerate(train):
         model = copy.deepcopy(lm.model).requires_grad_(False)
         modules = dict(model.named_modules())
-        weights = [modules[name].weight for name in gradients.linear_layers(lm, layers)]
+        weights = [modules[name].weight for name in linear_layers(lm, layers)]
         for weight in weights:
             weight.requires_grad_(True)
         ids, mask = language_model.sequence(lm, example)
@@ -53,8 +56,8 @@ def slow(lm, train, queries, step, layers="", loss_on="completion", reduction="m
         optimizer.step()
         for j, query in enumerate(queries):
             ids, mask = language_model.sequence(lm, query)
-            effects[i, j] = log_likelihood(model, ids, mask) - log_likelihood(lm.model, ids, mask)
-    return effects
+            found[i, j] = log_likelihood(model, ids, mask) - log_likelihood(lm.model, ids, mask)
+    return found
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
@@ -62,7 +65,7 @@ def slow(lm, train, queries, step, layers="", loss_on="completion", reduction="m
 def test_equals_training_a_copy_of_the_model(tiny, family, dtype):
     lm = tiny(family, bos=family == "gpt2", dtype=dtype)
     train, queries = encoded(lm, 3, seed=1), encoded(lm, 4, seed=2)
-    actual = retraining.effects(lm, train, queries, STEPS)
+    actual = effects(lm, train, queries, STEPS)
     assert len(actual) == len(STEPS)
     for effect, step in zip(actual, STEPS, strict=True):
         assert effect.dtype == np.float32 and effect.shape == (3, 4)
@@ -76,9 +79,7 @@ def test_equals_training_a_copy_of_the_model(tiny, family, dtype):
 def test_options(tiny, options):
     lm = tiny(bos=True)
     train, queries = encoded(lm, 2, seed=1), encoded(lm, 3, seed=2)
-    for effect, step in zip(
-        retraining.effects(lm, train, queries, STEPS, **options), STEPS, strict=True
-    ):
+    for effect, step in zip(effects(lm, train, queries, STEPS, **options), STEPS, strict=True):
         close(effect, slow(lm, train, queries, step, **options))
 
 
@@ -88,8 +89,8 @@ def test_a_small_step_gives_the_gradient_product(tiny, family):
     lm = tiny(family, dtype="float64")
     train, queries = encoded(lm, 4, seed=1), encoded(lm, 3, seed=2)
     rates = (1e-4, 5e-5, 1e-6)
-    expected = influence.gradient_dot(lm, train, queries, reduction="mean")
-    found = retraining.effects(lm, train, queries, [Step("sgd", rate) for rate in rates])
+    expected = gradient_dot(lm, train, queries, reduction="mean")
+    found = effects(lm, train, queries, [Step("sgd", rate) for rate in rates])
     scaled = [effect / rate for effect, rate in zip(found, rates, strict=True)]
     # the third rate's own error is 1 and 2 percent of the others'
     one, half = (abs(effect - scaled[2]).max() for effect in scaled[:2])
@@ -101,8 +102,8 @@ def test_a_small_step_gives_the_gradient_product(tiny, family):
 def test_llamas_norms_in_float32_allow_a_step_that_is_not_as_small(tiny):
     lm = tiny("llama", dtype="float64")
     train, queries = encoded(lm, 4, seed=1), encoded(lm, 3, seed=2)
-    expected = influence.gradient_dot(lm, train, queries, reduction="mean")
-    effect = retraining.effects(lm, train, queries, [Step("sgd", 1e-5)])[0]
+    expected = gradient_dot(lm, train, queries, reduction="mean")
+    effect = effects(lm, train, queries, [Step("sgd", 1e-5)])[0]
     # a smaller step would drown in the norms' rounding, a larger one leave the linear regime
     np.testing.assert_allclose(effect / 1e-5, expected, rtol=0, atol=5e-3 * abs(expected).max())
 
@@ -128,11 +129,11 @@ def unchanged(lm, before):
 def test_the_model_is_left_as_it_was(tiny, monkeypatch, error, where):
     lm = tiny("gpt2")
     train, queries = encoded(lm, 2, seed=1), encoded(lm, 3, seed=2)
-    first = next(iter(gradients.linear_layers(lm).values())).weight
+    first = next(iter(linear_layers(lm).values())).weight
     lm.model.get_input_embeddings().weight.requires_grad_(False)
     first.requires_grad_(False)
     first.grad = torch.ones_like(first)
-    held, before = Retraining(lm, queries), snapshot(lm)
+    held, before = TrainingSteps(lm, queries), snapshot(lm)
     if where == "nowhere":
         held.effects(train, STEPS)
         assert unchanged(lm, before) and first.grad.eq(1).all()
@@ -140,7 +141,7 @@ def test_the_model_is_left_as_it_was(tiny, monkeypatch, error, where):
     owner, name, fine = {
         "query pass": (language_model, "log_likelihoods", 4),  # the second example's first step
         "middle of a step": (torch.optim.AdamW, "step", 3),
-        "backward pass": (gradients, "loss", 1),
+        "backward pass": (losses, "loss", 1),
     }[where]
     original, calls = getattr(owner, name), []
 
@@ -164,11 +165,11 @@ def test_rows_depend_on_their_own_example_and_step_alone(tiny):
     """To the bit: nothing of an optimiser's state, a gradient or a step is left behind."""
     lm = tiny()
     train, queries = encoded(lm, 5, seed=1), encoded(lm, 4, seed=2)
-    whole = retraining.effects(lm, train, queries, STEPS)
-    backwards = retraining.effects(lm, train[::-1], queries, STEPS[::-1])
+    whole = effects(lm, train, queries, STEPS)
+    backwards = effects(lm, train[::-1], queries, STEPS[::-1])
     for effect, other in zip(whole, backwards[::-1], strict=True):
         np.testing.assert_array_equal(effect, other[::-1])
-    held = Retraining(lm, queries)
+    held = TrainingSteps(lm, queries)
     for k, step in enumerate(STEPS):
         np.testing.assert_array_equal(held.effects(train[3:4], [step])[0], whole[k][3:4])
 
@@ -176,12 +177,12 @@ def test_rows_depend_on_their_own_example_and_step_alone(tiny):
 def test_a_query_trained_on_becomes_likelier(tiny):
     lm = tiny()
     train = encoded(lm, 4, seed=1)
-    for effect in retraining.effects(lm, train, train, [Step("sgd", 1e-4), Step("adamw", 1e-4)]):
+    for effect in effects(lm, train, train, [Step("sgd", 1e-4), Step("adamw", 1e-4)]):
         assert (np.diag(effect) > 0).all()
 
 
 def test_names_and_options_tell_steps_apart():
-    assert [step.name for step in retraining.STEPS] == ["SGD 1e-4", "SGD 3e-3", "AdamW 1e-5"]
+    assert [step.name for step in training_effect.STEPS] == ["SGD 1e-4", "SGD 3e-3", "AdamW 1e-5"]
     assert Step("adamw", 2, clip=1).name == "AdamW 2e+0, clip 1"
     assert Step("sgd", 1).options == Step("sgd", np.float32(1)).options
     assert json.loads(json.dumps(Step("adamw", 1e-5, 1).options)) == {
@@ -205,7 +206,7 @@ def test_steps_that_make_no_sense(options, message):
 
 def test_planned_steps_begin_with_two_of_sgd():
     asked = [["sgd", 1e-4], ["sgd", 3e-3], ["adamw", 1e-5, 1.0]]
-    assert retraining.planned(asked) == [*retraining.STEPS[:2], Step("adamw", 1e-5, 1.0)]
+    assert training_effect.planned(asked) == [*training_effect.STEPS[:2], Step("adamw", 1e-5, 1.0)]
     for steps, message in (
         ([], "steps is .*expected two of sgd first"),
         (asked[:1], "steps is .*expected two of sgd first"),
@@ -218,23 +219,23 @@ def test_planned_steps_begin_with_two_of_sgd():
         ([7], r"steps\[0\] is 7: "),
     ):
         with pytest.raises(ValueError, match=message):
-            retraining.planned(steps)
+            training_effect.planned(steps)
 
 
 def test_errors_say_what_is_wrong(tiny):
     lm = tiny()
     train = encoded(lm, 2, seed=1)
     with pytest.raises(ValueError, match="no linear layer matches 'nonsense'"):
-        retraining.effects(lm, train, train, layers="nonsense")
+        effects(lm, train, train, layers="nonsense")
     with pytest.raises(ValueError, match="loss_on is 'prompt'"):
-        retraining.effects(lm, train, train, loss_on="prompt")
+        effects(lm, train, train, loss_on="prompt")
     with pytest.raises(ValueError, match="reduction is 'max'"):
-        retraining.effects(lm, train, train, reduction="max")
+        effects(lm, train, train, reduction="max")
     with pytest.raises(ValueError, match=r"is in bfloat16, which would .* dtype='float32'"):
-        retraining.effects(tiny(dtype="bfloat16"), train, train)
+        effects(tiny(dtype="bfloat16"), train, train)
     for one, other in ((train, []), ([], train)):
         with pytest.raises(ValueError, match="there are no examples"):
-            retraining.effects(lm, one, other)
+            effects(lm, one, other)
 
 
 def test_what_is_not_finite_is_named(tmp_path):
@@ -242,15 +243,15 @@ def test_what_is_not_finite_is_named(tmp_path):
     train = encoded(lm, 3, seed=1)
     before = snapshot(lm)
     with pytest.raises(FloatingPointError, match=r"SGD 1e\+38 on '1-0' diverged: log-lik"):
-        retraining.effects(lm, train, train, [Step("sgd", 1e-4), Step("sgd", 1e38)])
+        effects(lm, train, train, [Step("sgd", 1e-4), Step("sgd", 1e38)])
     assert unchanged(lm, before)
-    far = retraining.effects(lm, train, train, [Step("sgd", 10.0)])[0]
+    far = effects(lm, train, train, [Step("sgd", 10.0)])[0]
     assert far.min() < -20, "far off is not an error"
     bad = language_model.Encoded("bad", (*train[0].prompt, 200), train[0].completion)
     with torch.no_grad():
         lm.model.get_input_embeddings().weight[200] = float("nan")
     with pytest.raises(FloatingPointError, match="gradient is not finite: example 'bad'"):
-        retraining.effects(lm, [*train, bad], train)
+        effects(lm, [*train, bad], train)
 
 
 @pytest.fixture
@@ -265,7 +266,7 @@ def files(folder):
 @pytest.fixture
 def calls(monkeypatch):
     """Examples and steps of each call that computes; the third one is interrupted."""
-    made, original = [], Retraining.effects
+    made, original = [], TrainingSteps.effects
 
     def counted(self, train, steps, *options):
         made.append((len(train), list(steps)))
@@ -273,79 +274,56 @@ def calls(monkeypatch):
             raise KeyboardInterrupt
         return original(self, train, steps, *options)
 
-    monkeypatch.setattr(Retraining, "effects", counted)
+    monkeypatch.setattr(TrainingSteps, "effects", counted)
     return made
 
 
-def test_an_interrupted_run_leaves_the_same_bytes(experiment, calls, tmp_path, capsys):
-    lm = experiment.load_model()
+def test_an_interrupted_run_leaves_the_same_bytes(experiment, calls, tmp_path):
+    lm, measured = experiment.load_model(), TrainingEffect(STEPS)
     whole = dataclasses.replace(experiment, scores_dir=str(tmp_path / "whole"))
-    expected = retraining.measure(whole, lm, STEPS)
+    expected = score(whole, measured, lm)
     assert calls == [(4, list(STEPS)), (2, list(STEPS))]
     calls[:] = [calls[0]]
     with pytest.raises(KeyboardInterrupt):
-        retraining.measure(experiment, lm, STEPS)
-    with pytest.raises(store.ScoresNotFound, match="4 of 6 rows are finished"):
-        retraining.find(experiment, "03", STEPS)
-    resumed = retraining.measure(experiment, lm, STEPS)
-    assert capsys.readouterr().out.count("training_effect: reused 4 of 6 rows") == len(STEPS)
+        score(experiment, measured, lm)
+    with pytest.raises(ScoresNotFound, match="4 of 6 rows are finished"):
+        load(experiment, measured)
+    resumed = score(experiment, measured, lm)
     assert calls[3:] == [(2, list(STEPS))]
     assert files(tmp_path / "scores") == files(tmp_path / "whole")
     assert len(files(tmp_path / "scores")) == 3 * len(STEPS)
-    again = retraining.measure(experiment, lm, STEPS)
-    found = retraining.find(experiment, "03", STEPS)
+    found = load(experiment, measured)
     assert len(calls) == 4, "finished scores cost nothing"
-    pool, queries = experiment.load_data()
-    direct = retraining.effects(lm, pool, queries, STEPS)
+    direct = effects(lm, *experiment.load_data(), STEPS)
     for step, effect in zip(STEPS, direct, strict=True):
-        for scores in (expected, resumed, again, found):
+        for scores in (expected, resumed, found):
             np.testing.assert_array_equal(scores[step.name], effect)
-    with pytest.raises(store.ScoresNotFound):
-        retraining.find(experiment, "03", STEPS, reduction="sum")
 
 
 def test_another_step_costs_that_step_alone(experiment, calls, tmp_path):
-    """Also where a store was left half done."""
-    lm, (one, half, new) = experiment.load_model(), STEPS
-    first = retraining.measure(experiment, lm, [one])
-    with pytest.raises(KeyboardInterrupt):
-        retraining.measure(experiment, lm, [half])
-    retraining.measure(experiment, lm, [half])
-    second_part = sorted((tmp_path / "scores").glob("*/part-00001.parquet"))
-    assert len(second_part) == 2
-    kept = experiment.find(
-        "training_effect", retraining._options([half], "", "completion", "mean")[half.name], ""
-    )
-    kept.part(1).unlink()
+    lm, (one, _, new) = experiment.load_model(), STEPS
+    first = score(experiment, TrainingEffect([one]), lm)
     before = files(tmp_path / "scores")
     calls[:] = ["", "", ""]
-    scores = retraining.measure(experiment, lm, STEPS)
-    assert calls[3:] == [(4, [new]), (2, [half, new])]
-    assert list(scores) == [step.name for step in STEPS]
+    scores = score(experiment, TrainingEffect([one, new]), lm)
+    assert calls[3:] == [(4, [new]), (2, [new])]
+    assert list(scores) == [one.name, new.name]
     np.testing.assert_array_equal(scores[one.name], first[one.name])
     assert before.items() <= files(tmp_path / "scores").items()
-    fresh = retraining.measure(experiment, lm, [new], fresh=True)
-    assert calls[5:] == [(4, [new]), (2, [new])]
-    np.testing.assert_array_equal(fresh[new.name], scores[new.name])
 
 
 @pytest.mark.parametrize("most, size", [((4, 2), (4, 2)), ((99, None), (6, 3))])
 def test_the_part_trained_on_is_of_the_experiment_and_precise(experiment, most, size):
     coarse = dataclasses.replace(experiment, dtype="bfloat16")
     for whole, dtype in ((experiment, experiment.dtype), (coarse, "float32")):
-        part = retraining.part(whole, *most)
+        part = training_effect.part(whole, *most)
         assert part.dtype == dtype
-        assert tuple(map(len, part.load_data())) == tuple(map(len, whole.places(part))) == size
+        assert tuple(map(len, part.load_data())) == tuple(map(len, part.indices_in(whole))) == size
 
 
-def test_what_cannot_be_measured(experiment, tiny):
-    lm = experiment.load_model()
-    with pytest.raises(ValueError, match="is not"):
-        retraining.measure(experiment, tiny("gpt2"))
+def test_what_cannot_be_measured(experiment):
     for steps in ([], [STEPS[0], STEPS[0]]):
-        with pytest.raises(ValueError, match=r"steps are .*, expected at least one, and each once"):
-            retraining.measure(experiment, lm, steps)
+        with pytest.raises(ValueError, match="expected at least one, and each once"):
+            TrainingEffect(steps)
     with pytest.raises(ValueError, match="no linear layer matches 'nonsense'"):
-        retraining.measure(experiment, lm, layers="nonsense")
-    with pytest.raises(store.ScoresNotFound, match="run this"):
-        retraining.find(experiment, "run this")
+        score(experiment, TrainingEffect(layers="nonsense"))

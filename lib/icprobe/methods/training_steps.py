@@ -145,8 +145,7 @@ def effects(
     """Return what one training step on each example alone does to each query.
 
     For each step float32 [N, M]: the change of the query's completion log-likelihood in nats,
-    positive = training on the example helps. See `TrainingSteps` for arguments and errors, and to go
-    block by block.
+    positive = training on the example helps. See `TrainingSteps` for arguments and errors.
     """
     return TrainingSteps(lm, queries, layers, max_length).effects(train, steps, loss_on, reduction)
 

@@ -172,12 +172,12 @@ def _fill(
         wanted = [name for name, kept in stores.items() if not kept.finished(rows)]
         return pool[rows.start : rows.stop][: 0 if method.single_row else None], wanted
 
-    start = functools.partial(_start, method, queries, pool if method.needs_pool else None, names)
+    started = functools.partial(start, method, queries, pool if method.needs_pool else None, names)
     scorer = engines.scorer(
         engines.LOCAL if method.local_only else engine,
         experiment,
         lm,
-        start,
+        started,
         arguments,
         train_ids,
         method.worker_gib,
@@ -186,7 +186,7 @@ def _fill(
     return stores
 
 
-def _start(
+def start(
     method: Method, queries: Examples, pool: Examples | None, names: Sequence[str], lm: LM
 ) -> Callable[[Examples, list[str]], list[np.ndarray | None]]:
     """Prepare a method in this process; return the function that scores blocks."""
