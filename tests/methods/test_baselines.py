@@ -33,8 +33,8 @@ def test_lengths_are_those_of_the_examples(tiny):
     assert found.tolist() == [[3] * 3, [2] * 3]
     assert scored(baselines.QueryLength(), lm, queries, train).tolist() == [[3, 2]] * 3
     with pytest.warns(UserWarning, match="prompts lost tokens"):
-        cut = scored(baselines.Length(), lm, train, queries, max_length=5)
-    assert cut.tolist() == [[4] * 3, [4] * 3], "what the model reads, less BOS"
+        cut = scored(baselines.Length(), lm, train, train, max_length=5)
+    assert cut.tolist() == [[4] * 2, [4] * 2], "what the model reads, less BOS"
     assert cut.dtype == np.float32
 
 
