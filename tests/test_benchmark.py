@@ -8,8 +8,10 @@ import pytest
 import torch
 from conftest import save_tiny
 
-from icprobe import benchmark, gradients, icp, timings
+from icprobe import benchmark, timings
 from icprobe import lm as language_model
+from icprobe.methods import icp
+from icprobe.methods.gradient import losses
 from icprobe.benchmark import METHODS, NATS, PRODUCTS, SET, SIMILARITY
 
 HERE = [name for name, method in METHODS.items() if method.run]
@@ -196,7 +198,7 @@ def test_peers_share_a_loss_that_is_the_completions(pairs, monkeypatch):
     work = benchmark.exchange(lm.identity["name"], lm, train, queries) | {"model": "unused"}
     batch = exchange.padded([exchange.labelled(row) for row in work["train"]])
     few = exchange.needed(batch["labels"])
-    expected = sum(gradients.loss(lm, example).item() for example in train)
+    expected = sum(losses.loss(lm, example).item() for example in train)
     for kept in (0, few):  # 0: all
         logits = lm.model(batch["input_ids"], logits_to_keep=kept).logits
         assert exchange.loss(logits, batch["labels"]).item() == pytest.approx(expected, rel=1e-5)

@@ -3,10 +3,12 @@
 import numpy as np
 import pandas as pd
 import pytest
-from icprobe.costs import Lengths, Shape
 from test_lm import examples
 
-from icprobe import assets, benchmark, costs, forecast, influence
+from icprobe import assets, benchmark, forecast
+from icprobe.methods import costs
+from icprobe.methods.costs import Lengths, Shape
+from icprobe.methods.gradient import dot as influence
 from icprobe import lm as language_model
 from icprobe.forecast import PROBING, PRODUCTS, Machine
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import yaml
-from icprobe.experiment import Experiment
+from icprobe.scores import Experiment
 
 from icprobe import assets, data, paths
 

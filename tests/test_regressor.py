@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from icprobe import paths, regression, regressor, runner, store
+from icprobe import paths, regression, regressor, runner
+from icprobe.scores import store
 from icprobe.regression import Prior
 from icprobe.regressor import Recipe, Regressor, Shape
 

@@ -11,7 +11,7 @@ import datasets
 import numpy as np
 import pytest
 from conftest import ATOL, RTOL, save_tiny
-from icprobe.store import StoreError
+from icprobe.scores import StoreError
 from test_evaluation import questions
 from test_lm import examples
 
