@@ -10,9 +10,9 @@ from conftest import save_tiny
 
 from icprobe import benchmark, timings
 from icprobe import lm as language_model
+from icprobe.benchmark import METHODS, NATS, PRODUCTS, SET, SIMILARITY
 from icprobe.methods import icp
 from icprobe.methods.gradient import losses
-from icprobe.benchmark import METHODS, NATS, PRODUCTS, SET, SIMILARITY
 
 HERE = [name for name, method in METHODS.items() if method.run]
 

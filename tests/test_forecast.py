@@ -6,11 +6,11 @@ import pytest
 from test_lm import examples
 
 from icprobe import assets, benchmark, forecast
+from icprobe import lm as language_model
+from icprobe.forecast import PROBING, PRODUCTS, Machine
 from icprobe.methods import costs
 from icprobe.methods.costs import Lengths, Shape
 from icprobe.methods.gradient import dot as influence
-from icprobe import lm as language_model
-from icprobe.forecast import PROBING, PRODUCTS, Machine
 
 
 def known(**efficiency) -> pd.DataFrame:

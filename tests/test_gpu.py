@@ -89,8 +89,7 @@ def test_effects_of_training_steps(made):
     train, queries = (rows.select(range(4)) for rows in pool(experiment))
     steps = [Step("sgd", 1e-3), Step("adamw", 1e-5)]
     exact, found = (
-        TrainingSteps(lm, queries).effects(train, steps)
-        for lm in (load("float64", "cpu"), load())
+        TrainingSteps(lm, queries).effects(train, steps) for lm in (load("float64", "cpu"), load())
     )
     for mine, theirs in zip(found, exact, strict=True):
         assert np.abs(mine - theirs).max() <= 0.02 * np.abs(theirs).max() + 1e-4

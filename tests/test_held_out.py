@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 import yaml
-from icprobe.scores import Experiment
 
 from icprobe import assets, data, paths
+from icprobe.scores import Experiment
 
 
 def texts(name, numbers):

@@ -6,8 +6,8 @@ import torch
 from conftest import ATOL, RTOL
 from test_lm import examples
 
-from icprobe.methods import gradient
 from icprobe import lm as language_model
+from icprobe.methods import gradient
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import datasets
 import numpy as np
 import pytest
 from conftest import ATOL, RTOL, save_tiny
-from icprobe.scores import StoreError
 from test_evaluation import questions
 from test_lm import examples
 
@@ -19,6 +18,7 @@ from icprobe import evaluation, finetuning, trials
 from icprobe import lm as language_model
 from icprobe.evaluation import MEASURES
 from icprobe.finetuning import Recipe
+from icprobe.scores import StoreError
 from icprobe.trials import UNTOUCHED, Bench, Trial
 
 RECIPE = Recipe(batch_size=2, rate=1e-2)

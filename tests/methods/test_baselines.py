@@ -38,6 +38,14 @@ def test_lengths_are_those_of_the_examples(tiny):
     assert cut.dtype == np.float32
 
 
+def test_a_loss_on_the_text_leaves_out_what_nothing_predicts(tiny):
+    train = [row("abc", " de")]
+    for bos, count in ((False, 5), (True, 6)):
+        lm = tiny(bos=bos)
+        assert scored(baselines.TextTokens(), lm, train, train).tolist() == [[count]]
+        assert baselines.trained_tokens(lm, train).tolist() == [3]
+
+
 def test_lexical_similarity_by_hand(tiny):
     train, queries = [row("A b", " b"), row("c", " 7")], [row("b: 7", "\n7!")]
 

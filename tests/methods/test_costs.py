@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -73,15 +72,20 @@ def test_probing_pair_by_pair_takes_what_pytorch_counts(work):
     assert counted(every_pair) == expected
 
 
-def test_gradients_of_the_models_size_take_what_pytorch_counts(work):
+@pytest.mark.parametrize("loss_on", ["completion", "text"])
+def test_gradients_of_the_models_size_take_what_pytorch_counts(work, loss_on):
     lm, shape, train, queries = work
     weights = [layer.weight for layer in linear_layers(lm).values()]
     weights.append(lm.model.get_input_embeddings().weight)  # so that the first block passes it on
     measured = counted(
-        lambda: [losses.full_gradient(lm, example, weights) for example in (*train, *queries)]
+        lambda: [
+            *(losses.full_gradient(lm, example, weights, loss_on) for example in train),
+            *(losses.full_gradient(lm, query, weights) for query in queries),
+        ]
     )
     products = 2 * shape.weights * len(train) * len(queries)
-    expected = costs.whole_gradients(without_attention(shape), Lengths.of(train, queries))
+    lengths = Lengths.of(train, queries, loss_on)
+    expected = costs.whole_gradients(without_attention(shape), lengths)
     assert measured == expected.operations - products
 
 
@@ -92,7 +96,7 @@ def test_sharing_reads_every_beginning_once():
         language_model.Encoded("b", (1, 2), (5,)),
     ]
     lengths = Lengths.of([language_model.Encoded("t", (8, 9), (10,))], queries)
-    assert (lengths.distinct, lengths.depths) == (3, 6)  # 1, 12, 123
+    assert (lengths.distinct, lengths.attended_keys) == (3, 6)  # 1, 12, 123
     # demonstration: 3 tokens, then 3 more; keys: 6 + 9 + 6; head: 3
     expected = 2 * 15 * 6 + 4 * 2 * 21 + 2 * 7 * 3
     assert costs.probing(shape, lengths).operations == expected
@@ -133,21 +137,23 @@ def test_reading_takes_what_pytorch_counts(work):
     lm, shape, train, queries = work
     blocks = lm.model.config.num_hidden_layers
     lengths = Lengths.of(train, queries)
-    expected = costs.reading(without_attention(shape), lengths, (blocks // 2) / blocks).operations
+    expected = costs.reading(without_attention(shape), lengths).operations
+    expected *= blocks // 2 / (blocks / 2)  # of an odd number, the smaller half
     # mean_states pads, so each text by itself
     measured = counted(lambda: [hidden_states.mean_states(lm, [one]) for one in (*train, *queries)])
     assert measured == pytest.approx(expected)
 
 
-def test_forward_mode_takes_what_pytorch_counts(work):
+@pytest.mark.parametrize("loss_on", ["completion", "text"])
+def test_forward_mode_takes_what_pytorch_counts(work, loss_on):
     lm, shape, train, queries = work
 
     def every_one():
         held = MeanGradient(lm, queries[:1])
         for example in train:
-            held.influence([example])
+            held.influence([example], loss_on)
 
-    lengths = Lengths.of(train, queries[:1])
+    lengths = Lengths.of(train, queries[:1], loss_on)
     expected = costs.query_set(without_attention(shape), lengths).operations
     tokens = lengths.train.sum() + lengths.queries.sum()
     expected -= 2 * from_embeddings(lm, shape) * tokens
@@ -194,45 +200,3 @@ def test_curves_are_the_costs_of_the_first_queries(work):
         assert nothing_shared >= expected.operations
         least = table.loc[("gradient products", m), "operations"]
         assert least <= table.loc[("gradients of the model's size", m), "operations"]
-
-
-def test_crossings():
-    sizes = [1, 10, 20]
-    assert costs.crossing(sizes, [1, 10, 20], [15, 15, 15]) == (10, 20)
-    assert costs.crossing(sizes, [1, 10, 20], [5, 50, 5]) == (10, 20)
-    assert costs.crossing(sizes, [1, 10, 20], [0, 50, 50]) == pytest.approx(
-        (np.nan, 1), nan_ok=True
-    )
-    assert costs.crossing(sizes, [1, 10, 20], [1, 30, 30]) == pytest.approx(
-        (20, np.nan), nan_ok=True
-    )
-
-
-def test_crossings_by_seconds_and_by_operations():
-    def rows(columns, *values):
-        return pd.DataFrame(list(values), columns=columns)
-
-    key = ["method", "lengths", "dtype", "n", "m", "seconds"]
-    work = ("grid", "float32", 4)
-    others = ("gradient products", "projected", "query set")
-    timed = rows(
-        key,
-        *(("icprobe, probing", *work, m, seconds) for m, seconds in ((1, 1.0), (3, 3.0))),
-        *((f"icprobe, {name}", *work, m, 2.0) for name in others for m in (1, 3)),
-        ("icprobe, gradient products", *work, 2, 0.1),  # probing was not timed there
-        ("icprobe, probing", "grid", "float32", 2, 1, 99.0),  # of a smaller pool
-    )
-    names = ("gradient products", "projected gradients", "query set, forward mode")
-    counted = rows(
-        ["method", "m", "operations"],
-        *(("probing", m, 1.0) for m in (1, 2, 3)),
-        *(("probing, nothing shared", m, 3.0 * m) for m in (1, 2, 3)),
-        *((name, m, 5.0) for name in names for m in (1, 2, 3)),
-    )
-    found = costs.crossings(timed, {"grid": counted}, "float32").set_index("against")
-    assert found.index.tolist() == list(others)
-    assert (found[["cheaper", "dearer"]] == [1, 3]).all(axis=None)
-    assert found["operations"].isna().all()
-    assert (found["nothing_shared"] == 2).all()
-    probing = timed[timed["method"] == "icprobe, probing"]
-    assert costs.crossings(probing, {"grid": counted}, "float32").empty

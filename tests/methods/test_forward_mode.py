@@ -28,7 +28,7 @@ def test_equals_the_mean_over_queries(tiny, family, dtype):
 
 @pytest.mark.parametrize(
     "options",
-    [{"loss_on": "text"}, {"reduction": "mean"}, {"layers": r"layers\.1\.mlp", "loss_on": "text"}],
+    [{"loss_on": "text"}, {"layers": r"layers\.1\.mlp", "loss_on": "text"}],
 )
 def test_options(tiny, options, monkeypatch):
     lm = tiny()

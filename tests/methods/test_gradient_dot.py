@@ -22,15 +22,14 @@ from icprobe.methods.gradient.layers import parts as parts_of
 PRECISION = {"float64": 1e-6, "float32": 2e-4}  # scores are returned in float32
 
 
-def brute_force(lm, example, layers="", loss_on="completion", reduction="sum"):
+def brute_force(lm, example, layers="", loss_on="completion"):
     """Return the whole gradient [P] of one example's loss, by autograd, in float64."""
     weights = [module.weight for module in linear_layers(lm, layers).values()]
     ids, mask = language_model.sequence(lm, example)
     logits = lm.model(torch.tensor([ids])).logits[0, :-1].double()
     nats = torch.nn.functional.cross_entropy(logits, torch.tensor(ids[1:]), reduction="none")
     learnt = torch.tensor([bool(m) or loss_on == "text" for m in mask[1:]])
-    loss = getattr(nats[learnt], reduction)()
-    parts = torch.autograd.grad(loss, weights)
+    parts = torch.autograd.grad(nats[learnt].sum(), weights)
     return torch.cat([part.flatten() for part in parts]).double().numpy()
 
 
@@ -189,10 +188,9 @@ def test_scales_with_the_loss(tiny):
     "options",
     [
         {"loss_on": "text"},
-        {"reduction": "mean"},
         {"cosine": True},
         {"layers": "mlp"},
-        {"layers": "layers.1", "loss_on": "text", "reduction": "mean", "cosine": True},
+        {"layers": "layers.1", "loss_on": "text", "cosine": True},
     ],
 )
 def test_options_equal_autograd(tiny, options):
@@ -396,8 +394,6 @@ def test_errors_say_what_is_wrong(tiny):
         gradient.gradient_dot(lm, train, train, layers="nonsense")
     with pytest.raises(ValueError, match="loss_on is 'prompt'"):
         gradient.gradient_dot(lm, train, train, loss_on="prompt")
-    with pytest.raises(ValueError, match="reduction is 'max'"):
-        gradient.gradient_dot(lm, train, train, reduction="max")
     with pytest.raises(ValueError, match="memory is -1, expected GiB from 0"):
         gradient.gradient_dot(lm, train, train, memory=-1)
     cut = language_model.Encoded("cut", train[0].prompt, ())
@@ -409,7 +405,7 @@ def test_errors_say_what_is_wrong(tiny):
     long = language_model.Encoded("long", train[0].prompt * 100, train[0].completion)
     with pytest.raises(ValueError, match=r"'long' has \d+ tokens, the model reads 512"):
         gradient.gradient_dot(lm, [long], train)
-    for method in (gradient.gradient_dot, gradient.mean_influence, gradient.ekfac):
+    for method in (gradient.gradient_dot, gradient.mean_influence):
         for one, other in ((train, []), ([], train)):
             with pytest.raises(ValueError, match="there are no examples"):
                 method(lm, one, other)

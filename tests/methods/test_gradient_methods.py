@@ -135,7 +135,8 @@ def test_slow_estimators_are_those_of_the_functions(experiment):
     np.testing.assert_array_equal(found, gradient.clamped_log(lm, pool, queries, "mlp"))
     found = score(experiment, EKFACInfluence(2, "mlp", seed=3), lm)["ekfac"]
     layers = gradient.last_blocks(lm, 2, "mlp")
-    close(found, gradient.ekfac(lm, pool, queries, layers=layers, seed=3))
+    held = gradient.EKFAC(lm, queries, pool, layers, seed=3)
+    close(found, held.scores(pool))
     with pytest.raises(ValueError, match="last 4 blocks: the model has 3"):
         score(experiment, EKFACInfluence(4), lm)
 

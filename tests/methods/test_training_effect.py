@@ -16,7 +16,7 @@ from icprobe import lm as language_model
 from icprobe.methods import training_effect
 from icprobe.methods.gradient import gradient_dot, linear_layers, losses
 from icprobe.methods.training_effect import Step, TrainingEffect
-from icprobe.methods.training_steps import TrainingSteps, effects
+from icprobe.methods.training_steps import TrainingSteps
 from icprobe.scores import ScoresNotFound, load, score
 
 # clipped by far: the gradients of tiny models have norms of tens
@@ -30,7 +30,12 @@ def log_likelihood(model, ids, mask):
     return sum(float(nats[k - 1, ids[k]]) for k in range(1, len(ids)) if mask[k])
 
 
-def slow(lm, train, queries, step, layers="", loss_on="completion", reduction="mean"):
+def effects_of(lm, train, queries, steps=STEPS, layers="", loss_on="completion"):
+    """Return what each step on each example alone does to each query."""
+    return TrainingSteps(lm, queries, layers).effects(train, steps, loss_on)
+
+
+def slow(lm, train, queries, step, layers="", loss_on="completion"):
     """Train a copy of the model on one example after another, as one would by hand."""
     found = np.zeros((len(train), len(queries)))
     for i, example in enumerate(train):
@@ -46,7 +51,7 @@ def slow(lm, train, queries, step, layers="", loss_on="completion", reduction="m
         loss = torch.nn.functional.cross_entropy(output.logits[0, :-1], labels[1:])
         # transformers' own loss is this one, in float32
         torch.testing.assert_close(loss.float(), output.loss.float(), rtol=RTOL, atol=ATOL)
-        (loss * sum(learnt[1:]) if reduction == "sum" else loss).backward()
+        loss.backward()
         if step.clip is not None:
             torch.nn.utils.clip_grad_norm_(weights, step.clip)
         if step.optimizer == "sgd":
@@ -65,22 +70,25 @@ def slow(lm, train, queries, step, layers="", loss_on="completion", reduction="m
 def test_equals_training_a_copy_of_the_model(tiny, family, dtype):
     lm = tiny(family, bos=family == "gpt2", dtype=dtype)
     train, queries = encoded(lm, 3, seed=1), encoded(lm, 4, seed=2)
-    actual = effects(lm, train, queries, STEPS)
+    actual = effects_of(lm, train, queries, STEPS)
     assert len(actual) == len(STEPS)
     for effect, step in zip(actual, STEPS, strict=True):
         assert effect.dtype == np.float32 and effect.shape == (3, 4)
         close(effect, slow(lm, train, queries, step), dtype)
 
 
-@pytest.mark.parametrize("options", [
-    {"layers": "mlp"}, {"loss_on": "text"}, {"reduction": "sum"},
-    {"loss_on": "text", "reduction": "sum"},
-])  # fmt: skip
+@pytest.mark.parametrize("options", [{"layers": "mlp"}, {"loss_on": "text"}])
 def test_options(tiny, options):
     lm = tiny(bos=True)
     train, queries = encoded(lm, 2, seed=1), encoded(lm, 3, seed=2)
-    for effect, step in zip(effects(lm, train, queries, STEPS, **options), STEPS, strict=True):
+    for effect, step in zip(effects_of(lm, train, queries, STEPS, **options), STEPS, strict=True):
         close(effect, slow(lm, train, queries, step, **options))
+
+
+def product_of_means(lm, train, queries):
+    """Return gradient products of the training losses' means over completion tokens."""
+    tokens = np.array([len(example.completion) for example in train])
+    return gradient_dot(lm, train, queries) / tokens[:, None]
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gpt_neox"])
@@ -89,8 +97,8 @@ def test_a_small_step_gives_the_gradient_product(tiny, family):
     lm = tiny(family, dtype="float64")
     train, queries = encoded(lm, 4, seed=1), encoded(lm, 3, seed=2)
     rates = (1e-4, 5e-5, 1e-6)
-    expected = gradient_dot(lm, train, queries, reduction="mean")
-    found = effects(lm, train, queries, [Step("sgd", rate) for rate in rates])
+    expected = product_of_means(lm, train, queries)
+    found = effects_of(lm, train, queries, [Step("sgd", rate) for rate in rates])
     scaled = [effect / rate for effect, rate in zip(found, rates, strict=True)]
     # the third rate's own error is 1 and 2 percent of the others'
     one, half = (abs(effect - scaled[2]).max() for effect in scaled[:2])
@@ -102,8 +110,8 @@ def test_a_small_step_gives_the_gradient_product(tiny, family):
 def test_llamas_norms_in_float32_allow_a_step_that_is_not_as_small(tiny):
     lm = tiny("llama", dtype="float64")
     train, queries = encoded(lm, 4, seed=1), encoded(lm, 3, seed=2)
-    expected = gradient_dot(lm, train, queries, reduction="mean")
-    effect = effects(lm, train, queries, [Step("sgd", 1e-5)])[0]
+    expected = product_of_means(lm, train, queries)
+    effect = effects_of(lm, train, queries, [Step("sgd", 1e-5)])[0]
     # a smaller step would drown in the norms' rounding, a larger one leave the linear regime
     np.testing.assert_allclose(effect / 1e-5, expected, rtol=0, atol=5e-3 * abs(expected).max())
 
@@ -165,8 +173,8 @@ def test_rows_depend_on_their_own_example_and_step_alone(tiny):
     """To the bit: nothing of an optimiser's state, a gradient or a step is left behind."""
     lm = tiny()
     train, queries = encoded(lm, 5, seed=1), encoded(lm, 4, seed=2)
-    whole = effects(lm, train, queries, STEPS)
-    backwards = effects(lm, train[::-1], queries, STEPS[::-1])
+    whole = effects_of(lm, train, queries, STEPS)
+    backwards = effects_of(lm, train[::-1], queries, STEPS[::-1])
     for effect, other in zip(whole, backwards[::-1], strict=True):
         np.testing.assert_array_equal(effect, other[::-1])
     held = TrainingSteps(lm, queries)
@@ -177,7 +185,7 @@ def test_rows_depend_on_their_own_example_and_step_alone(tiny):
 def test_a_query_trained_on_becomes_likelier(tiny):
     lm = tiny()
     train = encoded(lm, 4, seed=1)
-    for effect in effects(lm, train, train, [Step("sgd", 1e-4), Step("adamw", 1e-4)]):
+    for effect in effects_of(lm, train, train, [Step("sgd", 1e-4), Step("adamw", 1e-4)]):
         assert (np.diag(effect) > 0).all()
 
 
@@ -226,16 +234,14 @@ def test_errors_say_what_is_wrong(tiny):
     lm = tiny()
     train = encoded(lm, 2, seed=1)
     with pytest.raises(ValueError, match="no linear layer matches 'nonsense'"):
-        effects(lm, train, train, layers="nonsense")
+        effects_of(lm, train, train, layers="nonsense")
     with pytest.raises(ValueError, match="loss_on is 'prompt'"):
-        effects(lm, train, train, loss_on="prompt")
-    with pytest.raises(ValueError, match="reduction is 'max'"):
-        effects(lm, train, train, reduction="max")
+        effects_of(lm, train, train, loss_on="prompt")
     with pytest.raises(ValueError, match=r"is in bfloat16, which would .* dtype='float32'"):
-        effects(tiny(dtype="bfloat16"), train, train)
+        effects_of(tiny(dtype="bfloat16"), train, train)
     for one, other in ((train, []), ([], train)):
         with pytest.raises(ValueError, match="there are no examples"):
-            effects(lm, one, other)
+            effects_of(lm, one, other)
 
 
 def test_what_is_not_finite_is_named(tmp_path):
@@ -243,15 +249,15 @@ def test_what_is_not_finite_is_named(tmp_path):
     train = encoded(lm, 3, seed=1)
     before = snapshot(lm)
     with pytest.raises(FloatingPointError, match=r"SGD 1e\+38 on '1-0' diverged: log-lik"):
-        effects(lm, train, train, [Step("sgd", 1e-4), Step("sgd", 1e38)])
+        effects_of(lm, train, train, [Step("sgd", 1e-4), Step("sgd", 1e38)])
     assert unchanged(lm, before)
-    far = effects(lm, train, train, [Step("sgd", 10.0)])[0]
+    far = effects_of(lm, train, train, [Step("sgd", 10.0)])[0]
     assert far.min() < -20, "far off is not an error"
     bad = language_model.Encoded("bad", (*train[0].prompt, 200), train[0].completion)
     with torch.no_grad():
         lm.model.get_input_embeddings().weight[200] = float("nan")
     with pytest.raises(FloatingPointError, match="gradient is not finite: example 'bad'"):
-        effects(lm, [*train, bad], train)
+        effects_of(lm, [*train, bad], train)
 
 
 @pytest.fixture
@@ -294,7 +300,7 @@ def test_an_interrupted_run_leaves_the_same_bytes(experiment, calls, tmp_path):
     assert len(files(tmp_path / "scores")) == 3 * len(STEPS)
     found = load(experiment, measured)
     assert len(calls) == 4, "finished scores cost nothing"
-    direct = effects(lm, *experiment.load_data(), STEPS)
+    direct = effects_of(lm, *experiment.load_data(), STEPS)
     for step, effect in zip(STEPS, direct, strict=True):
         for scores in (expected, resumed, found):
             np.testing.assert_array_equal(scores[step.name], effect)

@@ -6,6 +6,7 @@ a method's scores follow one, the baseline explains them until shown otherwise.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +73,40 @@ class QueryLength(Baseline):
     def score(self, prepared: tuple[LM, Examples], train: Examples) -> np.ndarray:
         """Return the lengths [n, M]."""
         return _along_rows([len(one.completion) for one in prepared[1].tokens], len(train)).T
+
+
+@dataclass(frozen=True)
+class TextTokens(Baseline):
+    """Tokens that a loss on each training example's text is over: the same along a row.
+
+    A control, which products of such losses are divided by to be one per token; not registered,
+    since elsewhere nobody needs it.
+    """
+
+    name = "text_tokens"
+    unit = "tokens that a loss on the training example's text is over; a control, no baseline"
+
+    def score(self, prepared: tuple[LM, Examples], train: Examples) -> np.ndarray:
+        """Return the numbers of tokens [n, M]."""
+        lm, queries = prepared
+        return _along_rows(trained_tokens(lm, train.tokens, "text"), len(queries))
+
+
+def trained_tokens(lm: LM, examples: Iterable, loss_on: str = "completion") -> np.ndarray:
+    """Return how many tokens of each training example its loss is over: whole numbers [N].
+
+    A loss on the text leaves out the first token where no BOS stands before it: nothing predicts
+    it.
+
+    Args:
+        lm: The model, for its tokenizer.
+        examples: N rows with id, prompt, completion (or encoded already).
+        loss_on: "completion" or "text".
+    """
+    shown = language_model.encode(lm, examples)
+    if loss_on == "completion":
+        return np.array([len(example.completion) for example in shown])
+    return np.array([len(language_model.sequence(lm, example)[0]) - 1 for example in shown])
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,15 @@ One multiplication and one addition are two operations. A pass through the block
 operations a token, for P weights of linear layers, and 4 h L for each key that a token attends to
 (h: width of all heads, L: layers); a backward pass to the activations takes as many, and a weight's
 gradient as many again. The head (vocabulary times hidden size) works at the positions that predict
-completion tokens only. Norms, activation functions and softmax are left out: they take time, but
+tokens of the loss only. Norms, activation functions and softmax are left out: they take time, but
 hardly any operations; so are separators and beginning-of-sequence tokens. The layers that read
 embeddings count like any other, though nothing need go back through them. Counts are of what a
 method cannot do without, so they say how well an implementation does; bytes are what must be held
 beside the model and one pass, in float32.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 
 import numpy as np
@@ -70,43 +71,53 @@ class Shape:
 
 @dataclass(frozen=True)
 class Lengths:
-    """Tokens that go into passes (the last one of a sequence predicts nothing), and are learnt.
+    """Numbers of tokens: those that go into passes, and those that are targets of a loss.
 
     Attributes:
-        train: [N] of training examples.
-        learnt: [N] of their completions.
-        queries: [M] of queries.
-        asked: [M] of their completions.
-        distinct: Of the queries where tokens after the same beginning count once.
-        depths: Sum of these tokens' positions (from 1): the keys that they attend to.
+        train: [N] tokens of training examples but the last one, which predicts nothing.
+        train_targets: [N] tokens that their loss is over.
+        queries: [M] tokens of queries but the last one.
+        query_targets: [M] tokens of their completions.
+        distinct: Tokens of the queries where those after the same beginning count once.
+        attended_keys: Keys that these attend to in all, themselves included.
     """
 
     train: np.ndarray
-    learnt: np.ndarray
+    train_targets: np.ndarray
     queries: np.ndarray
-    asked: np.ndarray
+    query_targets: np.ndarray
     distinct: int
-    depths: int
+    attended_keys: int
 
     @classmethod
-    def of(cls, train: Sequence[Encoded], queries: Sequence[Encoded]) -> "Lengths":
-        """Return those of encoded examples."""
+    def of(
+        cls, train: Sequence[Encoded], queries: Sequence[Encoded], loss_on: str = "completion"
+    ) -> "Lengths":
+        """Return the lengths of encoded examples.
+
+        Args:
+            train: N training examples.
+            queries: M queries.
+            loss_on: Tokens of the training loss: "completion", or "text" for the prompt, too.
+        """
         inputs = [query.ids[:-1] for query in queries]
         # numbers of beginnings, by the number of the one without the last token (0: none) and it
         tree: dict[tuple[int, int], int] = {}
-        depths = 0
+        attended_keys = 0
         for ids in inputs:
             number = 0
-            for depth, token in enumerate(ids, 1):
-                depths += depth * ((number, token) not in tree)
+            for position, token in enumerate(ids, 1):
+                attended_keys += position * ((number, token) not in tree)
                 number = tree.setdefault((number, token), len(tree) + 1)
+        passed = np.array([len(example.ids) - 1 for example in train])
+        completions = np.array([len(example.completion) for example in train])
         return cls(
-            np.array([len(example.ids) - 1 for example in train]),
-            np.array([len(example.completion) for example in train]),
+            passed,
+            passed if loss_on == "text" else completions,
             np.array([len(ids) for ids in inputs]),
             np.array([len(query.completion) for query in queries]),
             len(tree),
-            depths,
+            attended_keys,
         )
 
 
@@ -137,12 +148,12 @@ def probing(shape: Shape, lengths: Lengths, sharing: bool = True) -> Cost:
     shown = lengths.train + 1  # of a demonstration, all tokens are read
     if sharing:
         tokens = shown + lengths.distinct
-        keys = shown * (shown + 1) / 2 + shown * lengths.distinct + lengths.depths
+        keys = shown * (shown + 1) / 2 + shown * lengths.distinct + lengths.attended_keys
     else:
         pairs = shown[:, None] + lengths.queries
         tokens, keys = pairs.sum(1), (pairs * (pairs + 1) / 2).sum(1)
     operations = 2 * shape.weights * tokens + 4 * shape.attention * keys
-    heads = 2 * shape.head * lengths.asked.sum() * len(shown)
+    heads = 2 * shape.head * lengths.query_targets.sum() * len(shown)
     held = FLOAT * shape.cache * shown.max() if sharing else 0
     return Cost(float(operations.sum() + heads), float(held))
 
@@ -153,8 +164,7 @@ def gradient_products(shape: Shape, lengths: Lengths) -> Cost:
     The products of layers that read one input go over pairs of tokens, or over weights whose
     gradients are made first, whichever takes less; the queries' factors are held.
     """
-    passes = _passes(shape, lengths.train, lengths.learnt)
-    passes += _passes(shape, lengths.queries, lengths.asked)
+    passes = _passes_of_both(shape, lengths)
     one, other = lengths.train.sum(), lengths.queries.sum()
     pairs = len(lengths.train) * len(lengths.queries)
     products = sum(
@@ -166,8 +176,7 @@ def gradient_products(shape: Shape, lengths: Lengths) -> Cost:
 
 def whole_gradients(shape: Shape, lengths: Lengths) -> Cost:
     """Return the cost of the same by gradients of the model's size, those of the queries held."""
-    passes = _passes(shape, lengths.train, lengths.learnt)
-    passes += _passes(shape, lengths.queries, lengths.asked)
+    passes = _passes_of_both(shape, lengths)
     tokens = lengths.train.sum() + lengths.queries.sum()
     pairs = len(lengths.train) * len(lengths.queries)
     operations = passes + 2 * shape.weights * (tokens + pairs)
@@ -180,16 +189,15 @@ def query_set(shape: Shape, lengths: Lengths) -> Cost:
     The queries' mean gradient is a pass each and a product. A pass with tangents takes three times
     the operations of a plain one in the blocks, and twice in the head, whose weights stay.
     """
-    direction = _passes(shape, lengths.queries, lengths.asked)
+    direction = _passes(shape, lengths.queries, lengths.query_targets)
     direction += 2 * shape.weights * lengths.queries.sum()
-    tangents = 3 * _blocks(shape, lengths.train) + 2 * _head(shape, lengths.learnt)
+    tangents = 3 * _blocks(shape, lengths.train) + 2 * _head(shape, lengths.train_targets)
     return Cost(float(direction + tangents), float(FLOAT * shape.weights))
 
 
-def projected(shape: Shape, lengths: Lengths, size: int) -> Cost:
+def projected(shape: Shape, lengths: Lengths, size: int = 16) -> Cost:
     """Return the cost of products of gradients that are projected to `size` by `size` a layer."""
-    passes = _passes(shape, lengths.train, lengths.learnt)
-    passes += _passes(shape, lengths.queries, lengths.asked)
+    passes = _passes_of_both(shape, lengths)
     tokens = lengths.train.sum() + lengths.queries.sum()
     n, m = len(lengths.train), len(lengths.queries)
     width = sum(
@@ -199,19 +207,30 @@ def projected(shape: Shape, lengths: Lengths, size: int) -> Cost:
     return Cost(float(passes + sides + 2 * width * n * m), float(FLOAT * width * (n + m)))
 
 
-def reading(shape: Shape, lengths: Lengths, share: float = 0.5) -> Cost:
-    """Return the cost of a forward pass over each text, through a share of the blocks.
-
-    Nothing is held.
-    """
+def reading(shape: Shape, lengths: Lengths) -> Cost:
+    """Return the cost of a forward pass over each text, through half of the blocks."""
     blocks = _blocks(shape, lengths.train + 1) + _blocks(shape, lengths.queries + 1)
-    return Cost(share * blocks, 0.0)
+    return Cost(blocks / 2, 0.0)
+
+
+METHODS = {
+    "probing": probing,
+    "probing, nothing shared": functools.partial(probing, sharing=False),
+    "gradient products": gradient_products,
+    "gradients of the model's size": whole_gradients,
+    "projected gradients": projected,
+    "query set, forward mode": query_set,
+    "hidden states": reading,
+}
 
 
 def by_queries(
-    shape: Shape, train: Sequence[Encoded], queries: Sequence[Encoded], sizes: Sequence[int],
-    projection: int = 16,
-) -> pd.DataFrame:  # fmt: skip
+    shape: Shape,
+    train: Sequence[Encoded],
+    queries: Sequence[Encoded],
+    sizes: Sequence[int],
+    loss_on: str = "completion",
+) -> pd.DataFrame:
     """Return what each method costs for the first M of the queries, for several M.
 
     Args:
@@ -219,92 +238,18 @@ def by_queries(
         train: N training examples.
         queries: At least as many as the largest size.
         sizes: Numbers of queries.
-        projection: Size of projected gradients, see `projected`.
+        loss_on: See `Lengths.of`.
 
     Returns:
         Columns method, m, operations, bytes; a row for each method and size.
     """
-    methods: dict[str, Callable[[Lengths], Cost]] = {
-        "probing": lambda lengths: probing(shape, lengths),
-        "probing, nothing shared": lambda lengths: probing(shape, lengths, sharing=False),
-        "gradient products": lambda lengths: gradient_products(shape, lengths),
-        "gradients of the model's size": lambda lengths: whole_gradients(shape, lengths),
-        "projected gradients": lambda lengths: projected(shape, lengths, projection),
-        "query set, forward mode": lambda lengths: query_set(shape, lengths),
-        "hidden states": lambda lengths: reading(shape, lengths),
-    }
-    found = {m: Lengths.of(train, queries[:m]) for m in sizes}
+    lengths = {m: Lengths.of(train, queries[:m], loss_on) for m in sizes}
     rows = [
-        (name, m, *astuple(cost(lengths)))
-        for name, cost in methods.items()
-        for m, lengths in found.items()
+        (name, m, *astuple(cost(shape, lengths[m])))
+        for name, cost in METHODS.items()
+        for m in sizes
     ]
     return pd.DataFrame(rows, columns=["method", "m", "operations", "bytes"])
-
-
-def crossing(
-    sizes: Sequence[int], one: Sequence[float], other: Sequence[float]
-) -> tuple[float, float]:
-    """Return between which sizes the first cost, the lesser one at first, becomes the larger.
-
-    Args:
-        sizes: Numbers of queries, ascending.
-        one: [len(sizes)] the cost that is in question.
-        other: [len(sizes)] the cost that it is compared with.
-
-    Returns:
-        The last size at which the first is the lesser, and the next one; not a number for the
-        former if it is larger at the least size, for the latter if it is nowhere larger.
-    """
-    larger = np.flatnonzero(np.asarray(one) > np.asarray(other))
-    first = larger[0] if len(larger) else len(sizes)
-    ends = np.array([np.nan, *sizes, np.nan], dtype=float)
-    return float(ends[first]), float(ends[first + 1])
-
-
-def crossings(table: pd.DataFrame, counts: Mapping[str, pd.DataFrame], dtype: str) -> pd.DataFrame:
-    """Return from how many queries on probing costs more than each other method.
-
-    Args:
-        table: Timings with columns method ("icprobe, ..."), lengths, dtype, n, m, seconds; those of
-            the largest n are taken.
-        counts: By lengths, see `by_queries`.
-        dtype: Of the timings.
-
-    Returns:
-        Columns lengths, against, cheaper and dearer: the sizes timed between which the seconds
-        cross; operations and nothing_shared: the least size counted at which probing, or probing
-        that shares nothing, takes more operations. Not a number where there is no such size. A row
-        for each method that was timed beside probing.
-    """
-    others = {
-        "gradient products": "gradient products",
-        "projected": "projected gradients",
-        "query set": "query set, forward mode",
-    }
-    table = table[(table["dtype"] == dtype) & (table["n"] == table["n"].max())]
-    rows = []
-    for lengths, counted in counts.items():
-        timed = table[table["lengths"] == lengths].sort_values("m")
-        seconds = {
-            name.removeprefix("icprobe, "): mine.set_index("m")["seconds"]
-            for name, mine in timed.groupby("method")
-        }
-        needed = {
-            name: mine.set_index("m")["operations"] for name, mine in counted.groupby("method")
-        }
-        for name, other in others.items():
-            if not {name, "probing"} <= seconds.keys():
-                continue
-            both = pd.concat([seconds["probing"], seconds[name]], axis=1).dropna()
-            cheaper, dearer = crossing(both.index, *both.to_numpy().T)
-            by_count = [
-                crossing(needed[other].index, needed[probing], needed[other])[1]
-                for probing in ("probing", "probing, nothing shared")
-            ]
-            rows.append((lengths, name, cheaper, dearer, *by_count))
-    columns = ["lengths", "against", "cheaper", "dearer", "operations", "nothing_shared"]
-    return pd.DataFrame(rows, columns=columns)
 
 
 def _blocks(shape: Shape, tokens: np.ndarray) -> float:
@@ -322,3 +267,9 @@ def _passes(shape: Shape, tokens: np.ndarray, predicted: np.ndarray) -> float:
     """Return the operations of a forward pass and a backward pass to the activations."""
     attention = 4 * shape.attention * (tokens * (tokens + 1) / 2).sum()  # backward, it takes twice
     return float(2 * (_blocks(shape, tokens) + _head(shape, predicted)) + attention)
+
+
+def _passes_of_both(shape: Shape, lengths: Lengths) -> float:
+    """Return the same for all training examples and all queries."""
+    train = _passes(shape, lengths.train, lengths.train_targets)
+    return train + _passes(shape, lengths.queries, lengths.query_targets)

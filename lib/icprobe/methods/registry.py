@@ -15,7 +15,7 @@ from icprobe.scores.method import Method
 # what else has a store of its own, and what notebooks call it: no baseline may take these
 NAMES = (
     *("icp", "icp_neutral", "zero_shot", "training_effect", "gradient_dot", "gradient_cosine"),
-    *("projected", "tracin", "ekfac", "clamped_log", "finetuned"),
+    *("projected", "tracin", "ekfac", "clamped_log", "finetuned", "text_tokens"),
 )
 TITLES = (
     *("ICP score", "gain", "gain per token", "gain over neutral"),

@@ -11,7 +11,7 @@ from icprobe import lm as language_model
 from icprobe.lm import LM
 from icprobe.methods.gradient import losses
 from icprobe.methods.gradient.layers import linear_layers
-from icprobe.methods.training_effect import OPTIMIZERS, STEPS, Step
+from icprobe.methods.training_effect import OPTIMIZERS, Step
 
 
 class TrainingSteps:
@@ -59,7 +59,6 @@ class TrainingSteps:
         train: Iterable,
         steps: Sequence[Step],
         loss_on: str = "completion",
-        reduction: str = "mean",
     ) -> list[np.ndarray]:
         """Return each step's effects [N, M]: a forward and backward pass and, a step, M queries.
 
@@ -68,8 +67,8 @@ class TrainingSteps:
         Args:
             train: N rows like the queries.
             steps: The steps, each taken from the model's own weights.
-            loss_on: "completion", or "text" to train on the prompt, too.
-            reduction: "mean" or "sum" of the training loss over these tokens.
+            loss_on: "completion", or "text" to train on the prompt, too. The training loss is the
+                mean over these tokens.
 
         Returns:
             For each step float32 [N, M], in nats, positive = training on the example helps.
@@ -85,7 +84,7 @@ class TrainingSteps:
         effects = [np.zeros((len(train), len(self._queries)), np.float32) for _ in steps]
         with self._trainable():
             for i, example in enumerate(train):
-                norm = self._backward(example, loss_on, reduction)
+                norm = self._backward(example, loss_on)
                 for effect, step in zip(effects, steps, strict=True):
                     try:
                         take(step, self._weights, self._gradient, norm)
@@ -101,11 +100,11 @@ class TrainingSteps:
         """Log-likelihoods of the queries with the weights as they are: float64 [M]."""
         return language_model.log_likelihoods(self.lm, self._queries, dtype=np.float64)[0]
 
-    def _backward(self, example, *options) -> torch.Tensor:
+    def _backward(self, example, loss_on: str) -> torch.Tensor:
         """Make an example's gradient, in the memory that there is, and return its norm."""
         for weight, part in zip(self._weights, self._gradient, strict=True):
             weight.grad = part.zero_()
-        loss = losses.loss(self.lm, example, *options)
+        loss = losses.loss(self.lm, example, loss_on, "mean")
         torch.autograd.backward(loss, inputs=self._weights)
         norm = nn.utils.get_total_norm(self._gradient)
         if not norm.isfinite():
@@ -130,24 +129,6 @@ class TrainingSteps:
             for weight, (requires_grad, gradient) in zip(self._weights, states, strict=True):
                 weight.requires_grad_(requires_grad)
                 weight.grad = gradient
-
-
-def effects(
-    lm: LM,
-    train: Iterable,
-    queries: Iterable,
-    steps: Sequence[Step] = STEPS,
-    layers: str = "",
-    loss_on: str = "completion",
-    reduction: str = "mean",
-    max_length: int | None = None,
-) -> list[np.ndarray]:
-    """Return what one training step on each example alone does to each query.
-
-    For each step float32 [N, M]: the change of the query's completion log-likelihood in nats,
-    positive = training on the example helps. See `TrainingSteps` for arguments and errors.
-    """
-    return TrainingSteps(lm, queries, layers, max_length).effects(train, steps, loss_on, reduction)
 
 
 def take(

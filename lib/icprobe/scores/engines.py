@@ -61,9 +61,10 @@ def scorer(
         worker_gib: What the method holds in each process, beside the model.
     """
     if engine == RAY:
-        from icprobe import cluster  # its Ray is an extra
+        from icprobe.scores import ray_engine  # Ray is an extra
 
-        return cluster.score_blocks(experiment, lm, start, arguments, train_ids, worker_gib)
+        run = functools.partial(ray_engine.score_blocks, experiment, lm, start, arguments)
+        return lambda wanted: run(worker_gib, wanted, train_ids=train_ids)
     held = functools.cache(lambda: start(lm))
     return lambda wanted: ((rows, held()(*arguments(rows))) for rows in wanted)
 

@@ -323,11 +323,7 @@ def find(
 
 
 def find_all(scores_dir: str | Path, method: str) -> Iterator[ScoreStore]:
-    """Yield all complete stores of a method, whatever they were made with.
-
-    Raises:
-        StoreError: a manifest is damaged.
-    """
+    """Yield all complete stores of a method, whatever they were made with."""
     for manifest in sorted(resolve(scores_dir).glob(f"{method}-*/{MANIFEST}")):
         kept = load(manifest.parent)
         if kept.method == method and kept.complete:
@@ -335,12 +331,7 @@ def find_all(scores_dir: str | Path, method: str) -> Iterator[ScoreStore]:
 
 
 def load(folder: Path) -> ScoreStore:
-    """Return the store in a folder, whatever made it.
-
-    Raises:
-        StoreError: its manifest is damaged.
-        FileNotFoundError: there is no manifest.
-    """
+    """Return the store in a folder; raises StoreError if its manifest is damaged."""
     path = folder / MANIFEST
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))

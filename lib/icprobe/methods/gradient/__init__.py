@@ -8,7 +8,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "clamped_log": ["clamped_log"],
         "dot": ["GradientDot", "finite_difference", "gradient_dot"],
-        "ekfac": ["EKFAC", "ekfac"],
+        "ekfac": ["EKFAC"],
         "factors": ["norm_shares"],
         "forward_mode": ["MeanGradient", "mean_influence"],
         "layers": ["last_blocks", "linear_layers"],

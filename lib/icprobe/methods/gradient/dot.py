@@ -107,15 +107,14 @@ class GradientDot:
         self,
         train: Iterable,
         loss_on: str = "completion",
-        reduction: str = "sum",
         parts: Sequence[str] = (),
     ) -> tuple[np.ndarray, ...]:
         """Return gradient dot products and cosines, from one pass over the training examples.
 
         Args:
             train: N rows like the queries; one forward and one backward pass each, whatever M is.
-            loss_on: "completion", or "text" to train on the prompt, too (as published).
-            reduction: "sum" or "mean" of the training loss over these tokens; queries are summed.
+            loss_on: "completion", or "text" to train on the prompt, too (as published). Losses are
+                sums over these tokens.
             parts: Regular expressions that each choose some of the layers.
 
         Returns:
@@ -136,7 +135,7 @@ class GradientDot:
 
         def dots_of_all() -> np.ndarray:
             dots = np.zeros((len(chosen), len(train), self.size))
-            for rows, columns, by_layer in self._blocks(train, kept, loss_on, reduction):
+            for rows, columns, by_layer in self._blocks(train, kept, loss_on):
                 for dot, layers in zip(dots, chosen, strict=True):
                     parts = [part for name, part in by_layer.items() if re.search(layers, name)]
                     dot[np.ix_(rows, columns)] += sum(parts)
@@ -147,7 +146,7 @@ class GradientDot:
         cosine = np.divide(dots[0], scale, out=0 * scale, where=scale > 0)
         return tuple(scores.astype(np.float32) for scores in (dots[0], cosine, *dots[1:]))
 
-    def _blocks(self, train, norms, *options):
+    def _blocks(self, train, norms, loss_on):
         """Yield rows, columns and products by layer, for one group of layers after another.
 
         Makes each training example's factors and notes its norm, if `norms` is given. The queries'
@@ -164,7 +163,7 @@ class GradientDot:
         for tile in _runs(lengths, together):
             cache.clear()
             for batch in batches[tile]:
-                groups = factors.factors(self.lm, [train[i] for i in batch], self.layers, *options)
+                groups = factors.factors(self.lm, [train[i] for i in batch], self.layers, loss_on)
                 if norms is not None:
                     norms[batch] = factors.norms(groups)
                 cache.put(groups)
@@ -215,7 +214,6 @@ def gradient_dot(
     queries: Iterable,
     layers: str = "",
     loss_on: str = "completion",
-    reduction: str = "sum",
     cosine: bool = False,
     max_length: int | None = None,
     memory: float | None = None,
@@ -226,7 +224,7 @@ def gradient_dot(
     without unit. See `GradientDot` for the arguments and errors, and to score block by block.
     """
     influence = GradientDot(lm, queries, layers, max_length, memory, cosine)
-    dot, cosines = influence.products(train, loss_on, reduction)
+    dot, cosines = influence.products(train, loss_on)
     return cosines if cosine else dot
 
 

@@ -21,7 +21,9 @@ from icprobe.lm import LM, Encoded
 from icprobe.methods.gradient import losses
 from icprobe.methods.gradient.layers import linear_layers
 
-CURVATURES = ("ekfac", "kfac", "diagonal", "identity")
+CURVATURE = "ekfac"  # of those that kronfluence knows
+# added to every eigenvalue of H; None is a tenth of each layer's mean, as Grosse et al. take it
+DAMPING = None
 
 # GiB of whole query gradients held at once (4 bytes for each weight of the chosen layers)
 MEMORY = 4.0
@@ -40,11 +42,8 @@ class EKFAC:
         queries: Iterable,
         fit_on: Iterable,
         layers: str = "",
-        damping: float | None = None,
-        curvature: str = "ekfac",
         seed: int = 0,
         loss_on: str = "completion",
-        reduction: str = "sum",
         max_length: int | None = None,
         memory: float = MEMORY,
     ) -> None:
@@ -55,13 +54,9 @@ class EKFAC:
             queries: M rows with id, prompt, completion (or encoded already).
             fit_on: Rows like them that H is the mean over, usually (a sample of) the pool.
             layers: See `layers.linear_layers`; weights only, as everywhere.
-            damping: Added to every eigenvalue of H. None takes a tenth of each layer's mean
-                eigenvalue, as Grosse et al. do.
-            curvature: One of `CURVATURES`.
             seed: Of the labels that H is computed with: drawn from the model's own predictions at
                 the tokens of the loss, for each example the same whatever it is batched with.
             loss_on: Loss of the training examples, see `dot.GradientDot.products`.
-            reduction: The same.
             max_length: See `lm.encode`.
             memory: GiB of query gradients held at once; the training examples are read again for
                 each.
@@ -71,13 +66,10 @@ class EKFAC:
             ValueError: If an option is unknown, no layer matches, there are no examples, or a
                 completion has no tokens.
         """
-        if curvature not in CURVATURES:
-            raise ValueError(f"curvature is {curvature!r}, expected one of {', '.join(CURVATURES)}")
         _check_installed()
         from kronfluence.arguments import FactorArguments
 
-        self._lm, self._damping, self._seed, self._max_length = lm, damping, seed, max_length
-        self._loss = loss_on, reduction
+        self._lm, self._seed, self._max_length, self._loss_on = lm, seed, max_length, loss_on
         self._layers = linear_layers(lm, layers)
         self._queries = language_model.encode(lm, queries, max_length)
         self.size = len(self._queries)
@@ -86,16 +78,18 @@ class EKFAC:
         self._queries_per_pass = _per_pass(lm, self._queries)
         self._passes_held = max(1, int(memory * 2**30 / weights) // self._queries_per_pass)
         self._folder = tempfile.TemporaryDirectory(prefix="icprobe-")  # removed with this object
-        with self._analyzer([(z, *self._loss) for z in fit_on]) as analyzer:
+        with self._analyzer([(z, loss_on) for z in fit_on]) as analyzer:
             analyzer.fit_all_factors(
                 "factors",
                 dataset=_by_length(fit_on),
                 per_device_batch_size=_per_pass(lm, fit_on),
-                factor_args=FactorArguments(strategy=curvature),
+                factor_args=FactorArguments(strategy=CURVATURE),
             )
 
     def scores(self, train: Iterable) -> np.ndarray:
         """Return influence functions for all pairs: float32 [N, M], positive = helps.
+
+        In nats: nats per unit of learning rate, over the curvature's nats per squared weight.
 
         Args:
             train: N rows like the queries.
@@ -107,8 +101,8 @@ class EKFAC:
         from kronfluence.arguments import ScoreArguments
 
         train, queries = language_model.encode(self._lm, train, self._max_length), self._queries
-        everything = [(z, *self._loss) for z in train]
-        everything += [(q, "completion", "sum") for q in queries]
+        everything = [(z, self._loss_on) for z in train]
+        everything += [(q, "completion") for q in queries]
         rows, columns = _by_length(train), _by_length(queries)
         with self._analyzer(everything) as analyzer:
             analyzer.compute_pairwise_scores(
@@ -119,7 +113,7 @@ class EKFAC:
                 per_device_query_batch_size=self._queries_per_pass,
                 per_device_train_batch_size=_per_pass(self._lm, train),
                 score_args=ScoreArguments(
-                    damping_factor=self._damping,
+                    damping_factor=DAMPING,
                     query_gradient_accumulation_steps=self._passes_held,
                 ),
                 overwrite_output_dir=True,
@@ -133,7 +127,7 @@ class EKFAC:
         return scores.astype(np.float32)
 
     @contextmanager
-    def _analyzer(self, everything: list[tuple[Encoded, str, str]]) -> Iterator:
+    def _analyzer(self, everything: list[tuple[Encoded, str]]) -> Iterator:
         """Prepare the model and yield kronfluence's analyzer for places in `everything`."""
         from kronfluence.analyzer import Analyzer, prepare_model
         from kronfluence.utils.dataset import DataLoaderKwargs
@@ -150,40 +144,18 @@ class EKFAC:
             yield analyzer
 
 
-def ekfac(
-    lm: LM, train: Iterable, queries: Iterable, fit_on: Iterable | None = None, **options
-) -> np.ndarray:
-    """Return influence functions for all pairs: float32 [N, M], positive = helps.
-
-    Unit: nats per unit of learning rate, over that of the curvature (nats per squared weight) and
-    thus nats; with curvature "identity" it is `dot.gradient_dot`, to which `damping` times
-    the scores also tend where the damping is large.
-
-    Args:
-        lm: The model; it is left as it was.
-        train: N rows with id, prompt, completion (or encoded already).
-        queries: M rows like them.
-        fit_on: Examples that the curvature is the mean over; the training examples by default.
-        **options: And errors: see `EKFAC`, also for scoring block by block.
-    """
-    train = list(train)
-    return EKFAC(lm, queries, train if fit_on is None else fit_on, **options).scores(train)
-
-
-def _task(lm: LM, names: list[str], everything: list[tuple[Encoded, str, str]], seed: int):
+def _task(lm: LM, names: list[str], everything: list[tuple[Encoded, str]], seed: int):
     """Return what kronfluence asks for: the losses, the layers and where padding is.
 
-    A batch is a tensor of places in `everything`, (example, loss_on, reduction).
+    A batch is a tensor of places in `everything`, (example, loss_on).
     """
     from kronfluence.task import Task
 
     class LanguageModelling(Task):
         def compute_train_loss(self, batch, model, sample=False):
             items = [everything[i] for i in batch]
-            examples, (_, loss_on, reduction) = [item[0] for item in items], items[0]
-            ids, rows, columns, targets, weights = losses.loss_inputs(
-                lm, examples, loss_on, reduction
-            )
+            examples, (_, loss_on) = [item[0] for item in items], items[0]
+            ids, rows, columns, targets, weights = losses.loss_inputs(lm, examples, loss_on)
             with language_model.selective_head(lm):
                 logits = language_model.logits_at(lm, rows, columns, input_ids=ids.to(lm.device))
             if sample:

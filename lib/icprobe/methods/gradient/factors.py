@@ -78,7 +78,6 @@ def factors(
     examples: Sequence[Encoded],
     layers: str = "",
     loss_on: str = "completion",
-    reduction: str = "sum",
 ) -> list[Factors]:
     """Return the factors of each example's loss gradient, from one forward and backward pass.
 
@@ -88,15 +87,15 @@ def factors(
         lm: The model.
         examples: n encoded examples, padded to the longest of them; padding changes nothing.
         layers: See `layers.linear_layers`.
-        loss_on: "completion", or "text" for all tokens but the first.
-        reduction: "sum" or "mean" over these tokens, of the negative log-likelihood in nats.
+        loss_on: Tokens whose negative log-likelihoods in nats are added up: "completion", or
+            "text" for all but the first.
 
     Raises:
         ValueError: If an option is unknown, an example has no token to learn from or is too long,
             or the model does not run each chosen layer once.
         FloatingPointError: If a loss or gradient is not finite; names the examples.
     """
-    ids, rows, columns, targets, weights = loss_inputs(lm, examples, loss_on, reduction)
+    ids, rows, columns, targets, weights = loss_inputs(lm, examples, loss_on)
     captured: list[_Call] = []
     with _frozen(lm), language_model.selective_head(lm), _capturing(lm, layers, captured):
         logits = language_model.logits_at(lm, rows, columns, input_ids=ids.to(lm.device))

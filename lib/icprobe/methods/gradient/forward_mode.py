@@ -64,9 +64,7 @@ class MeanGradient:
         self.direction = {name: part.to(lm.model.dtype) for name, part in total.items()}
 
     @torch.no_grad()
-    def influence(
-        self, train: Iterable, loss_on: str = "completion", reduction: str = "sum"
-    ) -> np.ndarray:
+    def influence(self, train: Iterable, loss_on: str = "completion") -> np.ndarray:
         """Return the mean influence on the queries: float32 [N], nats per unit of learning rate.
 
         Positive = helps. Equals the mean over queries of `dot.GradientDot.products`.
@@ -74,7 +72,6 @@ class MeanGradient:
         Args:
             train: N rows like the queries; one forward pass with tangents each.
             loss_on: See `dot.GradientDot.products`.
-            reduction: The same.
 
         Raises:
             ValueError: If an example has no completion tokens.
@@ -87,9 +84,7 @@ class MeanGradient:
         scores = np.zeros(len(train))
         for batch in losses.batches(lm, train):
             examples = [train[i] for i in batch]
-            ids, rows, columns, targets, weights = losses.loss_inputs(
-                lm, examples, loss_on, reduction
-            )
+            ids, rows, columns, targets, weights = losses.loss_inputs(lm, examples, loss_on)
             try:
                 with forward_ad.dual_level(), language_model.selective_head(lm), self._tangents():
                     inputs = {"input_ids": ids.to(lm.device)}
@@ -157,7 +152,6 @@ def mean_influence(
     queries: Iterable,
     layers: str = "",
     loss_on: str = "completion",
-    reduction: str = "sum",
     max_length: int | None = None,
 ) -> np.ndarray:
     """Return mean_j <grad L(z_i), grad L(q_j)>: float32 [N], positive = helps.
@@ -165,7 +159,7 @@ def mean_influence(
     In nats per unit of learning rate. See `MeanGradient` for arguments and errors, and to go block
     by block.
     """
-    return MeanGradient(lm, queries, layers, max_length).influence(train, loss_on, reduction)
+    return MeanGradient(lm, queries, layers, max_length).influence(train, loss_on)
 
 
 def _is_transposed(layer: nn.Module) -> bool:

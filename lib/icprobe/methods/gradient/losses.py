@@ -22,7 +22,7 @@ MULTIPLE = {"cpu": 1, "cuda": 8}
 
 
 def loss_inputs(
-    lm: LM, examples: Sequence[Encoded], loss_on: str, reduction: str
+    lm: LM, examples: Sequence[Encoded], loss_on: str, reduction: str = "sum"
 ) -> tuple[torch.Tensor, ...]:
     """Return ids [n, T], and row, column, target id and weight [S] of each token of the loss.
 
@@ -68,7 +68,7 @@ def loss_inputs(
 def loss(
     lm: LM, example: Encoded, loss_on: str = "completion", reduction: str = "sum"
 ) -> torch.Tensor:
-    """Return one example's loss in nats, a scalar with its graph; options: `factors.factors`."""
+    """Return one example's loss in nats, a scalar with its graph: a "sum" or "mean" over tokens."""
     ids, rows, columns, targets, weights = loss_inputs(lm, [example], loss_on, reduction)
     with torch.enable_grad(), language_model.selective_head(lm):
         logits = language_model.logits_at(lm, rows, columns, input_ids=ids.to(lm.device))
@@ -81,13 +81,12 @@ def full_gradient(
     example: Encoded,
     parameters: Sequence[nn.Parameter],
     loss_on: str = "completion",
-    reduction: str = "sum",
 ) -> list[torch.Tensor]:
     """Return the gradient of one example's loss by each of the parameters, as autograd does.
 
     As large as the parameters themselves: for checks and for estimators that need every entry.
     """
-    return list(torch.autograd.grad(loss(lm, example, loss_on, reduction), list(parameters)))
+    return list(torch.autograd.grad(loss(lm, example, loss_on), list(parameters)))
 
 
 def batches(lm: LM, examples: Sequence[Encoded]) -> Iterator[list[int]]:

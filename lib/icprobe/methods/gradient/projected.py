@@ -27,7 +27,6 @@ def projected_gradients(
     seed: int = 0,
     layers: str = "",
     loss_on: str = "completion",
-    reduction: str = "sum",
     max_length: int | None = None,
 ) -> np.ndarray:
     """Return each example's projected gradient: float32 [N, K], K about size^2 a layer.
@@ -42,7 +41,6 @@ def projected_gradients(
         seed: Of the random matrices; each depends on its layer's name, too.
         layers: See `layers.linear_layers`.
         loss_on: See `dot.GradientDot.products`.
-        reduction: The same.
         max_length: See `lm.encode`.
 
     Raises:
@@ -50,11 +48,16 @@ def projected_gradients(
         FloatingPointError: If a gradient is not finite; names the examples.
     """
     examples = language_model.encode(lm, examples, max_length)
-    return of_sizes(lm, examples, [size], seed, layers, loss_on, reduction)[0]
+    return of_sizes(lm, examples, [size], seed, layers, loss_on)[0]
 
 
 def of_sizes(
-    lm: LM, examples: Sequence[Encoded], sizes: Sequence[int], seed: int, *options: str
+    lm: LM,
+    examples: Sequence[Encoded],
+    sizes: Sequence[int],
+    seed: int,
+    layers: str = "",
+    loss_on: str = "completion",
 ) -> list[np.ndarray]:
     """Return projected gradients [N, K] of several sizes, from one pass over the examples.
 
@@ -64,7 +67,7 @@ def of_sizes(
         raise ValueError(f"size is {min(sizes)}, expected a positive number")
     result: list = [None] * len(sizes)
     for batch in losses.batches(lm, examples):
-        groups = factors.factors(lm, [examples[i] for i in batch], *options)
+        groups = factors.factors(lm, [examples[i] for i in batch], layers, loss_on)
         for k, size in enumerate(sizes):
             block = _project(groups, size, seed).cpu().numpy()
             if result[k] is None:

@@ -27,7 +27,6 @@ def tracin(
     device: str | None = None,
     layers: str = "",
     loss_on: str = "completion",
-    reduction: str = "sum",
     max_length: int | None = None,
     memory: float | None = None,
 ) -> np.ndarray:
@@ -46,7 +45,6 @@ def tracin(
         device: See `lm.load`.
         layers: See `layers.linear_layers`.
         loss_on: See `dot.GradientDot.products`.
-        reduction: See `dot.GradientDot.products`.
         max_length: See `lm.encode`.
         memory: See `dot.GradientDot`.
 
@@ -71,6 +69,6 @@ def tracin(
                 language_model.load(model, dtype, device),
                 queries, layers, max_length, memory, cosines=False,
             )  # fmt: skip
-            total += rate * influence.products(train, loss_on, reduction)[0]
+            total += rate * influence.products(train, loss_on)[0]
             del influence  # or two models would be held
     return total.astype(np.float32)
