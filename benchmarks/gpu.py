@@ -27,12 +27,14 @@ import transformers
 from tokenizers import Tokenizer, models
 from tqdm import tqdm
 
-from icprobe import costs, figures, icp, influence, paths
+from icprobe import figures, paths
 from icprobe import lm as language_model
 from icprobe.artifact.benchmark.comparison import errors, product_rate
 from icprobe.artifact.benchmark.methods import METHODS, NATS, PLAIN, PRODUCTS
-from icprobe.costs import Lengths, Shape
 from icprobe.lm import LM, Encoded
+from icprobe.methods import costs, icp
+from icprobe.methods.costs import Lengths, Shape
+from icprobe.methods.gradient import GradientProducts, dot
 
 POOL, QUERIES = 52_002, 100  # the paper's
 PROMPT, COMPLETION = (20, 80), (20, 120)  # tokens at least and at most
@@ -86,17 +88,17 @@ def copied_per_second() -> float:
 
 
 def probing(lm: LM, train: list[Encoded], queries: list[Encoded]) -> np.ndarray:
-    """Return log-likelihoods [N, M], as `icp.probe` makes them."""
-    size = icp.BLOCK_SIZE["cuda"]
+    """Return log-likelihoods [N, M], as `icp.ICP` makes them."""
+    size = icp.ICP.block_size["cuda"]
     blocks = [train[start : start + size] for start in range(0, len(train), size)]
     return np.concatenate([icp.log_likelihoods(lm, queries, block) for block in blocks])
 
 
 def products(lm: LM, train: list[Encoded], queries: list[Encoded]) -> np.ndarray:
-    """Return gradient dot products [N, M], as `influence.attribute` makes them."""
-    size = influence.BLOCK_SIZE["cuda"]
+    """Return gradient dot products [N, M], as `GradientProducts` makes them."""
+    size = GradientProducts.block_size["cuda"]
     blocks = [train[start : start + size] for start in range(0, len(train), size)]
-    held = influence.GradientDot(lm, queries)
+    held = dot.GradientDot(lm, queries)
     return np.concatenate([held.products(block)[0] for block in blocks])
 
 
@@ -159,7 +161,7 @@ def main() -> None:
         for dtype, name in itertools.product(options.dtype, methods):
             quantity, min_cost, method, count = methods[name]
             lm = language_model.load(path, dtype, "cuda")
-            memory = influence.usual_memory(lm.device)
+            memory = dot.usual_memory(lm.device)
             mine = train[:count]
             scores, took = time_one(f"{name}, {dtype}", method, lm, mine, queries, options)
             rate = product_rate(lm)

@@ -31,8 +31,10 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from icprobe import assets, figures, icp, influence, machine, paths, store
-from icprobe.experiment import Experiment
+from icprobe import assets, figures, machine, paths
+from icprobe.methods import icp
+from icprobe.methods.gradient import GradientProducts
+from icprobe.scores import Experiment, score, store
 
 WORDS = [f"w{k}" for k in range(500)]
 PARTS = 5000
@@ -107,16 +109,16 @@ def run_one(what: dict) -> dict:
             few = Path(folder, "few")
             few.mkdir()
             warm_up = replace(scored, scores_dir=str(few))
-            icp.probe(warm_up.part(32, 1), lm, neutral=False, engine="ray")
+            score(warm_up.part(32, 1), icp.probing(), lm, engine="ray")
             (workers,) = ray_engine._workers.values()
             ray.get([worker.prepare.remote() for worker in workers])
             if len(workers) != what["workers"]:
                 sys.exit(f"{len(workers)} workers, expected {what['workers']}: too little memory?")
         start = time.perf_counter()
         if what["method"] == "probing":
-            icp.probe(scored, lm, neutral=False, engine=what["engine"])
+            score(scored, icp.probing(), lm, what["engine"])
         else:
-            influence.attribute(scored, lm, engine=what["engine"])
+            score(scored, GradientProducts(), lm, what["engine"])
         seconds = time.perf_counter() - start
     return {"seconds": seconds, "gib": machine.peak_memory()}
 

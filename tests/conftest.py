@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from icprobe import lm as language_model
 from icprobe import machine
-from icprobe.experiment import Experiment
+from icprobe.scores import Experiment
 
 # workers share the cores, as does what they start: with more threads they would wait for each other
 workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))

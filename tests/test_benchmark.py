@@ -6,10 +6,11 @@ import pytest
 import torch
 from conftest import save_tiny
 
-from icprobe import gradients, icp
 from icprobe import lm as language_model
 from icprobe.artifact.benchmark import comparison, methods, profiling, timings, work
 from icprobe.artifact.benchmark.methods import METHODS, NATS, PRODUCTS, SET, SIMILARITY
+from icprobe.methods import icp
+from icprobe.methods.gradient import losses
 
 HERE = [name for name, method in METHODS.items() if method.run]
 
@@ -191,7 +192,7 @@ def test_peers_share_a_loss_that_is_the_completions(pairs, monkeypatch):
     told = work.exchange(lm.identity["name"], lm, train, queries)
     batch = exchange.padded([exchange.labelled(row) for row in told["train"]])
     few = exchange.needed(batch["labels"])
-    expected = sum(gradients.loss(lm, example).item() for example in train)
+    expected = sum(losses.loss(lm, example).item() for example in train)
     for kept in (0, few):  # 0: all
         logits = lm.model(batch["input_ids"], logits_to_keep=kept).logits
         assert exchange.loss(logits, batch["labels"]).item() == pytest.approx(expected, rel=1e-5)

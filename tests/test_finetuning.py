@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import ATOL, FAMILIES, RTOL
-from test_influence import close, encoded
+from methods.test_gradient_dot import close, encoded
 from test_lm import examples
 
-from icprobe import finetuning, gradients, influence
+from icprobe import finetuning
 from icprobe import lm as language_model
 from icprobe.finetuning import SCHEDULES, Recipe
+from icprobe.methods import gradient
 
 RECIPE = Recipe(batch_size=4, rate=1e-3)
 
@@ -202,7 +203,7 @@ def test_what_tracin_means(tiny, tmp_path, monkeypatch, loss_on, schedule):
     """
     lm = tiny(bos=True)
     pool, queries = encoded(lm, 6, seed=1), encoded(lm, 4, seed=2)
-    scored = {layer.weight for layer in gradients.linear_layers(lm).values()}
+    scored = {layer.weight for layer in gradient.linear_layers(lm).values()}
     for weight in lm.model.parameters():
         weight.requires_grad_(weight in scored)
     monkeypatch.setattr(finetuning, "OPTIMIZER", "sgd")
@@ -210,7 +211,7 @@ def test_what_tracin_means(tiny, tmp_path, monkeypatch, loss_on, schedule):
     found = finetuning.train(lm, pool, recipe, tmp_path, loss_on).checkpoints
     folders, rates = zip(*found, strict=True)
     steps = list(zip(folders[:-1], rates[1:], strict=True))
-    products = influence.tracin(steps, pool, queries, device="cpu", loss_on=loss_on)
+    products = gradient.tracin(steps, pool, queries, device="cpu", loss_on=loss_on)
     tokens = sum(len(z.completion if loss_on == "completion" else z.ids) for z in pool)
     fallen = losses(lm, queries) - losses(load(folders[-1]), queries)
     predicted = products.sum(axis=0) / tokens
@@ -368,7 +369,7 @@ def test_adapters_change_the_linear_layers_of_the_blocks_alone(tiny, monkeypatch
     assert changed == {name for name in before if ".lora_" in name}
     assert {min(before[name].shape) for name in changed} == {3}
     start, end = weights(lm), weights(merged)
-    layers = {f"{name}.weight" for name in gradients.linear_layers(lm)}
+    layers = {f"{name}.weight" for name in gradient.linear_layers(lm)}
     assert {name for name in start if not torch.equal(start[name], end[name])} == layers
     for name in layers:
         values = torch.linalg.svdvals((end[name] - start[name]).double())
@@ -394,13 +395,13 @@ def test_checkpoints_of_adapters_are_read_back_and_scored(tiny, tmp_path, family
     np.testing.assert_allclose(losses(load(end), queries), expected, rtol=RTOL, atol=ATOL)
     assert abs(expected - losses(lm, queries)).max() > 100 * ATOL
     assert load(end).identity["base"] == lm.identity
-    actual = influence.tracin(run.checkpoints, pool, queries, device="cpu")
+    actual = gradient.tracin(run.checkpoints, pool, queries, device="cpu")
     parts = [
-        rate * influence.gradient_dot(load(folder), pool, queries)
+        rate * gradient.gradient_dot(load(folder), pool, queries)
         for folder, rate in run.checkpoints
     ]
     close(actual, np.sum(parts, axis=0))
-    close(parts[-1], run.checkpoints[-1][1] * influence.gradient_dot(run.lm, pool, queries))
+    close(parts[-1], run.checkpoints[-1][1] * gradient.gradient_dot(run.lm, pool, queries))
 
 
 def test_adapters_of_a_model_that_is_in_no_file_are_not_saved(tiny, tmp_path):

@@ -8,8 +8,12 @@ import torch
 from conftest import experiment_on, texts
 from test_influence import close
 
-from icprobe import gradients, icp, influence, retraining
 from icprobe import lm as language_model
+from icprobe.methods import icp
+from icprobe.methods.gradient import GradientProducts, factors, gradient_dot
+from icprobe.methods.training_effect import Step
+from icprobe.methods.training_steps import TrainingSteps
+from icprobe.scores import score
 
 pytestmark = pytest.mark.gpu
 
@@ -52,8 +56,8 @@ def test_gradient_products(made, dtype, tolerance, memory):
     """In its memory, and with some or all factors in a file."""
     experiment, load = made
     train, queries = pool(experiment)
-    expected = influence.gradient_dot(load("float64", "cpu"), train, queries)
-    found = influence.gradient_dot(load(dtype), train, queries, memory=memory)
+    expected = gradient_dot(load("float64", "cpu"), train, queries)
+    found = gradient_dot(load(dtype), train, queries, memory=memory)
     assert np.abs(found - expected).max() <= tolerance * np.abs(expected).max()
 
 
@@ -61,32 +65,31 @@ def test_gradient_products(made, dtype, tolerance, memory):
 def test_products_of_factors_are_those_of_widened_ones(dtype):
     random = torch.Generator().manual_seed(0)
 
-    def batch(n: int, tokens: int) -> tuple[gradients.Factors, gradients.Factors]:
+    def batch(n: int, tokens: int) -> tuple[factors.Factors, factors.Factors]:
         x, *g = (torch.randn(n, tokens, d, generator=random) for d in (24, 16, 40))
         x, *g = (part.to(getattr(torch, dtype)) for part in (x, *g))
         there = {f"layer {k}": part.cuda() for k, part in enumerate(g)}
         here = {f"layer {k}": part.double() for k, part in enumerate(g)}
-        return gradients.Factors(x.cuda(), there), gradients.Factors(x.double(), here)
+        return factors.Factors(x.cuda(), there), factors.Factors(x.double(), here)
 
     (one, exact_one), (other, exact_other) = ([*zip(*sizes, strict=True)] for sizes in (
         [batch(3, 16), batch(2, 8)], [batch(4, 24)],
     ))  # fmt: skip
-    expected = gradients.products(exact_one, exact_other)
-    for way in (gradients.products, gradients._over_tokens, gradients._over_weights):
+    expected = factors.products(exact_one, exact_other)
+    for way in (factors.products, factors._over_tokens, factors._over_weights):
         for name, part in way(one, other).items():
             close(part.cpu(), expected[name])
-    norms = gradients.squared_norms(exact_one[:1])
-    for name, part in gradients.squared_norms(one[:1]).items():
+    norms = factors.squared_norms(exact_one[:1])
+    for name, part in factors.squared_norms(one[:1]).items():
         close(part.cpu(), norms[name])
 
 
 def test_effects_of_training_steps(made):
     experiment, load = made
     train, queries = (rows.select(range(4)) for rows in pool(experiment))
-    steps = [retraining.Step("sgd", 1e-3), retraining.Step("adamw", 1e-5)]
+    steps = [Step("sgd", 1e-3), Step("adamw", 1e-5)]
     exact, found = (
-        retraining.Retraining(lm, queries).effects(train, steps)
-        for lm in (load("float64", "cpu"), load())
+        TrainingSteps(lm, queries).effects(train, steps) for lm in (load("float64", "cpu"), load())
     )
     for mine, theirs in zip(found, exact, strict=True):
         assert np.abs(mine - theirs).max() <= 0.02 * np.abs(theirs).max() + 1e-4
@@ -116,6 +119,5 @@ def test_what_the_notebooks_call(made, tmp_path):
     lm = load()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        probe = icp.probe(experiment, lm)
-    scores = influence.attribute(experiment, lm)
-    assert probe.demonstrated.shape == scores.dot.shape == (20, 6)
+        found = score(experiment, [*icp.probing(neutral=True), GradientProducts()], lm)
+    assert {scores.shape for name, scores in found.items() if name != "zero_shot"} == {(20, 6)}

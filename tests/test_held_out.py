@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from icprobe import assets, data, paths
-from icprobe.experiment import Experiment
+from icprobe.scores import Experiment
 
 
 def texts(name, numbers):

@@ -6,8 +6,8 @@ import torch
 from conftest import ATOL, RTOL
 from test_lm import examples
 
-from icprobe import influence
 from icprobe import lm as language_model
+from icprobe.methods import gradient
 
 
 @pytest.fixture
@@ -51,14 +51,14 @@ def test_gradients_go_on_with_smaller_passes(tiny, small_memory):
     train, queries = (
         language_model.encode(tiny(), examples(n, seed, 20)) for n, seed in ((9, 1), (5, 2))
     )
-    expected = influence.gradient_dot(tiny(), train, queries)
+    expected = gradient.gradient_dot(tiny(), train, queries)
     lm, sizes = small_memory(200)
     with pytest.warns(UserWarning, match="gradients: too little memory, now 192 tokens"):
-        found = influence.gradient_dot(lm, train, queries)
+        found = gradient.gradient_dot(lm, train, queries)
     np.testing.assert_allclose(found, expected, rtol=0, atol=2e-4 * abs(expected).max())
     assert max(sizes) > 200
     sizes.clear()
-    influence.gradient_dot(lm, train, queries)
+    gradient.gradient_dot(lm, train, queries)
     assert max(sizes) <= 200
 
 

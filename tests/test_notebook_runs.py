@@ -16,9 +16,10 @@ import pytest
 import yaml
 from conftest import save_tiny
 
-from icprobe import data, icp, methods, parameters, paths, runner
+from icprobe import data, parameters, paths, runner
 from icprobe.artifact.pools import trained_tokens
-from icprobe.experiment import Experiment
+from icprobe.methods import baselines, icp
+from icprobe.scores import Experiment, load
 from icprobe.statistics import recommendation
 
 # of the notebooks that compute; 07, which reads published files, is run in test_published.py
@@ -236,14 +237,9 @@ def test_of_your_own_data_a_sample_decides_and_the_pool_is_scored(tmp_path, own)
     chosen = data.load(folder / "08_selected.jsonl")
     assert set(chosen["id"]) == set(scores["id"][scores["selected"]])
     assert chosen["score"] == sorted(chosen["score"], reverse=True)
-    found = icp.find(
-        Experiment(
-            **{k: own[k] for k in ("scores_dir", "model", "train", "queries")}, max_length=512
-        ),
-        "notebook 08",
-        neutral=False,
-    )
-    np.testing.assert_allclose(scores["score"], found.gain.mean(axis=1), rtol=1e-5)
+    sources = {k: own[k] for k in ("scores_dir", "model", "train", "queries")}
+    gain, _ = icp.gains(load(Experiment(**sources, max_length=512), icp.probing()))
+    np.testing.assert_allclose(scores["score"], gain.mean(axis=1), rtol=1e-5)
     verdict = pd.read_csv(folder / "08_verdict.csv").iloc[0]
     agreed = pd.read_csv(folder / "08_findings.csv")
     assert verdict["verdict"] == recommendation.recommend(agreed).verdict
@@ -416,8 +412,8 @@ def test_the_paper_profile_with_local_stand_ins(tmp_path):
     names = ["n_train", "n_query", "seed", "dtype", "max_length", "train_columns", "query_columns"]
     kept = {name: profile[name] for name in names}
     experiment = Experiment(scores_dir=str(tmp_path / "scores"), **sources, **kept)
-    found = icp.find(experiment, "notebook 01", preamble=profile["preamble"])
-    assert found.gain.shape == (9, 4)
+    gain, _ = icp.gains(load(experiment, icp.probing(profile["preamble"], neutral=True)))
+    assert gain.shape == (9, 4)
     pool, _ = experiment.load_data()
     first = alpaca[0]
     assert pool[0]["prompt"] == f"Instruction: {first['instruction']} \nResponse:"
@@ -426,4 +422,4 @@ def test_the_paper_profile_with_local_stand_ins(tmp_path):
     # the loss is on the text, and nothing predicts its first token
     assert profile["loss_on"] == "text"
     tokens = trained_tokens(experiment, "notebook 02", "text")
-    assert (tokens == methods.find(experiment, "notebook 01")["length"] - 1).all()
+    assert (tokens == load(experiment, baselines.Length())["length"] - 1).all()

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from icprobe import paths, regression, regressor, runner, store
+from icprobe import paths, regression, regressor, runner
 from icprobe.regression import Prior
 from icprobe.regressor import Recipe, Regressor, Shape
+from icprobe.scores import store
 
 EXACT = {"rtol": 0, "atol": 1e-10}  # networks in float64
 PRIOR = Prior(dimension=3)

@@ -18,7 +18,7 @@ from icprobe import evaluation, finetuning, trials
 from icprobe import lm as language_model
 from icprobe.evaluation import MEASURES
 from icprobe.finetuning import Recipe
-from icprobe.store import StoreError
+from icprobe.scores import StoreError
 from icprobe.trials import UNTOUCHED, Bench, Trial
 
 RECIPE = Recipe(batch_size=2, rate=1e-2)

@@ -6,9 +6,7 @@ and a completion's ids are the same whatever stands before them. One BOS leads w
 own default adds one. Probing, gradients and fine-tuning all take their ids from here.
 """
 
-import hashlib
 import itertools
-import json
 import math
 import threading
 import warnings
@@ -18,7 +16,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TypeVar
 
 import datasets
@@ -30,10 +27,10 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from icprobe import assets, packing, paths
+from icprobe.model_identity import DTYPES as DTYPES
+from icprobe.model_identity import adapter_base, default_device, identity, resolve_dtype
 
 Result = TypeVar("Result")
-
-DTYPES = ("float32", "bfloat16", "float16", "float64", "auto")
 
 # enough tokens for matrix products to run at full speed; more would only cost memory and cache
 TOKENS_PER_FORWARD = {"cpu": 1024, "cuda": 65536}
@@ -111,93 +108,9 @@ class Encoded:
 # ---------------------------------------------------------------------------------------- loading
 
 
-def resolve_dtype(dtype: str, device: str | torch.device) -> str:
-    """Return the dtype that "auto" stands for; other names are checked and returned.
-
-    "auto" is bfloat16 where the device multiplies it natively (CPUs with AVX512-BF16 or AMX, GPUs
-    from Ampere on) and float32 everywhere else, where emulated bfloat16 would be slower.
-    """
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
-    if dtype != "auto":
-        return dtype
-    if torch.device(device).type == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        capabilities = torch.cpu.get_capabilities()
-        native = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
-    return "bfloat16" if native else "float32"
-
-
 def by_device(table: Mapping[str, int], device: torch.device) -> int:
     """Return what a table has for a kind of device: the CPU's for one that is not in it."""
     return table.get(device.type, table["cpu"])
-
-
-def default_device() -> str:
-    """Return "cuda" where there is a GPU, else "cpu"."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def identity(name_or_path: str, dtype: str = "float32", device: str | None = None) -> dict:
-    """Return what determines a model's numbers, without loading or downloading it.
-
-    Args:
-        name_or_path: The default model's name, a local folder, or a hub name, optionally
-            `name@revision`.
-        dtype: As for `load`.
-        device: As for `load`; only "auto" depends on it.
-
-    Returns:
-        name and dtype, sha256 (default model, local folder) or revision (hub), and for an adapter
-        its base's identity.
-    """
-    dtype = resolve_dtype(dtype, device or default_device())
-    if name_or_path == assets.DEFAULT_MODEL:
-        return {"name": name_or_path, "sha256": assets.DEFAULT_MODEL_SHA256, "dtype": dtype}
-    folder = paths.resolve(name_or_path)
-    if folder.is_dir():
-        own = {"name": folder.name, "sha256": _folder_hash(folder), "dtype": dtype}
-        base = _adapted(folder)
-        return own | ({"base": identity(base, dtype, device)} if base else {})
-    name, revision = assets.hub_revision(name_or_path, "model")
-    return {"name": name, "revision": revision, "dtype": dtype}
-
-
-# the files of a saved model that determine its numbers: weights, configuration, tokenizer
-DETERMINING = (
-    "*.safetensors", "*.index.json", "config.json", "adapter_config.json", "tokenizer*.json",
-    "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model",
-    "*.tiktoken",
-)  # fmt: skip
-
-
-def _folder_hash(folder: Path) -> str:
-    """Hash the determining files of a saved model by name and content."""
-    digest = hashlib.sha256()
-    for file in sorted({file for pattern in DETERMINING for file in folder.glob(pattern)}):
-        with file.open("rb") as stream:
-            digest.update(file.name.encode() + hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()
-
-
-def _adapted(folder: Path) -> str | None:
-    """Return the model that a saved adapter (LoRA and others of peft) changes; None if no adapter.
-
-    Raises:
-        ValueError: If the adapter does not say.
-    """
-    config = folder / "adapter_config.json"
-    if not config.exists():
-        return None
-    fields = json.loads(config.read_text())
-    base, revision = (fields.get(name) for name in ("base_model_name_or_path", "revision"))
-    if not base:
-        raise ValueError(f"{config}: base_model_name_or_path is missing")
-    for place in (folder / base, paths.resolve(base)):  # beside the adapter, such as "../base"
-        if place.is_dir():
-            return str(place.resolve())  # of which there is no other revision
-    return f"{base}@{revision}" if revision else base
 
 
 def load(name_or_path: str, dtype: str = "float32", device: str | None = None) -> LM:
@@ -207,7 +120,7 @@ def load(name_or_path: str, dtype: str = "float32", device: str | None = None) -
         name_or_path: "smollm2-135m-instruct" (fetched and cached at first use), a local folder, or
             a hub name, optionally `name@revision`. A folder may hold an adapter, which is merged
             into its base's weights.
-        dtype: One of `DTYPES`; see `resolve_dtype` for "auto".
+        dtype: One of `model_identity.DTYPES`; see `resolve_dtype` for "auto".
         device: "cpu", "cuda", ...; by default a GPU if there is one.
 
     Raises:
@@ -231,7 +144,7 @@ def _loaded(name_or_path: str, who: dict, dtype: str, device: str) -> LM:
         options = {"pretrained_model_name_or_path": who["name"], "revision": who["revision"]}
     else:
         folder = paths.resolve(assets.model_path(name_or_path))
-        base = _adapted(folder)
+        base = adapter_base(folder)
         if base:
             from peft import PeftModel  # slow to import, and rarely needed
 

@@ -462,29 +462,29 @@ def _pools(value) -> str:
 
 
 def _steps(value) -> str:
-    from icprobe import retraining
+    from icprobe.methods import training_effect
 
     try:
-        retraining.planned(value)
+        training_effect.planned(value)
     except ValueError as error:
         return f"steps of training: {error}"
     return ""
 
 
 def _step(value) -> str:
-    from icprobe import retraining
+    from icprobe.methods import training_effect
 
     try:
-        retraining.Step(*value)
+        training_effect.Step(*value)
     except (TypeError, ValueError) as error:
         return f"[optimizer, rate]: {error}"
     return ""
 
 
 def _rival(value) -> str:
-    from icprobe import methods
+    from icprobe.methods import registry
 
-    return _among(value, [one.title for one in methods.REGISTERED.values() if one.title])
+    return _among(value, [one.title for one in registry.REGISTERED.values() if one.title])
 
 
 def _subsets(value) -> str:
@@ -528,15 +528,15 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("budget", "near"), _SHARE),
     "budget_unit": _one_of("selection", "UNITS"),
     "model": _model,
-    "dtype": _one_of("lm", "DTYPES"),
-    "engine": _one_of("engines", "ENGINES"),
+    "dtype": _one_of("model_identity", "DTYPES"),
+    "engine": _one_of("scores.engines", "ENGINES"),
     "condition_pools": _pools,
     "layers": _regular_expression,
-    "loss_on": _one_of("gradients", "LOSSES"),
+    "loss_on": _one_of("methods.gradient.losses", "LOSSES"),
     "steps": _steps,
     "rivals": _each(_rival),
     "budgets": _each(_SHARE),
-    "schedule": _one_of("finetuning", "SCHEDULES"),
+    "schedule": _one_of("finetuning_recipe", "SCHEDULES"),
     "warmup": _number(0, 1, below=True),
     "subsets": _subsets,
     "subset_share": _number(0, 1, open_below=True, below=True),

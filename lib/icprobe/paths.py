@@ -4,15 +4,17 @@ Notebooks may run from any working directory (Jupyter starts a kernel in noteboo
 the caller's), so a relative path in a parameter always means "from the repository root".
 """
 
+import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 SUITES = ROOT / "data" / "suites"
 NOTEBOOKS = ROOT / "notebooks"
 SOURCES = ("benchmarks", "data", "docs", "lib", "notebooks", "tests")
+REFERENCE_SCORES = ROOT / "data" / "scores" / "reference"  # committed, and never written to
 
 
 def resolve(path: str | Path) -> Path:
@@ -42,12 +44,31 @@ def shown(path: str | Path) -> str:
 
 
 @contextmanager
-def replacing(file: Path) -> Iterator[Path]:
-    """Yield a name to write a file under: once it is whole, it takes the place of `file`."""
+def replacing(file: Path, keep: bool = False) -> Iterator[Path]:
+    """Yield a name to write a file under; once it is whole, it appears as `file`, at once.
+
+    Args:
+        file: The file; its folder is made.
+        keep: Leave a file that is there already, instead of replacing it.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f"{file.name}.{uuid.uuid4().hex}.tmp")
     try:
         yield temporary
-        temporary.replace(file)
+        if keep:
+            _link(temporary, file)
+        else:
+            temporary.replace(file)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def _link(temporary: Path, file: Path) -> None:
+    try:
+        os.link(temporary, file)  # a rename that fails where the target exists
+    except FileExistsError:
+        pass
+    except OSError:  # no hard links on this file system, or somebody removed the temporary
+        if not file.exists():
+            temporary.replace(file)

@@ -24,9 +24,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from icprobe import paths, regression, store
+from icprobe import paths, regression
 from icprobe.lm import default_device
 from icprobe.regression import LeastSquares, Prior, PriorMean, Problems, Ridge
+from icprobe.scores import store
 
 VERSION = 1  # raise it when the same recipe begins to train in another way
 TOKENS = 2**13  # queries and context tokens that are read at once: what a cache holds

@@ -21,11 +21,11 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from icprobe import evaluation, finetuning, paths, store
+from icprobe import evaluation, finetuning, paths
 from icprobe import lm as language_model
 from icprobe.finetuning import Recipe, Trained
 from icprobe.lm import LM
-from icprobe.store import StoreError
+from icprobe.scores import StoreError, store
 
 FOLDER = "finetuned"
 VERSION = 1  # raise it when the same recipe begins to train in another way
@@ -118,7 +118,7 @@ class Bench:
             for key in by_key:
                 for kind in (".json", ".jsonl"):
                     self._file(key).with_suffix(kind).unlink(missing_ok=True)
-        missing = [key for key, trial in by_key.items() if not self._finished(key, trial)]
+        missing = [k for k, trial in by_key.items() if fresh or not self._record(k, trial)]
         folder = paths.shown(self._file("").parent)
         print(f"trainings: reused {len(by_key) - len(missing)} of {len(by_key)} from {folder}")
         for key in tqdm(missing, desc="trainings", unit=" trainings"):
@@ -129,7 +129,7 @@ class Bench:
                 raise FloatingPointError(
                     f"{trial.name}, seed {trial.seed}: {error}. Finished trainings are kept."
                 ) from error
-        return [self._read(self._key(trial)) for trial in trials]
+        return [self._read(self._record(self._key(trial), trial)) for trial in trials]
 
     def run_selections(
         self, chosen: Sequence[Mapping[str, np.ndarray]], fresh: bool = False
@@ -184,15 +184,21 @@ class Bench:
     def _file(self, key: str) -> Path:
         return paths.resolve(self.scores_dir) / FOLDER / f"{key}.json"
 
-    def _finished(self, key: str, trial: Trial) -> bool:
-        """Return whether a training is kept, with all its checkpoints and answers."""
-        file = self._file(key)
-        needed = [file]
-        if self.keep_answers and self._n_answered(trial):
-            needed.append(file.with_suffix(".jsonl"))
-        if not all(path.exists() for path in needed):
-            return False
-        return all(Path(folder).is_dir() for folder, _ in self._read(key).checkpoints)
+    def _record(self, key: str, trial: Trial) -> Path | None:
+        """Return the record of a finished training, with all its checkpoints and answers.
+
+        It is looked for in the records' folder, then among the committed ones.
+        """
+        for folder in (paths.resolve(self.scores_dir), paths.REFERENCE_SCORES):
+            file = folder / FOLDER / f"{key}.json"
+            needed = [file]
+            if self.keep_answers and self._n_answered(trial):
+                needed.append(file.with_suffix(".jsonl"))
+            if all(path.exists() for path in needed):
+                checkpoints = self._read(file).checkpoints
+                if all(Path(name).is_dir() for name, _ in checkpoints):
+                    return file
+        return None
 
     def _make(self, key: str, trial: Trial) -> None:
         """Train, evaluate, and write the record."""
@@ -233,20 +239,19 @@ class Bench:
         where = folder if recipe.saves else None
         return finetuning.train(self.lm, examples, recipe, where, self.loss_on)
 
-    def _read(self, key: str) -> Outcome:
+    def _read(self, file: Path) -> Outcome:
         """Read a record.
 
         Raises:
             StoreError: If it is damaged.
         """
-        file = self._file(key)
         try:
             record = json.loads(file.read_text(encoding="utf-8"))
             measures = pd.DataFrame(record["measures"], index=record["queries"], dtype=float)
             checkpoints = [
                 (str(file.with_suffix("") / name), rate) for name, rate in record["checkpoints"]
             ]
-            if store.key("training", record["identity"]) != key:
+            if store.key("training", record["identity"]) != file.stem:
                 raise ValueError("it is of another training")
             answers, beside = {}, file.with_suffix(".jsonl")
             if self.keep_answers and beside.exists():

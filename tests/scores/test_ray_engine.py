@@ -15,7 +15,9 @@ import pytest
 import torch
 from conftest import experiment_on, texts
 
-from icprobe import engines, icp, influence, retraining
+from icprobe.methods import icp, training_effect
+from icprobe.methods.gradient import GradientProducts
+from icprobe.scores import engines, score, store
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install -r requirements.txt")
 from icprobe.scores import ray_engine  # noqa: E402 - needs Ray
@@ -44,9 +46,7 @@ def made(tmp_path_factory):
 def opened(experiment, folder, block_size=BLOCK):
     """Return an empty store, or the one that is there, of a method without a meaning."""
     ids = [f"train-{i}" for i in range(N)], [f"query-{j}" for j in range(M)]
-    return replace(experiment, scores_dir=str(folder)).store(
-        "made_up", *ids, {}, block_size=block_size
-    )
+    return store.open(folder, "made_up", experiment.identity, *ids, block_size=block_size)
 
 
 def filled(made, folder, fault=lambda block: None, start_fault=lambda: None):
@@ -62,8 +62,10 @@ def filled(made, folder, fault=lambda block: None, start_fault=lambda: None):
 
         return score
 
-    stores = [opened(made[0], folder)]
-    return engines.fill("ray", *made, stores, start, lambda rows: (rows,))[0]
+    kept = opened(made[0], folder)
+    scorer = engines.scorer("ray", *made, start, lambda rows: (rows,), kept.train_ids)
+    engines.fill([kept], scorer, progress=False)
+    return kept.matrix()
 
 
 def files(folder):
@@ -73,19 +75,23 @@ def files(folder):
 def check_complete(made, folder, block_size=BLOCK):
     """Check that a store's files are those of a run without Ray."""
     kept, reference = (opened(made[0], f, block_size) for f in (folder, folder / "reference"))
-    reference.fill(lambda rows: MATRIX[rows.start : rows.stop], progress=False)
+    engines.fill([reference], lambda wanted: ((r, [MATRIX[r.start : r.stop]]) for r in wanted))
     assert kept.matrix().tobytes() == MATRIX.tobytes()
     assert files(kept.folder) == files(reference.folder)
 
 
-@pytest.mark.parametrize("method", [icp.probe, influence.attribute, retraining.measure])
+@pytest.mark.parametrize(
+    "method",
+    [icp.ICP(), GradientProducts(), training_effect.TrainingEffect()],
+    ids=lambda m: m.name,
+)
 def test_scores_have_the_same_bytes_as_those_of_one_local_thread(
     made, tmp_path, method, two_threads
 ):
     experiment, lm = made
     torch.set_num_threads(1)
     for engine in engines.ENGINES:
-        method(replace(experiment, scores_dir=str(tmp_path / engine)), lm, engine=engine)
+        score(replace(experiment, scores_dir=str(tmp_path / engine)), method, lm, engine)
     local, by_ray = (
         {folder.name: files(folder) for folder in (tmp_path / engine).iterdir()}
         for engine in engines.ENGINES
@@ -95,16 +101,14 @@ def test_scores_have_the_same_bytes_as_those_of_one_local_thread(
 
 
 def test_ray_is_only_imported_and_started_where_it_is_needed(made, tmp_path):
-    code = (
-        "import sys; from icprobe import icp, influence, retraining; sys.exit('ray' in sys.modules)"
-    )
+    code = "import sys; from icprobe.scores import engines, run; sys.exit('ray' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
     filled(made, tmp_path)
     ray_engine.release()
     filled(made, tmp_path)
     assert not ray_engine._workers
     with pytest.raises(ValueError, match=r"'dask'.*'local' or 'ray'"):
-        engines.fill("dask", *made, [], None, None)
+        score(made[0], icp.ICP(), made[1], engine="dask")
 
 
 # ------------------------------------------------------------------------------ faults of a worker
@@ -228,14 +232,13 @@ def test_a_corrupt_part_is_named(made, tmp_path):
 DRIVER = """
 import sys, time
 import numpy as np
-from icprobe import engines
-from icprobe.experiment import Experiment
+from icprobe.scores import Experiment, engines, store
 
 folder, model, train, queries, seconds, block_size = sys.argv[1:]
 experiment = Experiment(scores_dir=folder, model=model, train=train, queries=queries)
 matrix = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
 ids = [f"train-{i}" for i in range(40)], [f"query-{j}" for j in range(3)]
-kept = experiment.store("made_up", *ids, {}, block_size=int(block_size))
+kept = store.open(folder, "made_up", experiment.identity, *ids, block_size=int(block_size))
 
 def start(lm):
     def score(rows):
@@ -245,7 +248,8 @@ def start(lm):
         return [matrix[rows.start : rows.stop]]
     return score
 
-engines.fill("ray", experiment, experiment.load_model(), [kept], start, lambda rows: (rows,))
+lm = experiment.load_model()
+engines.fill([kept], engines.scorer("ray", experiment, lm, start, lambda r: (r,), kept.train_ids))
 print("finished")
 """
 QUIET = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}

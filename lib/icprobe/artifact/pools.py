@@ -2,45 +2,46 @@
 
 import numpy as np
 
-from icprobe import icp, influence, methods
-from icprobe.experiment import Experiment
+from icprobe.methods import baselines, icp, registry
+from icprobe.methods.gradient import GradientProducts, load_parts
+from icprobe.scores import Experiment, load
 from icprobe.statistics.conditions import Labels, Pool
 
 
-def read_pool(experiment: Experiment, made_by: str, preamble: str = "", **options: str) -> Pool:
+def read_pool(experiment: Experiment, how_to_make: str, preamble: str = "", **options: str) -> Pool:
     """Return what notebooks 01 and 02 made of a pool.
 
     Args:
         experiment: What was scored.
-        made_by: What to run if the scores are not there, for the error message.
+        how_to_make: What to run if the scores are not there, for the error message.
         preamble: Of the probe.
-        **options: Of the gradients, see `influence.find`.
+        **options: Of the gradients, see `GradientProducts`.
 
     Raises:
-        store.ScoresNotFound: If something is not there.
+        scores.ScoresNotFound: If something is not there.
     """
-    found = influence.find(experiment, made_by, **options)
+    products = GradientProducts(**options)
+    found = load(experiment, products, how_to_make)
     return Pool(
         labels=Labels.of(*experiment.load_data()),
-        gain=icp.find(experiment, made_by, preamble, neutral=False).gain,
-        product=found.dot,
-        cosine=found.cosine,
-        baselines=methods.find(experiment, made_by),
-        parts=found.parts,
+        gain=icp.gains(load(experiment, icp.probing(preamble), how_to_make))[0],
+        product=found["gradient_dot"],
+        cosine=found["gradient_cosine"],
+        baselines=load(experiment, registry.baselines(), how_to_make),
+        parts=load_parts(experiment, products),
     )
 
 
-def trained_tokens(experiment: Experiment, made_by: str, loss_on: str) -> np.ndarray:
+def trained_tokens(experiment: Experiment, how_to_make: str, loss_on: str) -> np.ndarray:
     """Return how many tokens of each training example its loss was over: [N, M].
 
     Args:
         experiment: What was scored.
-        made_by: What to run if the numbers are not there, for the error message.
+        how_to_make: What to run if the numbers are not there, for the error message.
         loss_on: "completion" or "text".
 
     Raises:
-        store.ScoresNotFound: If they are not there.
+        scores.ScoresNotFound: If they are not there.
     """
-    on_text = loss_on == "text"
-    method = methods.TEXT_TOKENS if on_text else methods.REGISTERED["completion_length"]
-    return methods.find(experiment, made_by, [method])[method.name]
+    method = baselines.TextTokens() if loss_on == "text" else baselines.CompletionLength()
+    return load(experiment, method, how_to_make)[method.name]

@@ -1,1 +1,17 @@
-"""What is scored, where the scores are kept, and where they are computed."""
+"""What is scored, and finished scores: `score` makes matrices [N, M], `load` reads them.
+
+Reading needs neither torch nor transformers.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submodules=["engines", "experiment", "method", "store"],
+    submod_attrs={
+        "experiment": ["Experiment"],
+        "method": ["Examples", "Method", "Output", "compute", "setting"],
+        "run": ["load", "score", "variants"],
+        "store": ["ScoreStore", "ScoresNotFound", "StoreError"],
+    },
+)

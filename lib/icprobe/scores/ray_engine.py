@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from icprobe import lm as language_model
-from icprobe.experiment import Experiment
 from icprobe.lm import LM
+from icprobe.scores.experiment import Experiment
 
 try:
     import ray

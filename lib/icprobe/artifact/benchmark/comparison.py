@@ -18,12 +18,13 @@ from scipy.stats import spearmanr
 from torch.utils.benchmark import Timer
 from tqdm import tqdm
 
-from icprobe import costs, machine
 from icprobe import lm as language_model
+from icprobe import machine
 from icprobe.artifact.benchmark.methods import METHODS, PEERS, PLAIN
 from icprobe.artifact.benchmark.work import examples, exchange
-from icprobe.costs import Lengths, Shape
 from icprobe.lm import LM
+from icprobe.methods import costs
+from icprobe.methods.costs import Lengths, Shape
 
 OWN_SCRIPT = "icprobe_methods.py"
 CHECKED = 4  # queries whose pairs are compared with float64

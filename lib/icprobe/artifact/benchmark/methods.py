@@ -9,10 +9,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from icprobe import baselines, costs, gradients, icp, influence, paths
 from icprobe import lm as language_model
-from icprobe.costs import Cost, Lengths, Shape
+from icprobe import paths
 from icprobe.lm import LM, Encoded
+from icprobe.methods import baselines, costs, gradient, icp
+from icprobe.methods.costs import Cost, Lengths, Shape
+from icprobe.methods.gradient import losses
+from icprobe.scores import compute
 
 PEERS = paths.ROOT / "benchmarks" / "peers"
 ENVIRONMENTS = paths.ROOT / "benchmarks" / "environments"
@@ -62,7 +65,7 @@ class Method:
 
 
 def _projected(lm, train, queries):
-    one, other = (influence.projected_gradients(lm, rows, PROJECTION) for rows in (train, queries))
+    one, other = (gradient.projected_gradients(lm, rows, PROJECTION) for rows in (train, queries))
     return one @ other.T
 
 
@@ -90,19 +93,23 @@ def _plain_probing(lm, train, queries):
 
 def _plain_products(lm, train, queries):
     """Return gradient products as one would write them down: autograd, one example at a time."""
-    weights = [layer.weight for layer in gradients.linear_layers(lm).values()]
+    weights = [layer.weight for layer in gradient.linear_layers(lm).values()]
     theirs = [
         torch.empty(len(queries), weight.numel(), dtype=weight.dtype, device=lm.device)
         for weight in weights
     ]
     for j, query in enumerate(queries):
-        for rows, part in zip(theirs, gradients.whole(lm, query, weights), strict=True):
+        for rows, part in zip(theirs, losses.full_gradient(lm, query, weights), strict=True):
             rows[j] = part.flatten()
     scores = torch.zeros(len(train), len(queries), dtype=torch.float64)
     for i, example in enumerate(train):
-        for rows, part in zip(theirs, gradients.whole(lm, example, weights), strict=True):
+        for rows, part in zip(theirs, losses.full_gradient(lm, example, weights), strict=True):
             scores[i] += (rows @ part.flatten()).double().cpu()
     return scores.numpy()
+
+
+def _hidden_states(lm, train, queries):
+    return compute(baselines.Embedding(), lm, train, queries)["embedding"]
 
 
 def _peers(name, batches, quantity, min_cost, script, projection=0, **options):
@@ -131,7 +138,7 @@ METHODS = {
     "transformers, plain loop": Method(*_nats, _plain_probing),
     **_peers("lm-eval", (1, 8, 32), *_nats, "lm_eval_probing.py"),
     "icprobe, gradient products": Method(
-        *_products, functools.partial(influence.gradient_dot, memory=MEMORY)
+        *_products, functools.partial(gradient.gradient_dot, memory=MEMORY)
     ),
     "autograd, one by one": Method(*_products, _plain_products, **_held),
     **_peers("kronfluence", (4, 16), *_products, "kronfluence_identity.py"),
@@ -141,9 +148,9 @@ METHODS = {
     **_peers("bergson, projected", (4, 16), *_estimates, "bergson_products.py", PROJECTION),
     **_peers("dattri, projected", (4, 16), *_estimates, "dattri_logra.py", PROJECTION),
     "icprobe, query set": Method(
-        SET, costs.query_set, lambda *work: influence.query_set_influence(*work)[:, None]
+        SET, costs.query_set, lambda *work: gradient.mean_influence(*work)[:, None]
     ),
-    "icprobe, hidden states": Method(SIMILARITY, costs.reading, baselines.embedding),
+    "icprobe, hidden states": Method(SIMILARITY, costs.reading, _hidden_states),
 }
 
 # what everything is compared with, in float64

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import torch
 
-from icprobe import assets, data, icp
+from icprobe import assets, data
 from icprobe import lm as language_model
 from icprobe.lm import LM, Encoded
+from icprobe.methods import icp
 
 LENGTHS = ("grid", "long")  # of examples: as they are in this suite, or made of several
 LONG = 90  # tokens that a long example has at least

@@ -1,0 +1,89 @@
+"""TracIn over the checkpoints of a fine-tuning run on the experiment's own pool.
+
+    tracin_ij = sum_t eta_t < grad L(z_i; w_t), grad L(q_j; w_t) >
+
+A schedule changes the learning rate between checkpoints, so eta_t is the mean over the steps that
+led to w_t (LESS, Xia et al. 2024, takes it so, too); the start, which no step has led to, counts
+with the rate of the first step away from it. The run itself takes steps of AdamW on batches' mean
+losses, so its own falls are other numbers than the sum; compare ranks.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from icprobe.finetuning_recipe import Recipe
+from icprobe.scores.method import Examples, Method, setting
+
+if TYPE_CHECKING:
+    from icprobe.lm import LM
+
+
+@dataclass(frozen=True)
+class TracIn(Method):
+    """Gradient products over a run's checkpoints: float32 [N, M], in nats, positive = helps.
+
+    A copy of the model is trained, its checkpoints are scored and deleted (they lie in TMPDIR, one
+    size of the model each), and the whole matrix is stored in one part, so that it is always of one
+    run. It is stored under the recipe, not under the checkpoints' hashes: training differs in the
+    last bits between machines, and the scores with it.
+
+    Attributes:
+        recipe: How it is trained, with at least one checkpoint.
+        layers: See `layers.linear_layers`; of the scores only, all weights are trained.
+        loss_on: See `dot.GradientDot.products`; what is trained on, too.
+        start: [N, M] products at the start if they are there, of the same layers and loss_on; saves
+            their part of the time.
+        memory: See `dot.GradientDot`.
+    """
+
+    name = "tracin"
+    unit = "nats; positive = helps"
+    version = 2
+    notebook = "02"
+    block_size = None  # one part
+    local_only = True
+
+    recipe: Recipe
+    layers: str = ""
+    loss_on: str = "completion"
+    start: np.ndarray | None = setting()
+    memory: float | None = setting()
+
+    @property
+    def options(self) -> dict:
+        """The version, the recipe's fields, layers and loss_on."""
+        return {**super().options, "recipe": asdict(self.recipe)}
+
+    def check(self, lm: LM, pool: Examples, queries: Examples) -> None:
+        """Raise ValueError if `start` has another shape, or the recipe saves no checkpoint."""
+        shape = len(pool), len(queries)
+        if self.start is not None and np.shape(self.start) != shape:
+            raise ValueError(f"start has shape {np.shape(self.start)}, expected {shape}")
+        if not self.recipe.save_steps(len(pool)):
+            raise ValueError("saves is 0, expected at least one checkpoint beside the start")
+
+    def score(self, prepared: tuple[LM, Examples], train: Examples) -> np.ndarray:
+        """Train on the pool, which is the only block, and return the sum over checkpoints [N, M].
+
+        Raises:
+            FloatingPointError: If a loss or a gradient is not finite.
+        """
+        from icprobe import finetuning
+        from icprobe.methods.gradient import gradient_dot, tracin
+
+        lm, queries = prepared
+        pairs = train.tokens, queries.tokens
+        how = {"layers": self.layers, "loss_on": self.loss_on, "memory": self.memory}
+        start = self.start
+        if start is None:  # before the training, so that wrong options show at once
+            start = gradient_dot(lm, *pairs, **how)
+        with tempfile.TemporaryDirectory(prefix="icprobe-") as folder:
+            run = finetuning.train(lm, train.tokens, self.recipe, folder, self.loss_on)
+            (_, rate), *later = run.checkpoints
+            dtype, device = lm.identity["dtype"], str(lm.device)
+            return rate * start + tracin(later, *pairs, dtype, device, **how)

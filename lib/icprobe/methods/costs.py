@@ -1,0 +1,275 @@
+"""What attribution costs in floating-point operations and memory, from shapes and lengths alone.
+
+One multiplication and one addition are two operations. A pass through the blocks takes 2 P
+operations a token, for P weights of linear layers, and 4 h L for each key that a token attends to
+(h: width of all heads, L: layers); a backward pass to the activations takes as many, and a weight's
+gradient as many again. The head (vocabulary times hidden size) works at the positions that predict
+tokens of the loss only. Norms, activation functions and softmax are left out: they take time, but
+hardly any operations; so are separators and beginning-of-sequence tokens. The layers that read
+embeddings count like any other, though nothing need go back through them. Counts are of what a
+method cannot do without, so they say how well an implementation does; bytes are what must be held
+beside the model and one pass, in float32.
+"""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+
+import numpy as np
+import pandas as pd
+
+from icprobe.lm import LM, Encoded
+from icprobe.methods.gradient import factors
+
+FLOAT = 4  # bytes
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What of a model's shape matters.
+
+    Attributes:
+        groups: Linear layers of the blocks that read one input: d_in, and each one's d_out.
+        head: Vocabulary times hidden size.
+        attention: Width of all heads, summed over layers.
+        cache: Numbers of keys and values that a token leaves, over all layers.
+    """
+
+    groups: tuple[tuple[int, tuple[int, ...]], ...]
+    head: int
+    attention: int
+    cache: int
+
+    @classmethod
+    def of(cls, lm: LM) -> "Shape":
+        """Return a model's."""
+        config = lm.model.config.get_text_config()
+        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        keys = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        count = config.num_hidden_layers
+        groups = factors.factors(lm, [Encoded("any", (0,), (0,))])  # tells what reads one input
+        return cls(
+            tuple(
+                (group.inputs.shape[-1], tuple(part.shape[-1] for part in group.outputs.values()))
+                for group in groups
+            ),
+            lm.model.get_output_embeddings().weight.numel(),
+            config.num_attention_heads * size * count,
+            2 * keys * size * count,
+        )
+
+    @property
+    def weights(self) -> int:
+        """P, weights of the blocks' linear layers."""
+        return sum(d_in * sum(d_outs) for d_in, d_outs in self.groups)
+
+    @property
+    def factors(self) -> int:
+        """Numbers that a token's gradient factors take."""
+        return sum(d_in + sum(d_outs) for d_in, d_outs in self.groups)
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Numbers of tokens: those that go into passes, and those that are targets of a loss.
+
+    Attributes:
+        train: [N] tokens of training examples but the last one, which predicts nothing.
+        train_targets: [N] tokens that their loss is over.
+        queries: [M] tokens of queries but the last one.
+        query_targets: [M] tokens of their completions.
+        distinct: Tokens of the queries where those after the same beginning count once.
+        attended_keys: Keys that these attend to in all, themselves included.
+    """
+
+    train: np.ndarray
+    train_targets: np.ndarray
+    queries: np.ndarray
+    query_targets: np.ndarray
+    distinct: int
+    attended_keys: int
+
+    @classmethod
+    def of(
+        cls, train: Sequence[Encoded], queries: Sequence[Encoded], loss_on: str = "completion"
+    ) -> "Lengths":
+        """Return the lengths of encoded examples.
+
+        Args:
+            train: N training examples.
+            queries: M queries.
+            loss_on: Tokens of the training loss: "completion", or "text" for the prompt, too.
+        """
+        inputs = [query.ids[:-1] for query in queries]
+        # numbers of beginnings, by the number of the one without the last token (0: none) and it
+        tree: dict[tuple[int, int], int] = {}
+        attended_keys = 0
+        for ids in inputs:
+            number = 0
+            for position, token in enumerate(ids, 1):
+                attended_keys += position * ((number, token) not in tree)
+                number = tree.setdefault((number, token), len(tree) + 1)
+        passed = np.array([len(example.ids) - 1 for example in train])
+        completions = np.array([len(example.completion) for example in train])
+        return cls(
+            passed,
+            passed if loss_on == "text" else completions,
+            np.array([len(ids) for ids in inputs]),
+            np.array([len(query.completion) for query in queries]),
+            len(tree),
+            attended_keys,
+        )
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a method costs.
+
+    Attributes:
+        operations: Floating-point operations.
+        bytes: To be held beside the model and one pass, see the module.
+    """
+
+    operations: float
+    bytes: float
+
+
+def probing(shape: Shape, lengths: Lengths, sharing: bool = True) -> Cost:
+    """Return the cost of log-likelihoods of all queries after all demonstrations.
+
+    Those of no demonstration, which gains need too, take as much as one that is empty.
+
+    Args:
+        shape: The model's.
+        lengths: Of N demonstrations and M queries.
+        sharing: Whether each demonstration, and each beginning that queries share, is read once;
+            else every pair is a sequence of its own.
+    """
+    shown = lengths.train + 1  # of a demonstration, all tokens are read
+    if sharing:
+        tokens = shown + lengths.distinct
+        keys = shown * (shown + 1) / 2 + shown * lengths.distinct + lengths.attended_keys
+    else:
+        pairs = shown[:, None] + lengths.queries
+        tokens, keys = pairs.sum(1), (pairs * (pairs + 1) / 2).sum(1)
+    operations = 2 * shape.weights * tokens + 4 * shape.attention * keys
+    heads = 2 * shape.head * lengths.query_targets.sum() * len(shown)
+    held = FLOAT * shape.cache * shown.max() if sharing else 0
+    return Cost(float(operations.sum() + heads), float(held))
+
+
+def gradient_products(shape: Shape, lengths: Lengths) -> Cost:
+    """Return the cost of exact gradient dot products of all pairs.
+
+    The products of layers that read one input go over pairs of tokens, or over weights whose
+    gradients are made first, whichever takes less; the queries' factors are held.
+    """
+    passes = _passes_of_both(shape, lengths)
+    one, other = lengths.train.sum(), lengths.queries.sum()
+    pairs = len(lengths.train) * len(lengths.queries)
+    products = sum(
+        2 * min(one * other * (d_in + sum(d_outs)), (one + other + pairs) * d_in * sum(d_outs))
+        for d_in, d_outs in shape.groups
+    )
+    return Cost(passes + products, float(FLOAT * shape.factors * other))
+
+
+def whole_gradients(shape: Shape, lengths: Lengths) -> Cost:
+    """Return the cost of the same by gradients of the model's size, those of the queries held."""
+    passes = _passes_of_both(shape, lengths)
+    tokens = lengths.train.sum() + lengths.queries.sum()
+    pairs = len(lengths.train) * len(lengths.queries)
+    operations = passes + 2 * shape.weights * (tokens + pairs)
+    return Cost(float(operations), float(FLOAT * shape.weights * len(lengths.queries)))
+
+
+def query_set(shape: Shape, lengths: Lengths) -> Cost:
+    """Return the cost of the influence on all queries together, by forward-mode autograd.
+
+    The queries' mean gradient is a pass each and a product. A pass with tangents takes three times
+    the operations of a plain one in the blocks, and twice in the head, whose weights stay.
+    """
+    direction = _passes(shape, lengths.queries, lengths.query_targets)
+    direction += 2 * shape.weights * lengths.queries.sum()
+    tangents = 3 * _blocks(shape, lengths.train) + 2 * _head(shape, lengths.train_targets)
+    return Cost(float(direction + tangents), float(FLOAT * shape.weights))
+
+
+def projected(shape: Shape, lengths: Lengths, size: int = 16) -> Cost:
+    """Return the cost of products of gradients that are projected to `size` by `size` a layer."""
+    passes = _passes_of_both(shape, lengths)
+    tokens = lengths.train.sum() + lengths.queries.sum()
+    n, m = len(lengths.train), len(lengths.queries)
+    width = sum(
+        min(size, d_in) * min(size, d_out) for d_in, d_outs in shape.groups for d_out in d_outs
+    )
+    sides = 2 * size * shape.factors * tokens + 2 * width * tokens
+    return Cost(float(passes + sides + 2 * width * n * m), float(FLOAT * width * (n + m)))
+
+
+def reading(shape: Shape, lengths: Lengths) -> Cost:
+    """Return the cost of a forward pass over each text, through half of the blocks."""
+    blocks = _blocks(shape, lengths.train + 1) + _blocks(shape, lengths.queries + 1)
+    return Cost(blocks / 2, 0.0)
+
+
+METHODS = {
+    "probing": probing,
+    "probing, nothing shared": functools.partial(probing, sharing=False),
+    "gradient products": gradient_products,
+    "gradients of the model's size": whole_gradients,
+    "projected gradients": projected,
+    "query set, forward mode": query_set,
+    "hidden states": reading,
+}
+
+
+def by_queries(
+    shape: Shape,
+    train: Sequence[Encoded],
+    queries: Sequence[Encoded],
+    sizes: Sequence[int],
+    loss_on: str = "completion",
+) -> pd.DataFrame:
+    """Return what each method costs for the first M of the queries, for several M.
+
+    Args:
+        shape: The model's.
+        train: N training examples.
+        queries: At least as many as the largest size.
+        sizes: Numbers of queries.
+        loss_on: See `Lengths.of`.
+
+    Returns:
+        Columns method, m, operations, bytes; a row for each method and size.
+    """
+    lengths = {m: Lengths.of(train, queries[:m], loss_on) for m in sizes}
+    rows = [
+        (name, m, *astuple(cost(shape, lengths[m])))
+        for name, cost in METHODS.items()
+        for m in sizes
+    ]
+    return pd.DataFrame(rows, columns=["method", "m", "operations", "bytes"])
+
+
+def _blocks(shape: Shape, tokens: np.ndarray) -> float:
+    """Return the operations of one forward pass over each sequence, without the head."""
+    keys = (tokens * (tokens + 1) / 2).sum()
+    return float(2 * shape.weights * tokens.sum() + 4 * shape.attention * keys)
+
+
+def _head(shape: Shape, predicted: np.ndarray) -> float:
+    """Return the operations of the head at so many positions of each sequence."""
+    return float(2 * shape.head * predicted.sum())
+
+
+def _passes(shape: Shape, tokens: np.ndarray, predicted: np.ndarray) -> float:
+    """Return the operations of a forward pass and a backward pass to the activations."""
+    attention = 4 * shape.attention * (tokens * (tokens + 1) / 2).sum()  # backward, it takes twice
+    return float(2 * (_blocks(shape, tokens) + _head(shape, predicted)) + attention)
+
+
+def _passes_of_both(shape: Shape, lengths: Lengths) -> float:
+    """Return the same for all training examples and all queries."""
+    train = _passes(shape, lengths.train, lengths.train_targets)
+    return train + _passes(shape, lengths.queries, lengths.query_targets)

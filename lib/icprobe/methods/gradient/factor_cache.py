@@ -1,0 +1,104 @@
+"""Keeps the factors of many examples' gradients until their products are taken.
+
+A token's factors take about a megabyte for SmolLM2-135M in float32. They stay in memory as far as
+there is room; the rest goes to a temporary file, from which one group of layers is read at a time.
+"""
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from icprobe.methods.gradient.factors import Factors
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where in the file a group's factors begin, and what they are like."""
+
+    start: int
+    device: torch.device
+    dtype: torch.dtype
+    inputs: torch.Size
+    outputs: dict[str, torch.Size]
+
+
+class FactorCache:
+    """Factors of batch after batch of examples.
+
+    The file has no name: it is gone with the process, however that ends.
+
+    Attributes:
+        free: Bytes of memory that are left.
+    """
+
+    def __init__(self, memory: float) -> None:
+        """Make an empty cache.
+
+        Args:
+            memory: Bytes of factors to hold in memory; a batch that does not fit goes to the file.
+        """
+        self._memory = self.free = memory
+        self._file, self._end = None, 0
+        self._batches: list[list[Factors | _Place]] = []
+
+    def put(self, groups: Sequence[Factors]) -> None:
+        """Keep the factors of one batch, as `factors.factors` returns them.
+
+        Raises:
+            OSError: If the disk is full.
+        """
+        size = sum(group.nbytes for group in groups)
+        if size <= self.free:
+            self.free -= size
+            self._batches.append(list(groups))
+        else:
+            self._batches.append([self._write(group) for group in groups])
+
+    def read(self, group: int, batches: slice = slice(None)) -> list[Factors]:
+        """Return the factors of one group of layers for some of the batches, in order."""
+        kept = (batch[group] for batch in self._batches[batches])
+        return [self._load(part) if isinstance(part, _Place) else part for part in kept]
+
+    def clear(self) -> None:
+        """Forget all batches; the file's room is used again."""
+        self.free, self._end = self._memory, 0
+        self._batches.clear()
+
+    def _write(self, group: Factors) -> _Place:
+        if self._file is None:
+            self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - closed with the cache
+        start = self._file.seek(self._end)
+        try:
+            for part in (group.inputs, *group.outputs.values()):
+                left = _bytes(part.contiguous().cpu())
+                while left:
+                    left = left[self._file.write(left) :]
+            self._end = self._file.tell()
+        except OSError as error:
+            raise OSError(
+                f"the factors of gradients do not fit in {tempfile.gettempdir()} "
+                f"({error.strerror}): set TMPDIR to a larger disk, or raise memory"
+            ) from error
+        x, outputs = group.inputs, {name: part.shape for name, part in group.outputs.items()}
+        return _Place(start, x.device, x.dtype, x.shape, outputs)
+
+    def _load(self, place: _Place) -> Factors:
+        self._file.seek(place.start)
+        inputs, *outputs = (
+            self._read_next(shape, place) for shape in (place.inputs, *place.outputs.values())
+        )
+        return Factors(inputs, dict(zip(place.outputs, outputs, strict=True)))
+
+    def _read_next(self, shape: torch.Size, place: _Place) -> torch.Tensor:
+        part = torch.empty(shape, dtype=place.dtype)
+        left = _bytes(part)
+        while left:
+            left = left[self._file.readinto(left) :]
+        return part.to(place.device)
+
+
+def _bytes(tensor: torch.Tensor) -> memoryview:
+    """Return the memory of a contiguous tensor on the CPU."""
+    return memoryview(tensor.view(torch.uint8).numpy()).cast("B")  # numpy knows no bfloat16

@@ -1,0 +1,103 @@
+"""Which linear layers gradients are taken over: those of the transformer blocks, by name."""
+
+import re
+import warnings
+
+import numpy as np
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from icprobe.lm import LM
+
+LINEAR = (nn.Linear, Conv1D)
+
+# a block's number in the name of a layer, such as model.layers.3.mlp.up_proj
+BLOCK = re.compile(r"\.(\d+)\.")
+
+OUTSIDE = "outside the blocks"  # the part of other layers, such as OPT's projections
+
+# fraction of the blocks' weights in no linear layer above which there is a warning
+LEFT_OUT = 0.01
+
+
+def linear_layers(lm: LM, layers: str = "") -> dict[str, nn.Module]:
+    """Return the linear layers of the transformer blocks by name: all but the output head.
+
+    Args:
+        lm: The model.
+        layers: A regular expression that the name must contain, such as "mlp" or "layers.29";
+            all by default.
+
+    Raises:
+        ValueError: If there is none (lists the module types found), or two share their weight.
+
+    Warns:
+        UserWarning: If by default much of the blocks' weights is in no linear layer, as in mixtures
+            of experts.
+    """
+    head = lm.model.get_output_embeddings()
+    modules = dict(lm.model.named_modules())
+    found = {
+        name: module
+        for name, module in modules.items()
+        if isinstance(module, LINEAR) and module is not head and re.search(layers, name)
+    }
+    if not found:
+        kinds = sorted({type(module).__name__ for module in modules.values()})
+        raise ValueError(
+            f"{lm.identity['name']}: no linear layer matches {layers!r}; module types: "
+            f"{', '.join(kinds)}"
+        )
+    owners: dict[nn.Parameter, str] = {}
+    for name, module in found.items():
+        if module.weight in owners:
+            raise ValueError(f"layers {owners[module.weight]} and {name} share their weight")
+        owners[module.weight] = name
+    if not layers:
+        in_blocks = [p for name, p in lm.model.named_parameters() if BLOCK.search(name)]
+        matrices = [p for p in in_blocks if p.ndim > 1]
+        out = sum(p.numel() for p in matrices if p not in owners)
+        if out > LEFT_OUT * sum(p.numel() for p in matrices):
+            warnings.warn(
+                f"{lm.identity['name']}: {out / sum(p.numel() for p in matrices):.0%} of the "
+                "blocks' weights are in no linear layer; gradients leave them out",
+                stacklevel=2,
+            )
+    return found
+
+
+def last_blocks(lm: LM, count: int, layers: str = "") -> str:
+    """Return the regular expression that chooses the last transformer blocks among `layers`.
+
+    Raises:
+        ValueError: If there are not so many blocks.
+    """
+    chosen = linear_layers(lm, layers)
+    numbers = {int(number) for name in chosen for number in BLOCK.findall(name)}
+    if not 1 <= count <= len(numbers):
+        raise ValueError(f"last {count} blocks: the model has {len(numbers)}")
+    last = rf"\.({'|'.join(map(str, sorted(numbers)[-count:]))})\."
+    return f"^(?=.*(?:{layers})).*{last}" if layers else last
+
+
+def parts(lm: LM, layers: str = "", bands: int = 6) -> dict[str, str]:
+    """Return the kinds of layers and bands of blocks: by name, the regular expression for each.
+
+    Both, with the layers outside of the numbered blocks (`OUTSIDE`) where a model has some, cut the
+    layers into parts whose dot products add up to the whole.
+
+    Args:
+        lm: The model.
+        layers: See `linear_layers`.
+        bands: Into how many runs of neighbouring blocks to cut them.
+    """
+    names = list(linear_layers(lm, layers))
+    outside = [name for name in names if not BLOCK.search(name)]
+    kinds = sorted({BLOCK.split(name)[-1] for name in names if name not in outside})
+    numbers = sorted({int(number) for name in names for number in BLOCK.findall(name)})
+    by_name = {kind: rf"\.\d+\.{re.escape(kind)}$" for kind in kinds}
+    if outside:
+        by_name[OUTSIDE] = f"^({'|'.join(map(re.escape, outside))})$"
+    for band in np.array_split(numbers, min(bands, len(numbers))):
+        by_name[f"blocks {band[0]:02}-{band[-1]:02}"] = rf"\.({'|'.join(map(str, band))})\."
+    return by_name

@@ -1,0 +1,131 @@
+"""Losses whose gradients are taken: of batches of examples, padded, within the device's memory."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import nn
+
+from icprobe import lm as language_model
+from icprobe.lm import LM, Encoded, Result
+
+# what the loss of a training example is taken over
+LOSSES = ("completion", "text")
+
+# tokens in one forward and backward pass, padding included; more would only cost memory
+TOKENS_PER_PASS = {"cpu": 384, "cuda": 4096}
+
+PASSES = "gradients"  # what passes are for, see `lm.within_memory`
+
+# examples are padded to a multiple of so many tokens: a GPU multiplies matrices of other sizes at a
+# fraction of its rate
+MULTIPLE = {"cpu": 1, "cuda": 8}
+
+
+def loss_inputs(
+    lm: LM, examples: Sequence[Encoded], loss_on: str, reduction: str = "sum"
+) -> tuple[torch.Tensor, ...]:
+    """Return ids [n, T], and row, column, target id and weight [S] of each token of the loss.
+
+    Raises:
+        ValueError: If an option is unknown, the model is in training mode (dropout would make the
+            numbers random) or inference mode is on, or an example has no prompt or completion or is
+            too long for the model.
+    """
+    if loss_on not in LOSSES:
+        raise ValueError(f"loss_on is {loss_on!r}, expected 'completion' or 'text'")
+    if reduction not in ("sum", "mean"):
+        raise ValueError(f"reduction is {reduction!r}, expected 'sum' or 'mean'")
+    if torch.is_inference_mode_enabled():
+        raise ValueError("gradients cannot be taken inside torch.inference_mode()")
+    if lm.model.training:
+        raise ValueError(f"{lm.identity['name']} is in training mode: call lm.model.eval() first")
+    sequences = [language_model.sequence(lm, example) for example in examples]
+    longest = max(len(ids) for ids, _ in sequences) - 1
+    ids = torch.zeros(len(examples), _padded(lm, longest), dtype=torch.long)
+    entries = []
+    for row, (tokens, mask) in enumerate(sequences):
+        if lm.max_positions and len(tokens) > lm.max_positions:
+            raise ValueError(
+                f"example {examples[row].id!r} has {len(tokens)} tokens, the model reads "
+                f"{lm.max_positions}: lower max_length"
+            )
+        if mask[0]:
+            raise ValueError(f"example {examples[row].id!r}: the prompt has no tokens")
+        ids[row, : len(tokens) - 1] = torch.tensor(tokens[:-1])
+        learnt = [k for k in range(1, len(tokens)) if mask[k] or loss_on == "text"]
+        if not learnt or not any(mask):
+            raise ValueError(f"example {examples[row].id!r}: no completion token is left to learn")
+        weight = 1.0 if reduction == "sum" else 1 / len(learnt)
+        entries += [(row, k - 1, tokens[k], weight) for k in learnt]
+    rows, columns, targets, weights = zip(*entries, strict=True)
+    targets, weights = (
+        torch.tensor(targets, device=lm.device),
+        torch.tensor(weights, device=lm.device, dtype=torch.float64),
+    )
+    return ids, torch.tensor(rows), torch.tensor(columns), targets, weights
+
+
+def loss(
+    lm: LM, example: Encoded, loss_on: str = "completion", reduction: str = "sum"
+) -> torch.Tensor:
+    """Return one example's loss in nats, a scalar with its graph: a "sum" or "mean" over tokens."""
+    ids, rows, columns, targets, weights = loss_inputs(lm, [example], loss_on, reduction)
+    with torch.enable_grad(), language_model.selective_head(lm):
+        logits = language_model.logits_at(lm, rows, columns, input_ids=ids.to(lm.device))
+        nats = nn.functional.cross_entropy(logits, targets, reduction="none")
+        return (nats * weights).sum()
+
+
+def full_gradient(
+    lm: LM,
+    example: Encoded,
+    parameters: Sequence[nn.Parameter],
+    loss_on: str = "completion",
+) -> list[torch.Tensor]:
+    """Return the gradient of one example's loss by each of the parameters, as autograd does.
+
+    As large as the parameters themselves: for checks and for estimators that need every entry.
+    """
+    return list(torch.autograd.grad(loss(lm, example, loss_on), list(parameters)))
+
+
+def batches(lm: LM, examples: Sequence[Encoded]) -> Iterator[list[int]]:
+    """Cut examples into batches of like length, so that little is padded: lists of indices.
+
+    Raises:
+        ValueError: If there are no examples.
+    """
+    if not examples:
+        raise ValueError("there are no examples")
+    budget = tokens_per_pass(lm)
+    batch: list[int] = []
+    for i in sorted(range(len(examples)), key=lambda i: len(examples[i].ids)):
+        if batch and tokens(lm, examples, [*batch, i]) > budget:
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+def tokens_per_pass(lm: LM) -> int:
+    """Return the most tokens of one forward and backward pass on the model's device."""
+    usual = language_model.by_device(TOKENS_PER_PASS, lm.device)
+    return language_model.fitting(lm, PASSES, usual)
+
+
+def within_memory(lm: LM, work: Callable[[], Result]) -> Result:
+    """Return `work()`; where a GPU's memory is too small, called again with smaller `batches`."""
+    return language_model.within_memory(lm, PASSES, tokens_per_pass(lm), lambda _: work())
+
+
+def tokens(lm: LM, examples: Sequence[Encoded], batch: list[int]) -> int:
+    """Return the tokens of a batch, padding included."""
+    return len(batch) * _padded(lm, max(len(lm.bos) + len(examples[i].ids) - 1 for i in batch))
+
+
+def _padded(lm: LM, length: int) -> int:
+    """Return the length to which a batch is padded whose longest example has `length` tokens."""
+    multiple = language_model.by_device(MULTIPLE, lm.device)
+    padded = -(-length // multiple) * multiple
+    return max(length, min(padded, lm.max_positions or padded))

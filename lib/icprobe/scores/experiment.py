@@ -1,0 +1,248 @@
+"""What is scored, said once: a model, a training pool and a query set, and where the scores lie.
+
+Every notebook builds the same `Experiment` from its parameters. Its identity is declared (hashes,
+revisions, suite texts), so finished scores are found without the model and without the data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import datasets
+import numpy as np
+import pandas as pd
+
+from icprobe import data
+from icprobe.model_identity import TEMPLATE_VERSION
+from icprobe.model_identity import identity as model_identity
+from icprobe.scores.method import Examples
+
+if TYPE_CHECKING:
+    from icprobe.lm import LM
+
+_CHANGED = "was changed since it was first read: start again (in Jupyter, restart the kernel)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """A model, N training examples and M queries.
+
+    Attributes:
+        scores_dir: Folder of the score stores.
+        model: A model's name or folder, see `lm.load`.
+        train: Source of the training pool, see `data.load`.
+        queries: Source of the queries.
+        train_split: Split of the pool, for suites and hub data sets; see `data.load`.
+        query_split: The same for the queries.
+        n_train: N, or None for the whole pool.
+        n_query: M, or None for all queries.
+        seed: Which examples are sampled.
+        dtype: The model's, see `lm.load`.
+        max_length: Most tokens of one example, see `lm.encode`.
+        train_columns: Column mapping of the pool, see `data.load`.
+        query_columns: The same for the queries.
+    """
+
+    scores_dir: str
+    model: str
+    train: str
+    queries: str
+    train_split: str = "train"
+    query_split: str = "query"
+    n_train: int | None = None
+    n_query: int | None = None
+    seed: int = 0
+    dtype: str = "float32"
+    max_length: int | None = None
+    train_columns: Mapping[str, str | None] | None = None
+    query_columns: Mapping[str, str | None] | None = None
+
+    @property
+    def _sources(self) -> dict[str, tuple]:
+        """The arguments of `data.load` for the pool and for the queries."""
+        pool = self.train, self.train_split, self.n_train
+        queries = self.queries, self.query_split, self.n_query
+        return {
+            "train": (*pool, self.seed, self.train_columns),
+            "queries": (*queries, self.seed, self.query_columns),
+        }
+
+    def load_data(self) -> tuple[datasets.Dataset, datasets.Dataset]:
+        """Return the training pool (N rows) and the queries (M rows); loaded once.
+
+        Raises:
+            data.DataError: If the data are bad. A query that is also a training example is an error
+                in a suite and a warning in one's own data.
+        """
+        return self._data
+
+    @cached_property
+    def _data(self) -> tuple[datasets.Dataset, datasets.Dataset]:
+        suites = data.is_suite(self.train) and data.is_suite(self.queries)
+        pool, queries = (rows for rows, _ in self._loaded.values())
+        data.check_disjoint(pool, queries, warn=not suites)
+        return pool, queries
+
+    @cached_property
+    def _loaded(self) -> dict[str, tuple[datasets.Dataset, dict]]:
+        """The rows and the identity of the pool and of the queries."""
+        found = {name: data.load_with_identity(*one) for name, one in self._sources.items()}
+        for name, (_, who) in found.items():
+            if "identity" in vars(self) and self.identity[name] != who:
+                raise data.DataError(f"{getattr(self, name)} {_CHANGED}")
+        return found
+
+    def held_out(
+        self,
+        evaluation: str | None = None,
+        split: str = "evaluation",
+        n: int | None = None,
+        columns: Mapping[str, str | None] | None = None,
+    ) -> tuple[np.ndarray, datasets.Dataset]:
+        """Return which queries may select training data, and others to evaluate models on.
+
+        No text of an evaluation query is in the pool, or among the queries that may select; and of
+        own queries, those with equal prompts are on one side.
+
+        Args:
+            evaluation: Source of the evaluation queries, see `data.load`. By default, of a suite
+                its evaluation split; of other queries a random half, which then does not select.
+            split: Split of the evaluation queries, for suites and hub data sets.
+            n: How many evaluation queries (of a half at most so many), None for all.
+            columns: Column mapping of the evaluation queries.
+
+        Returns:
+            Column numbers of the queries that may select, and Q evaluation queries.
+
+        Raises:
+            data.DataError: If an evaluation query is also in the pool or selects, there are too few
+                queries to halve, or as `data.load`.
+        """
+        pool, queries = self.load_data()
+        selecting = np.arange(len(queries))
+        if evaluation is None and not data.is_suite(self.queries):
+            prompts, different = pd.factorize(np.asarray(queries["prompt"]))
+            if len(different) < 2:
+                raise data.DataError(f"{self.queries}: one query cannot both select and evaluate")
+            if n is not None and n < 1:
+                raise data.DataError(f"{self.queries}: {n} evaluation queries asked for")
+            place = np.random.default_rng(self.seed).permutation(len(different)).argsort()[prompts]
+            order = np.argsort(place, kind="stable")
+            half = np.searchsorted(place[order], len(different) // 2)
+            selecting = np.sort(order[half:])
+            found = queries.select(np.sort(order[:half][:n]))
+        else:
+            found = data.load(evaluation or self.queries, split, n, self.seed, columns)
+        for rows, name in ((pool, "training example"), (queries.select(selecting), "query")):
+            data.check_disjoint(rows, found, names=(name, "evaluation query"))
+        return selecting, found
+
+    def on(self, suite: str, n_train: int, n_query: int) -> Experiment:
+        """Return the same on other examples: n_train and n_query of a suite's."""
+        splits = {"train_split": "train", "query_split": "query"}
+        columns = {"train_columns": None, "query_columns": None}
+        sizes = {"n_train": n_train, "n_query": n_query}
+        return replace(self, train=suite, queries=suite, **splits, **sizes, **columns)
+
+    def pools(self, condition_pools: Mapping[str, Sequence[int]]) -> dict[str, Experiment]:
+        """Return the same on each of several suites, by the suite's name.
+
+        Args:
+            condition_pools: By suite, how many of its training examples and queries: [N, M].
+
+        Raises:
+            ValueError: If a name is no suite, or a size no whole number from 1 or more than there
+                is. Found out before anything is scored.
+        """
+        if not isinstance(condition_pools, Mapping):
+            raise ValueError(
+                f"condition_pools is {condition_pools!r}, expected {{suite: [N, M]}}, {{}} for none"
+            )
+        for suite, sizes in condition_pools.items():
+            where = f"condition_pools: {suite!r}"
+            if suite not in data.suites():
+                raise ValueError(f"{where} is not a suite, there are: {', '.join(data.suites())}")
+            numbers = isinstance(sizes, Sequence) and [type(size) for size in sizes] == [int, int]
+            if not numbers or min(sizes) < 1:
+                raise ValueError(f"{where} has {sizes!r}, expected [N, M], two whole numbers")
+        found = {suite: self.on(suite, *sizes) for suite, sizes in condition_pools.items()}
+        for other in found.values():
+            try:
+                other.load_data()
+            except data.DataError as error:
+                raise ValueError(f"condition_pools: {error}") from error
+        return found
+
+    def part(self, n_train: int | None, n_query: int | None) -> Experiment:
+        """Return the same on at most so many of its examples, None for all; for slow methods.
+
+        A side that keeps all its examples keeps its name, too: their scores are the same ones.
+        """
+        own = self.n_train, self.n_query
+        N, M = (
+            n if most is None or most >= len(rows) else most
+            for rows, most, n in zip(self.load_data(), (n_train, n_query), own, strict=True)
+        )
+        return replace(self, n_train=N, n_query=M)
+
+    def indices_in(self, whole: Experiment) -> tuple[np.ndarray, np.ndarray]:
+        """Return where this experiment's examples are in a larger one: row and column numbers.
+
+        Raises:
+            ValueError: If some are not among the larger one's, or have other texts there.
+        """
+        found = []
+        for mine, theirs in zip(self.load_data(), whole.load_data(), strict=True):
+            found.append(pd.Index(theirs["id"]).get_indexer(mine["id"]))
+            if (found[-1] < 0).any():
+                raise ValueError(f"{mine['id'][int(found[-1].argmin())]!r} is not in {whole.train}")
+            for own, other in zip(mine, theirs.select(found[-1]), strict=True):
+                if data.plain_text(own) != data.plain_text(other):
+                    raise ValueError(f"{own['id']!r}: its file {_CHANGED}")
+        return tuple(found)
+
+    def expand_to(self, whole: Experiment, scores: np.ndarray) -> np.ndarray:
+        """Return this experiment's scores [n, m] among all pairs of a larger one: float [N, M].
+
+        All other pairs are not a number.
+        """
+        among = np.full([len(rows) for rows in whole.load_data()], np.nan)
+        among[np.ix_(*self.indices_in(whole))] = scores
+        return among
+
+    def examples(self, lm: LM) -> tuple[Examples, Examples]:
+        """Return the training pool (N) and the queries (M) as text and as the model's tokens.
+
+        Raises:
+            ValueError: If the model is not the experiment's.
+        """
+        self.check_model(lm)
+        return tuple(Examples.of(lm, rows, self.max_length) for rows in self.load_data())
+
+    def load_model(self) -> LM:
+        """Load the model."""
+        from icprobe import lm as language_model
+
+        return language_model.load(self.model, self.dtype)
+
+    def check_model(self, lm: LM) -> None:
+        """Raise ValueError if the model is not the experiment's."""
+        if lm.identity != self.identity["model"]:
+            raise ValueError(f"model {lm.identity} is not {self.identity['model']}")
+
+    @cached_property
+    def identity(self) -> dict:
+        """Everything that determines the scores but the method's own options."""
+        if "_loaded" in vars(self):  # of the bytes that were read, whatever the file is by now
+            sources = {name: who for name, (_, who) in self._loaded.items()}
+        else:
+            sources = {name: data.identity(*source) for name, source in self._sources.items()}
+        return {
+            "template": TEMPLATE_VERSION,
+            "model": model_identity(self.model, self.dtype),
+            "max_length": self.max_length,
+            **sources,
+        }

@@ -1,0 +1,51 @@
+"""Projected gradients: unbiased, the closer the larger, the same for pools and queries."""
+
+import numpy as np
+import pytest
+from conftest import FAMILIES
+from test_gradient_dot import close, encoded
+
+from icprobe.methods.gradient import gradient_dot, linear_layers, losses, projected
+from icprobe.methods.gradient import projected_gradients as gradients_of
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_exact_where_nothing_is_projected(tiny, family):
+    lm = tiny(family)
+    train, queries = encoded(lm, 5, seed=1), encoded(lm, 4, seed=2)
+    one, other = (gradients_of(lm, rows, 10_000) for rows in (train, queries))
+    close(one @ other.T, gradient_dot(lm, train, queries))
+
+
+def test_unbiased_and_closer_with_size(tiny):
+    lm = tiny()
+    train, queries = encoded(lm, 3, seed=1), encoded(lm, 3, seed=2)
+    exact = gradient_dot(lm, train, queries)
+    spread = {}
+    for size in (2, 8):
+        draws = []
+        for seed in range(100):
+            one, other = (gradients_of(lm, rows, size, seed) for rows in (train, queries))
+            draws.append(one @ other.T)
+        draws = np.stack(draws)
+        spread[size] = draws.std(0)
+        off = np.abs(draws.mean(0) - exact) / (spread[size] / np.sqrt(len(draws)))
+        assert off.max() < 4.5  # 18 means, in standard errors
+    # the variance of a product falls about as 1/size, faster where both sides are small
+    assert (spread[8] / spread[2]).mean() < 0.55
+
+
+def test_sizes_batches_and_layers_do_not_mix(tiny, monkeypatch):
+    lm = tiny()
+    train = encoded(lm, 6, seed=1, words=20)
+    whole = gradients_of(lm, train, 5)
+    close(projected.of_sizes(lm, train, (3, 5), 0)[1], whole)
+    monkeypatch.setitem(losses.TOKENS_PER_PASS, "cpu", 1)
+    close(gradients_of(lm, train, 5), whole)
+    widths = [25] * len(linear_layers(lm))
+    by_layer = np.split(whole, np.cumsum(widths)[:-1], axis=1)
+    name = "model.layers.1.mlp.up_proj"
+    place = list(linear_layers(lm)).index(name)
+    close(gradients_of(lm, train, 5, layers=name), by_layer[place])
+    with pytest.raises(ValueError, match="size is 0"):
+        gradients_of(lm, train, 0)

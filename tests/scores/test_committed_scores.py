@@ -1,0 +1,225 @@
+"""The reference scores are those of the committed laptop profile, and the figures are theirs."""
+
+import hashlib
+import json
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from scipy.stats import spearmanr
+
+from icprobe import paths
+from icprobe.finetuning_recipe import Recipe
+from icprobe.finetuning_tracin import TracIn
+from icprobe.methods import icp, registry, training_effect
+from icprobe.methods.gradient import (
+    ClampedLog,
+    EKFACInfluence,
+    GradientProducts,
+    ProjectedProducts,
+    load_parts,
+)
+from icprobe.scores import Experiment, load, store
+from icprobe.statistics import conditions, method_findings
+
+
+def kept_by(profile):
+    """Return the methods whose scores a run of the laptop profile keeps, one for each store."""
+    pools, kinds, bands = 1 + len(profile["condition_pools"]), 7, 6
+    of_pools = ["gradient_cosine", "gradient_dot", "icp", "zero_shot", *registry.REGISTERED]
+    return [
+        *("clamped_log", "ekfac", "icp_neutral", "tracin", *["projected"] * 5),
+        *["training_effect"] * len(profile["steps"]),
+        *["gradient_dot"] * (kinds + bands + 1),
+        *of_pools * pools,
+    ]
+
+
+def test_a_fresh_clone_finds_its_scores_without_model_and_data(monkeypatch, tmp_path):
+    monkeypatch.setenv("ICPROBE_CACHE", str(tmp_path / "empty"))
+    profile = yaml.safe_load((paths.NOTEBOOKS / "profiles" / "laptop.yaml").read_text())
+    names = Experiment.__dataclass_fields__.keys()
+    experiment = Experiment(**{name: profile[name] for name in names})
+    probed = load(experiment, icp.probing(profile["preamble"], neutral=True))
+    gain, neutral_gain = icp.gains(probed)
+    assert gain.shape == (profile["n_train"], profile["n_query"])
+    assert not (tmp_path / "empty").exists()
+
+    table = pd.read_csv(paths.resolve(profile["output_dir"]) / "01_training_examples.csv")
+    # the table keeps six digits
+    np.testing.assert_allclose(table["mean_gain"], gain.mean(1), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(table["icp_score"], icp.icp_score(gain), rtol=1e-5)
+    np.testing.assert_allclose(table["mean_neutral_gain"], neutral_gain.mean(1), atol=1e-5)
+    asked = pd.read_csv(paths.resolve(profile["output_dir"]) / "01_queries.csv")
+    np.testing.assert_allclose(asked["zero_shot"], probed["zero_shot"][0], rtol=1e-5)
+    same_task = np.equal.outer(table["task"].to_numpy(), asked["task"].to_numpy())
+    rng = np.random.default_rng(profile["seed"])
+    tokens = table["tokens"].to_numpy()
+    findings = method_findings.probing(gain, neutral_gain, same_task, tokens, rng)
+    kept = pd.read_csv(paths.resolve(profile["output_dir"]) / "01_findings.csv")
+    pd.testing.assert_frame_equal(findings, kept, rtol=1e-5)
+
+    if (
+        paths.ROOT / ".git"
+    ).exists():  # else unpacked from an archive, and nothing says what was in it
+        listed = ["git", "ls-files", "*/manifest.json"]
+        files = subprocess.check_output(listed, cwd=paths.REFERENCE_SCORES, text=True)
+        kept = sorted(Path(file).parent.name.rpartition("-")[0] for file in files.split())
+        assert kept == sorted(kept_by(profile)), "no scores of other parameters"
+
+    products = GradientProducts(loss_on=profile["loss_on"])
+    dot, cosine = load(experiment, products).values()
+    table = pd.read_csv(paths.resolve(profile["output_dir"]) / "02_training_examples.csv")
+    np.testing.assert_allclose(table["mean_product"], dot.mean(1), rtol=1e-5, atol=1e-3)
+    np.testing.assert_allclose(table["mean_cosine"], cosine.mean(1), rtol=1e-5, atol=1e-6)
+    rng = np.random.default_rng(profile["seed"])
+    findings = method_findings.gradients(dot, cosine, same_task, tokens, rng)
+    kept = pd.read_csv(paths.resolve(profile["output_dir"]) / "02_findings.csv")
+    pd.testing.assert_frame_equal(findings, kept[: len(findings)], rtol=1e-5)
+    other = kept.set_index("quantity")["estimate"]
+    clamped, ekfac = (
+        store.load(next(paths.REFERENCE_SCORES.glob(f"{name}-*")))
+        for name in ("clamped_log", "ekfac")
+    )
+    rows, columns = (
+        [list(ids).index(one) for one in part]
+        for ids, part in ((table["id"], clamped.train_ids), (asked["id"], clamped.query_ids))
+    )
+    plain, last = dot[np.ix_(rows, columns)], load_parts(experiment, products)["last 2 blocks"]
+    rho = spearmanr(plain.ravel(), clamped.matrix().ravel()).statistic
+    assert other["clamp and log against product, all pairs"] == pytest.approx(rho, rel=1e-5)
+    flipped = (np.sign(plain) != np.sign(clamped.matrix())).mean()
+    assert other["signs that clamp and log flips"] == pytest.approx(flipped, rel=1e-5)
+    rho = spearmanr(last.ravel(), ekfac.matrix().ravel()).statistic
+    (name,) = (name for name in other.index if name.startswith("EK-FAC against product, last"))
+    assert other[name] == pytest.approx(rho, rel=1e-5)
+
+    # agreement by condition, whose estimates need no resampling
+    labels = conditions.Labels(table, asked)
+    quick = {"resamples": 2, "permutations": 1}
+    mine = conditions.by_condition(gain, cosine, labels, rng, **quick)
+    kept = pd.read_csv(paths.resolve(profile["output_dir"]) / "03_conditions.csv")
+    kept = kept[(kept["pool"] == profile["train"]) & (kept["scores"] == "gain and cosine")]
+    same = ["level", "condition", "estimate", "pairs", "ranked", "rankings"]
+    pd.testing.assert_frame_equal(mine[same], kept[same].reset_index(drop=True), rtol=1e-5)
+
+    # ground truth: what each method's scores say of the effect of the larger step
+    sizes = {"n_train": profile["n_trained"], "n_query": profile["m_trained"]}
+    part = replace(experiment, **sizes)
+    steps = training_effect.planned(profile["steps"])
+    effects = load(part, training_effect.TrainingEffect(steps, loss_on=profile["loss_on"]))
+    effect = list(effects.values())[1]
+    kept = next(store.find_all(paths.REFERENCE_SCORES, "training_effect"))
+
+    # what else notebook 02 scores
+    options = {"loss_on": profile["loss_on"]}
+    sampled = {"n_train": profile["n_compared"], "n_query": profile["m_compared"]}
+    some = replace(experiment, **sampled)
+    recipe = Recipe(epochs=profile["tracin_epochs"], saves=profile["tracin_checkpoints"])
+    load(some, [ClampedLog(**options), ProjectedProducts((2, 4, 8, 16, 32), **options)])
+    load(experiment, [EKFACInfluence(profile["ekfac_blocks"], **options)])
+    load(experiment, TracIn(recipe, **options))
+    for suite, (n_train, n_query) in profile["condition_pools"].items():
+        pool = experiment.on(suite, n_train, n_query)
+        load(pool, [*icp.probing(profile["preamble"]), products, *registry.baselines()])
+    rows, columns = (
+        [list(ids).index(one) for one in part]
+        for ids, part in ((table["id"], kept.train_ids), (asked["id"], kept.query_ids))
+    )
+    known = pd.read_csv(paths.resolve(profile["output_dir"]) / "03_findings.csv")
+    known = known.set_index("quantity")["estimate"]
+    for name, scores in (("cosine", cosine), ("gain", gain)):
+        mine = scores[np.ix_(rows, columns)]
+        rhos = [spearmanr(mine[:, j], effect[:, j]).statistic for j in range(len(columns))]
+        expected = known[f"{name} against training effect, per query"]
+        assert np.mean(rhos) == pytest.approx(expected, rel=1e-5)
+
+
+LAPTOP = yaml.safe_load((paths.NOTEBOOKS / "profiles" / "laptop.yaml").read_text())
+
+
+def test_parts_of_renamed_stores_keep_their_bytes():
+    """As committed before keys had the version of the template."""
+    listed = (Path(__file__).parent / "reference_parts.txt").read_text().split()
+    digests = [
+        hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in paths.REFERENCE_SCORES.glob("*/part-*.parquet")
+    ]
+    assert sorted(digests) == listed
+
+
+@pytest.fixture(scope="module")
+def records():
+    """Return the records of committed trainings by what they were evaluated on."""
+    files = sorted((paths.REFERENCE_SCORES / "finetuned").glob("*.json"))
+    found = [json.loads(file.read_text()) for file in files]
+    for file, record in zip(files, found, strict=True):
+        assert store.key("training", record["identity"]) == file.stem
+    recipe = {name: LAPTOP[name] for name in ("epochs", "batch_size", "rate", "lora_rank")}
+    trained = [record for record in found if record["identity"]["recipe"]]
+    assert all(recipe.items() <= record["identity"]["recipe"].items() for record in trained)
+    asked = pd.read_csv(paths.resolve(LAPTOP["output_dir"]) / "01_queries.csv")["id"].tolist()
+    of_subsets = [record for record in found if record["queries"] == asked]
+    sizes = {len(record["queries"]) for record in found if record["queries"] != asked}
+    alike = {
+        n: [r for r in found if len(r["queries"]) == n and r["queries"] != asked] for n in sizes
+    }
+    return {"subsets": of_subsets, **alike}
+
+
+def test_committed_trainings_on_subsets_are_the_profiles(records):
+    found = records["subsets"]
+    assert len(found) == 32 * LAPTOP["subset_seeds"]  # those of the README's longer run
+    size = round(LAPTOP["subset_share"] * LAPTOP["n_train"])
+    assert {len(record["examples"]) for record in found} == {size}
+
+
+@pytest.mark.parametrize(
+    ("output_dir", "queries", "seeds"),
+    [
+        (LAPTOP["output_dir"], LAPTOP["n_evaluation"], LAPTOP["seeds"]),
+        ("figures/laptop_long", 192, 5),
+    ],
+)
+def test_committed_trainings_are_those_of_the_committed_figures(
+    records, output_dir, queries, seeds
+):
+    assert set(records) == {"subsets", LAPTOP["n_evaluation"], 192}
+    folder, alike = paths.resolve(output_dir), records[queries]
+    (before,) = (record for record in alike if record["identity"]["recipe"] is None)
+    assert {tuple(record["queries"]) for record in alike} == {tuple(before["queries"])}
+
+    def gain(of_selection):
+        assert sorted(r["identity"]["recipe"]["seed"] for r in of_selection) == list(range(seeds))
+        mean = np.mean([np.mean(r["measures"]["nats_per_token"]) for r in of_selection])
+        return mean - np.mean(before["measures"]["nats_per_token"])
+
+    table = pd.read_csv(folder / "04_results.csv")
+    table = table[table["measure"] == "nats_per_token"].set_index("selection")
+    assert (table[["seeds", "queries"]] == [seeds, queries]).all(axis=None)
+    full = gain([record for record in alike if len(record["examples"]) == LAPTOP["n_train"]])
+    assert table.loc["full pool", "estimate"] == pytest.approx(full, rel=1e-5)
+
+    # the best by ICP score, chosen by hand from the committed gains; ties may fall either way
+    scores = pd.read_csv(paths.resolve(LAPTOP["output_dir"]) / "01_training_examples.csv")
+    scores = scores.set_index("id")["icp_score"]
+    k = round(LAPTOP["budget"] * LAPTOP["n_train"])
+    threshold = scores.sort_values(ascending=False).iloc[k - 1]
+    surely, possibly = set(scores[scores > threshold].index), set(scores[scores >= threshold].index)
+    best = gain(
+        [r for r in alike if len(r["examples"]) == k and surely <= set(r["examples"]) <= possibly]
+    )
+    assert table.loc["ICP score, top", "estimate"] == pytest.approx(best, rel=1e-5)
+
+    # and the claims that rest on it
+    pairs = pd.read_csv(folder / "04_differences.csv").set_index(["first", "second"])
+    claims = {c["id"]: c for c in json.loads((folder / "claims.json").read_text())}
+    product = table.loc["product, top", "estimate"]
+    assert claims["C3"]["estimate"] == pytest.approx((best - product) / full, rel=1e-3)
+    assert claims["C3"]["estimate"] == pytest.approx(
+        pairs.loc[("ICP score, top", "product, top"), "share"], rel=1e-4
+    )
