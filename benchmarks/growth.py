@@ -31,7 +31,8 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from icprobe import assets, figures, icp, influence, machine, paths, store
+from icprobe import assets, figures, icp, influence, paths, store
+from icprobe.artifact import provenance
 from icprobe.experiment import Experiment
 
 WORDS = [f"w{k}" for k in range(500)]
@@ -118,7 +119,7 @@ def run_one(what: dict) -> dict:
         else:
             influence.attribute(scored, lm, engine=what["engine"])
         seconds = time.perf_counter() - start
-    return {"seconds": seconds, "gib": machine.peak_memory()}
+    return {"seconds": seconds, "gib": provenance.peak_memory()}
 
 
 def in_own_process(what: dict) -> dict:

@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
 from scipy.stats import spearmanr
 
 from icprobe import icp, influence, methods, paths, retraining, store
-from icprobe.experiment import Experiment
+from icprobe.artifact.settings import FinetuningSettings, InfluenceSettings
 from icprobe.statistics import conditions
 
 
@@ -30,9 +29,8 @@ def kept_by(profile):
 
 def test_a_fresh_clone_finds_its_scores_without_model_and_data(monkeypatch, tmp_path):
     monkeypatch.setenv("ICPROBE_CACHE", str(tmp_path / "empty"))
-    profile = yaml.safe_load((paths.NOTEBOOKS / "profiles" / "laptop.yaml").read_text())
-    names = Experiment.__dataclass_fields__.keys()
-    experiment = Experiment(**{name: profile[name] for name in names})
+    settings = InfluenceSettings()
+    profile, experiment = settings.model_dump(), settings.experiment()
     probe = icp.find(experiment, "run ./run_all.sh --fresh", preamble=profile["preamble"])
     assert probe.gain.shape == (profile["n_train"], profile["n_query"])
     assert not (tmp_path / "empty").exists()
@@ -112,7 +110,7 @@ def test_a_fresh_clone_finds_its_scores_without_model_and_data(monkeypatch, tmp_
         assert np.mean(rhos) == pytest.approx(expected, rel=1e-5)
 
 
-LAPTOP = yaml.safe_load((paths.NOTEBOOKS / "profiles" / "laptop.yaml").read_text())
+LAPTOP = FinetuningSettings().model_dump()
 
 
 @pytest.fixture(scope="module")
