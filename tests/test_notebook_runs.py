@@ -18,8 +18,8 @@ from conftest import save_tiny
 
 from icprobe import data, icp, methods, paths
 from icprobe.artifact import runner
-from icprobe.artifact.settings import RegressionSettings
 from icprobe.artifact.pools import trained_tokens
+from icprobe.artifact.settings import RegressionSettings
 from icprobe.experiment import Experiment
 from icprobe.statistics import recommendation
 
