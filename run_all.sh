@@ -6,11 +6,12 @@ usage() {
     cat <<'USAGE'
 Reproduce everything:
 
-  ./run_all.sh [smoke|laptop|paper] [-p NAME VALUE ...] [--only 01,03] [--fresh]
+  ./run_all.sh [smoke|laptop|paper] [-p NAME VALUE ...] [--only 01,03] [--fresh] [--help]
       execute the notebooks in order with the parameters in notebooks/profiles/
         -p NAME VALUE  set one parameter (may be repeated)
         --only 01,03   run these notebooks only
         --fresh        reuse nothing, compute everything anew
+        --help         after a profile: print the notebooks' parameters (docs/parameters.md has all)
       The default profile is laptop. Results appear in figures/<profile>/.
 
   ./run_all.sh test [ARGUMENTS]    run the tests with two workers (arguments go to pytest; -n 0
@@ -44,19 +45,28 @@ is_current() { # PREFIX
 # Prints what an environment lacks that this script did not make; nothing if it will do.
 lacks() { # PYTHON
     "$1" - "$root" <<'PYTHON'
-import importlib.util, pathlib, sys
+import importlib.util, pathlib, re, sys
+from importlib import metadata
 
-needed = "torch transformers datasets trl sklearn torchmetrics kronfluence papermill ipykernel jupyterlab pytest xdist"
-missing = [name for name in needed.split() if not importlib.util.find_spec(name)]
+def plain(requirement):
+    return re.sub(r"[-_.]+", "-", re.match(r"[\w.-]+", requirement)[0]).lower()
+
+root = pathlib.Path(sys.argv[1]).resolve()
 package = importlib.util.find_spec("icprobe")
 if sys.version_info < (3, 11):
     print("its Python is older than 3.11")
 elif package is None or package.origin is None:
     print("it does not have the package icprobe")
-elif pathlib.Path(package.origin).resolve().parents[2] != pathlib.Path(sys.argv[1]).resolve():
+elif pathlib.Path(package.origin).resolve().parents[2] != root:
     print("its icprobe is that of", pathlib.Path(package.origin).parents[2])
-elif missing:
-    print("it lacks", ", ".join(missing))
+else:
+    import tomllib
+
+    needed = tomllib.loads((root / "pyproject.toml").read_text())["project"]["dependencies"]
+    there = {plain(one.name) for one in metadata.distributions()}
+    missing = [one for one in [*needed, "kronfluence", "pytest-xdist"] if plain(one) not in there]
+    if missing:
+        print("it lacks", ", ".join(map(plain, missing)))
 PYTHON
 }
 
@@ -139,13 +149,19 @@ install_venv() { # PYTHON
         echo "environment: bringing .venv up to date" >&2
     fi
     echo unfinished >.venv/.icprobe-stamp
-    .venv/bin/python -m pip install --disable-pip-version-check -r requirements.txt >&2
-    .venv/bin/python -m pip install --disable-pip-version-check --no-deps \
-        -r requirements-no-deps.txt >&2
+    echo "environment: installing packages (log: $root/.venv/install.log)" >&2
+    venv_pip -r requirements.txt
+    venv_pip --no-deps -r requirements-no-deps.txt
     # the lock has setuptools, so nothing more is downloaded to build the package
-    .venv/bin/python -m pip install --disable-pip-version-check --quiet \
-        --no-deps --no-build-isolation -e . >&2
+    venv_pip --no-deps --no-build-isolation -e .
     wanted_stamp >.venv/.icprobe-stamp
+}
+
+venv_pip() { # ARGUMENTS
+    .venv/bin/python -m pip install --disable-pip-version-check "$@" >>.venv/install.log 2>&1 || {
+        tail -n 20 .venv/install.log >&2
+        fail "pip could not install the packages; the whole log is $root/.venv/install.log"
+    }
 }
 
 find_python() {
@@ -204,6 +220,6 @@ python)
     exec "$python" "$@"
     ;;
 *)
-    exec "$python" -m icprobe.runner "$@"
+    exec "$python" -m icprobe.artifact.runner "$@"
     ;;
 esac

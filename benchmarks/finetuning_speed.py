@@ -24,8 +24,9 @@ import torch
 from transformers import TrainerCallback, get_linear_schedule_with_warmup
 from trl import SFTTrainer
 
-from icprobe import finetuning, machine
+from icprobe import finetuning
 from icprobe import lm as language_model
+from icprobe.artifact import provenance
 from icprobe.artifact.benchmark.work import examples
 from icprobe.finetuning import Recipe
 
@@ -83,7 +84,7 @@ def measure(method, n, batch, rank):
             trainer.train()
             steps = clock.steps
         seconds = time.perf_counter() - start
-    peak = machine.peak_memory()
+    peak = provenance.peak_memory()
     model = trainer.model.merge_and_unload() if rank else trainer.model
     trained = language_model.LM(model.eval(), lm.tokenizer, lm.identity)
     nats = language_model.log_likelihoods(trained, queries)[0]

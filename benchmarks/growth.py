@@ -31,7 +31,8 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from icprobe import assets, figures, machine, paths
+from icprobe import assets, figures, paths
+from icprobe.artifact import provenance
 from icprobe.methods import icp
 from icprobe.methods.gradient import GradientProducts
 from icprobe.scores import Experiment, score, store
@@ -120,7 +121,7 @@ def run_one(what: dict) -> dict:
         else:
             score(scored, GradientProducts(), lm, what["engine"])
         seconds = time.perf_counter() - start
-    return {"seconds": seconds, "gib": machine.peak_memory()}
+    return {"seconds": seconds, "gib": provenance.peak_memory()}
 
 
 def in_own_process(what: dict) -> dict:

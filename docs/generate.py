@@ -12,7 +12,7 @@ import jinja2
 import numpy as np
 import pandas as pd
 
-from icprobe import parameters, paths
+from icprobe import paths
 from icprobe.artifact.benchmark import comparison, methods, timings
 from icprobe.statistics import recommendation
 
@@ -33,9 +33,7 @@ def render(text: str) -> str:
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     helpers = (rows, cell, interval, signed, compared, weaker, judged, timed, coarser)
-    environment.globals |= {
-        helper.__name__: helper for helper in (*helpers, fresh_minutes, demo, parameter_tables)
-    }
+    environment.globals |= {helper.__name__: helper for helper in (*helpers, fresh_minutes, demo)}
     environment.globals |= {"CHECKED": comparison.CHECKED, "OURS": methods.OURS}
     macros = environment.get_template("readme.md.j2").module
 
@@ -136,23 +134,6 @@ def demo() -> str:
     found, pool = read("demo/08_findings.csv"), len(read("demo/08_scores.csv"))
     said = recommendation.recommend(found)
     return recommendation.as_text(said, recommendation.TOLERANCE, (pool, found["m"].iloc[0]))
-
-
-def parameter_tables() -> list[tuple[str, pd.DataFrame]]:
-    """Return titled tables of the parameters: those of several notebooks, then of each alone."""
-    alike = ["parameter", "type", "default", "meaning"]
-    cells = [
-        (path.stem, f"`{one.name}`", one.words, f"`{one.default!r}`", one.comment)
-        for path in sorted(paths.NOTEBOOKS.glob("[0-9]*.ipynb"))
-        for one in parameters.read(path).values()
-    ]
-    frame = pd.DataFrame(cells, columns=["notebook", *alike])
-    numbers = frame["notebook"].str[:2]
-    frame["notebooks"] = numbers.groupby([frame[name] for name in alike]).transform(", ".join)
-    several = frame["notebooks"].str.contains(",")
-    shared = frame[several].drop_duplicates(alike)[[*alike, "notebooks"]]
-    own = [(f"Only of {name}", part[alike]) for name, part in frame[~several].groupby("notebook")]
-    return [("Of several notebooks", shared), *own]
 
 
 def promote_timings() -> None:

@@ -13,13 +13,13 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from icprobe import lm as language_model
-from icprobe import machine
+from icprobe.artifact import provenance
 from icprobe.scores import Experiment
 
 # workers share the cores, as does what they start: with more threads they would wait for each other
 workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
 if workers > 1:
-    share = max(1, machine.usable_cores() // workers)
+    share = max(1, provenance.usable_cores() // workers)
     os.environ.setdefault("OMP_NUM_THREADS", str(share))
     torch.set_num_threads(share)
 

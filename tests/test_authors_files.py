@@ -12,7 +12,8 @@ import papermill
 import pytest
 import torch
 
-from icprobe import assets, authors_scores, paths, runner
+from icprobe import assets, authors_scores, paths
+from icprobe.artifact import runner
 from icprobe.authors_scores import M, N
 from icprobe.statistics import authors_scores as published
 

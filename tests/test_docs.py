@@ -9,7 +9,8 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from icprobe import data, parameters, paths
+from icprobe import data, paths
+from icprobe.artifact import settings
 
 PAGES = [
     *(paths.ROOT / name for name in ("README.md", "data/README.md")),
@@ -71,7 +72,7 @@ def test_modules_and_their_parts_are_there(page):
 @each_page
 def test_commands_name_parameters_profiles_and_notebooks_that_are_there(page):
     text = code(page.read_text(encoding="utf-8")).replace("\\\n", " ")
-    declared = {name for notebook in NOTEBOOKS for name in parameters.read(notebook)}
+    declared = {name for one in settings.NOTEBOOKS for name in one.model_fields}
     assert set(re.findall(r"(?<=-p )[a-z]\w*", text)) <= declared
     profiles = {file.stem for file in (paths.NOTEBOOKS / "profiles").glob("*.yaml")}
     commands = {"test", "lab", "python"}

@@ -16,8 +16,10 @@ import pytest
 import yaml
 from conftest import save_tiny
 
-from icprobe import data, parameters, paths, runner
+from icprobe import data, paths
+from icprobe.artifact import runner
 from icprobe.artifact.pools import trained_tokens
+from icprobe.artifact.settings import RegressionSettings
 from icprobe.methods import baselines, icp
 from icprobe.scores import Experiment, load
 from icprobe.statistics import recommendation
@@ -178,7 +180,7 @@ def take_files(folder):
         for part in ("figures", "scores")
         for file in (folder / part).rglob("*")
         if file.is_file() and not {"notebooks", "logs"} & set(file.parts)
-        if file.name not in {"run.csv", "run.json", "report.html"}  # of run_all.sh alone
+        if file.name not in {"run.json", "report.html"}  # of run_all.sh alone
     }
     shutil.rmtree(folder / "figures")
     shutil.rmtree(folder / "scores")
@@ -356,7 +358,7 @@ def test_finetuning_goes_on_where_it_stopped_and_gives_the_same_files(tmp_path, 
 def test_synthetic_regression_reuses_its_networks(tmp_path):
     """Small, and without any model: the same tables again from networks that are kept."""
     small = yaml.safe_load((paths.NOTEBOOKS / "profiles" / "smoke.yaml").read_text())
-    known = parameters.read(NOTEBOOKS["05"])
+    known = RegressionSettings.model_fields
     kept = ("profile", "fresh", "output_dir", "scores_dir", "networks_dir")
     changes = {name: v for name, v in small.items() if name in known and name not in kept}
     changes |= {"network_steps": 20, "networks_dir": f"{tmp_path}/networks"}

@@ -18,7 +18,7 @@ def test_the_readme_says_what_the_results_say():
     names = [match["name"] for match in readme.BLOCK.finditer(text)]
     assert sorted(names) == [
         "agreement", "choosing", "claims", "cost", "exactly", "findings-01", "findings-02",
-        "finetuning", "gpu", "growth", "headline", "lds", "minutes", "parameters", "synthetic",
+        "finetuning", "gpu", "growth", "headline", "lds", "minutes", "synthetic",
         "your-data",
     ]  # fmt: skip
     assert text == readme.render(text), "run: ./run_all.sh python docs/generate.py"

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from icprobe import paths, regression, regressor, runner
+from icprobe import paths, regression, regressor
+from icprobe.artifact.settings import RegressionSettings
 from icprobe.regression import Prior
 from icprobe.regressor import Recipe, Regressor, Shape
 from icprobe.scores import store
@@ -326,8 +327,7 @@ def test_the_learning_curve_is_that_of_single_calls(network):
 
 
 def test_committed_networks_are_notebook_05s_and_learn_as_recorded(monkeypatch, capsys):
-    notebook = next(n for n in runner.find_notebooks(paths.ROOT) if n.number == 5)
-    given = notebook.defaults
+    given = RegressionSettings().model_dump()
     names = ("pairs", "width", "layers", "heads")
     shape = Shape(**{name: given[f"network_{name}"] for name in names})
     priors = [

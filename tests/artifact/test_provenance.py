@@ -2,7 +2,7 @@
 
 import subprocess
 
-from icprobe import provenance
+from icprobe.artifact import provenance
 
 
 def git(root, *arguments: str) -> str:
@@ -41,3 +41,28 @@ def test_sources_are_told_without_loading(monkeypatch):
     assert "no/such-data-set" in found["queries"]["unknown"]
     assert found["suite crossed, query"]["limit"] == 4
     assert provenance.sources({"seed": 0, "output_dir": "x"}) == {}
+
+
+def test_sources_are_all_that_a_notebook_reads(tmp_path):
+    """An edited file gives another identity, whichever parameter names it."""
+    (tmp_path / "published").mkdir()
+    files = {
+        "training pool": ("train", "pool.jsonl"),
+        "queries": ("queries", "wanted.jsonl"),
+        "evaluation queries": ("evaluation", "held_out.jsonl"),
+        "timings": ("compared", "cost.csv"),
+        "published scores": ("published_dir", "published/scores.json"),
+    }
+    for _, name in files.values():
+        (tmp_path / name).write_text("{}")
+    given = {parameter: str(tmp_path / name) for parameter, name in files.values()}
+    given["published_dir"] = str(tmp_path / "published")
+    before = provenance.sources(given)
+    assert set(before) == set(files) and "unknown" not in str(before)
+    for title, (_, name) in files.items():
+        (tmp_path / name).write_text("{ }")
+        after = provenance.sources(given)
+        assert [other for other in before if after[other] != before[other]] == [title]
+        (tmp_path / name).write_text("{}")
+    unset = provenance.sources(given | {"evaluation": None, "compared": None, "published_dir": ""})
+    assert set(unset) == {"training pool", "queries"}

@@ -9,8 +9,8 @@ import bs4
 import nbformat
 import pytest
 
-from icprobe import paths, runner
-from icprobe.artifact import claims, report
+from icprobe import paths
+from icprobe.artifact import claims, report, runner
 
 PARAMETERS = 'profile: "str" = "laptop"  # which\noutput_dir: "str" = "{}"  # results'
 TEXT = """# 01 · Probing

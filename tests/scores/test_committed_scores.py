@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
 from scipy.stats import spearmanr
 
 from icprobe import paths
+from icprobe.artifact.settings import FinetuningSettings, InfluenceSettings
 from icprobe.finetuning_recipe import Recipe
 from icprobe.finetuning_tracin import TracIn
 from icprobe.methods import icp, registry, training_effect
@@ -23,7 +23,7 @@ from icprobe.methods.gradient import (
     ProjectedProducts,
     load_parts,
 )
-from icprobe.scores import Experiment, load, store
+from icprobe.scores import load, store
 from icprobe.statistics import conditions, method_findings
 
 
@@ -41,9 +41,8 @@ def kept_by(profile):
 
 def test_a_fresh_clone_finds_its_scores_without_model_and_data(monkeypatch, tmp_path):
     monkeypatch.setenv("ICPROBE_CACHE", str(tmp_path / "empty"))
-    profile = yaml.safe_load((paths.NOTEBOOKS / "profiles" / "laptop.yaml").read_text())
-    names = Experiment.__dataclass_fields__.keys()
-    experiment = Experiment(**{name: profile[name] for name in names})
+    settings = InfluenceSettings()
+    profile, experiment = settings.model_dump(), settings.experiment()
     probed = load(experiment, icp.probing(profile["preamble"], neutral=True))
     gain, neutral_gain = icp.gains(probed)
     assert gain.shape == (profile["n_train"], profile["n_query"])
@@ -139,7 +138,7 @@ def test_a_fresh_clone_finds_its_scores_without_model_and_data(monkeypatch, tmp_
         assert np.mean(rhos) == pytest.approx(expected, rel=1e-5)
 
 
-LAPTOP = yaml.safe_load((paths.NOTEBOOKS / "profiles" / "laptop.yaml").read_text())
+LAPTOP = FinetuningSettings().model_dump()
 
 
 def test_parts_of_renamed_stores_keep_their_bytes():

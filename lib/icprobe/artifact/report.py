@@ -23,7 +23,8 @@ from markupsafe import Markup
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
-from icprobe import paths, provenance
+from icprobe import paths
+from icprobe.artifact import provenance
 
 FILE = "report.html"
 PAGE = Path(__file__).parent / "page"
@@ -122,7 +123,7 @@ def _notebook(name: str, entry: dict, folder: Path, problems: list[str]) -> dict
     number = name.partition("_")[0]
     return {
         "name": name,
-        "entry": {"status": "not recorded", "minutes": None, "gib": None, "error": "", "scores": ""}
+        "entry": {"status": "not recorded", "minutes": None, "gib": None, "error": ""}
         | {"parameters": {}, **entry},
         "body": _body(copy, problems) if copy.exists() else "",
         "executed": _link(copy, folder) if copy.exists() else None,

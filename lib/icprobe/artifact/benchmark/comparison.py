@@ -19,7 +19,7 @@ from torch.utils.benchmark import Timer
 from tqdm import tqdm
 
 from icprobe import lm as language_model
-from icprobe import machine
+from icprobe.artifact import provenance
 from icprobe.artifact.benchmark.methods import METHODS, PEERS, PLAIN
 from icprobe.artifact.benchmark.work import examples, exchange
 from icprobe.lm import LM
@@ -82,7 +82,7 @@ def compare(
     key = {
         "model": lm.identity["name"], "lengths": lengths, "dtype": lm.identity["dtype"],
         "device": lm.device.type, "n": n, "m": m,
-        "machine": torch.cuda.get_device_name(lm.device) if on_gpu else machine.processor(),
+        "machine": torch.cuda.get_device_name(lm.device) if on_gpu else provenance.processor(),
         "threads": torch.get_num_threads(),
     }  # fmt: skip
     rate = product_rate(lm)

@@ -6,40 +6,63 @@ its last one:
     {"runs": {STARTED: see `of_run`}, "notebooks": {NAME: {"run": STARTED, "status": ..., ...}}}
 """
 
+import hashlib
 import importlib.metadata
 import json
+import math
+import os
 import platform
 import re
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import psutil
+from packaging.requirements import Requirement
 
-from icprobe import __version__, machine, paths
+from icprobe import __version__, paths
 
 FILE = "run.json"
-# what `of_run` says
-SAID = (
-    "started", "command", "profile", "icprobe", "python", "system", "processor", "cores", "memory",
-    "gpus", "git", "packages",
-)  # fmt: skip
 # results, which a run changes: they say nothing about the code that made them
 RESULTS = ("figures", "data/scores")
 
 
+def usable_cores() -> int:
+    """Return the number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def processor() -> str:
+    """Return the name of the CPU model."""
+    cpuinfo = Path("/proc/cpuinfo")
+    text = cpuinfo.read_text() if cpuinfo.exists() else ""
+    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    if platform.system() == "Darwin":
+        return _output("sysctl", "-n", "machdep.cpu.brand_string").strip()
+    return found.group(1).strip() if found else platform.processor() or platform.machine()
+
+
+def peak_memory(pid: int | str = "self") -> float:
+    """Return the most memory that a process has held, in GiB; not a number where none says."""
+    # getrusage would count what the parent held when it started the process
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return math.nan
+    found = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
+    return int(found.group(1)) / 2**20 if found else math.nan
+
+
 def of_run(command: str, profile: str, root: Path) -> dict:
-    """Return what a run that starts now is made with.
+    """Return what a run that starts now is made with, JSON-able.
 
     Args:
         command: As typed.
         profile: Its name.
         root: The folder of the checkout.
-
-    Returns:
-        JSON-able: started (local time, ISO 8601), command, profile, icprobe, python, system,
-        processor, cores, memory (GiB), gpus, git (see `git_state`), packages (name: version).
     """
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -47,9 +70,9 @@ def of_run(command: str, profile: str, root: Path) -> dict:
         "profile": profile,
         "icprobe": __version__,
         "python": platform.python_version(),
-        "system": _system(),
-        "processor": machine.processor(),
-        "cores": machine.usable_cores(),
+        "system": platform.platform(),
+        "processor": processor(),
+        "cores": usable_cores(),
         "memory": round(psutil.virtual_memory().total / 2**30, 1),
         "gpus": _gpus(),
         "git": git_state(root),
@@ -59,9 +82,6 @@ def of_run(command: str, profile: str, root: Path) -> dict:
 
 def git_state(root: Path) -> dict | None:
     """Return the checkout's revision and the files that differ from it, results aside.
-
-    Args:
-        root: The folder of the checkout.
 
     Returns:
         None where the folder is no checkout (an unpacked archive), or {"revision", "changed"}
@@ -84,10 +104,10 @@ def git_state(root: Path) -> dict | None:
 def packages() -> dict[str, str]:
     """Return the installed versions of what the package asks for (and kronfluence), by name."""
     try:
-        asked = importlib.metadata.requires("icprobe") or []
+        asked = map(Requirement, importlib.metadata.requires("icprobe") or [])
     except importlib.metadata.PackageNotFoundError:
         asked = []
-    names = [re.match(r"[\w.-]+", one).group() for one in asked if "extra ==" not in one]
+    names = [one.name for one in asked if one.marker is None or one.marker.evaluate({"extra": ""})]
     found = {}
     for name in sorted([*names, "kronfluence"], key=str.lower):
         try:
@@ -97,54 +117,72 @@ def packages() -> dict[str, str]:
     return found
 
 
-def sources(parameters: Mapping[str, object], known: dict | None = None) -> dict[str, dict]:
-    """Return the identities of the model and the data that a notebook's parameters name.
+def sources(parameters: Mapping[str, object]) -> dict[str, dict]:
+    """Return the identities of the model and of all data that a notebook's parameters name.
 
     Nothing is loaded or downloaded: hashes are declared or those of local files.
 
-    Args:
-        parameters: All of a notebook's parameters.
-        known: Takes the identities found, so that other notebooks of the run need not hash again.
-
     Returns:
         By what it is (model, training pool, queries, ...) its identity; {"source", "unknown": why}
-        where that cannot be told, such as a hub name without network. Empty for a notebook that
-        names neither.
+        where that cannot be told, such as a hub name without network.
     """
-    wanted = {}
-    if "model" in parameters:
-        wanted["model"] = "model", (parameters["model"], parameters.get("dtype", "float32"))
-    seed = parameters.get("seed", 0)
-    for side, title, split, size in (
-        ("train", "training pool", "train_split", "n_train"),
-        ("queries", "queries", "query_split", "n_query"),
-        ("evaluation", "evaluation queries", "evaluation_split", "n_evaluation"),
+    found = {}
+    for title, identity, *arguments in _identities(parameters):
+        try:
+            found[title] = identity(*arguments)
+        except Exception as error:  # a report is made also where a run failed by this source
+            found[title] = {"source": str(arguments[0]), "unknown": str(error)}
+    return found
+
+
+def _identities(given: Mapping[str, object]) -> Iterator[tuple]:
+    """Yield each source's title, the function that returns its identity, and its arguments."""
+    if "model" in given:
+        yield "model", _model, given["model"], given.get("dtype", "float32")
+    seed = given.get("seed", 0)
+    for title, source, prefix, size in (
+        ("training pool", "train", "train", "n_train"),
+        ("queries", "queries", "query", "n_query"),
+        ("evaluation queries", "evaluation", "evaluation", "n_evaluation"),
     ):
-        if parameters.get(side) is not None:
-            columns = parameters.get(split.replace("split", "columns"))
-            one = parameters[side], parameters.get(split), parameters.get(size), seed, columns
-            wanted[title] = "data", one
-    pools = parameters.get("condition_pools")
+        if given.get(source) is not None:
+            split, columns = (given.get(f"{prefix}_{one}") for one in ("split", "columns"))
+            yield title, _data, given[source], split, given.get(size), seed, columns
+    pools = given.get("condition_pools")
     for suite, sizes in (pools if isinstance(pools, Mapping) else {}).items():
         for side, n in zip(("train", "query"), sizes, strict=False):
-            wanted[f"suite {suite}, {side}"] = "data", (suite, side, n, seed)
-    if not wanted:
-        return {}
+            yield f"suite {suite}, {side}", _data, suite, side, n, seed
+    if given.get("compared"):
+        yield "timings", _files, given["compared"]
+    if given.get("published_dir"):
+        yield "published scores", _files, given["published_dir"]
 
-    from icprobe import data, lm  # they import torch, which takes seconds: only where it is needed
 
-    identity = {"model": lm.identity, "data": data.identity}
-    known = {} if known is None else known
+def _model(*arguments: object) -> dict:
+    from icprobe import lm  # imports torch, which takes seconds
+
+    return lm.identity(*arguments)
+
+
+def _data(*arguments: object) -> dict:
+    from icprobe import data
+
+    return data.identity(*arguments)
+
+
+def _files(source: str) -> dict:
+    """Return the SHA-256 of a file, or of a folder's files by name (Git's own aside)."""
+    place = paths.resolve(source)
+    files = [place] if place.is_file() else sorted(f for f in place.rglob("*") if f.is_file())
     found = {}
-    for title, (kind, arguments) in wanted.items():
-        key = repr((kind, arguments))
-        if key not in known:
-            try:
-                known[key] = identity[kind](*arguments)
-            except Exception as error:  # a report is made also where a run failed by this source
-                known[key] = {"source": str(arguments[0]), "unknown": str(error)}
-        found[title] = known[key]
-    return found
+    for file in files:
+        name = file.relative_to(place.parent if place.is_file() else place)
+        if ".git" not in name.parts:
+            with file.open("rb") as stream:
+                found[str(name)] = hashlib.file_digest(stream, "sha256").hexdigest()
+    if not found:
+        raise FileNotFoundError(f"no files in {place}")
+    return {"source": source, "sha256": found}
 
 
 def read(folder: Path) -> dict:
@@ -159,8 +197,7 @@ def read(folder: Path) -> dict:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
         for record in found["notebooks"].values():
-            run = found["runs"][record["run"]]
-            _ = record["status"], [run[key] for key in SAID]
+            _ = record["status"], found["runs"][record["run"]]["started"]
     except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{FILE} is damaged ({type(error).__name__}: {error})") from error
     return found
@@ -180,11 +217,10 @@ def update(folder: Path, run: dict, records: Mapping[str, dict]) -> None:
         known = read(folder)
     except ValueError:
         known = {"runs": {}, "notebooks": {}}
-    runs, notebooks = known["runs"], known["notebooks"]
+    runs, notebooks = known["runs"] | {run["started"]: run}, known["notebooks"]
     for name, record in records.items():
         if name not in notebooks or record["status"] != "not run":
             notebooks[name] = {"run": run["started"], **record}
-    runs[run["started"]] = run
     used = {record["run"] for record in notebooks.values()}
     kept = {
         "runs": {started: runs[started] for started in sorted(runs) if started in used},
@@ -192,15 +228,6 @@ def update(folder: Path, run: dict, records: Mapping[str, dict]) -> None:
     }
     with paths.replacing(folder / FILE) as temporary:
         temporary.write_text(json.dumps(kept, indent=1, default=str) + "\n", encoding="utf-8")
-
-
-def _system() -> str:
-    """Return the operating system in words, without the machine's name."""
-    try:
-        name = platform.freedesktop_os_release()["PRETTY_NAME"] + ", "
-    except (OSError, KeyError, AttributeError):
-        name = ""
-    return f"{name}{platform.platform(terse=not name)}"
 
 
 def _gpus() -> list[str]:

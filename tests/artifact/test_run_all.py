@@ -104,15 +104,25 @@ def test_test_runs_pytest_from_the_root(active):
     assert missing.returncode == 4  # pytest's code for a usage error
 
 
-def test_an_environment_of_another_checkout_is_not_used(active, checkout):
+@pytest.mark.parametrize("lacking", ["its icprobe is that of", "it lacks no-such-package"])
+def test_an_environment_that_will_not_do_is_not_used(active, checkout, lacking):
     # no Python on the PATH is new enough, so the script stops before it makes anything
     program(checkout / "bin" / "python3", "exit 1")
     for name in ["python3.11", "python3.12", "python3.13", "python3.14"]:
         program(checkout / "bin" / name, "exit 127")
+    if "lacks" in lacking:
+        (checkout / "lib" / "icprobe").mkdir(parents=True)
+        (checkout / "lib" / "icprobe" / "__init__.py").touch()
+        python = f'PYTHONPATH="{checkout / "lib"}" exec "{sys.executable}" "$@"'
+        program(Path(active["VIRTUAL_ENV"]) / "bin" / "python", python)
+        project = (checkout / "pyproject.toml").read_text()
+        assert '"pandas",' in project
+        asked = project.replace('"pandas",', '"pandas", "No_Such.package>=2",')
+        (checkout / "pyproject.toml").write_text(asked)
     path = f"{checkout / 'bin'}:/usr/bin:/bin"
     result = run(script=checkout / "run_all.sh", PATH=path, **active)
     assert result.returncode == 1
-    assert f"not the active one ({active['VIRTUAL_ENV']}), its icprobe is that of" in result.stderr
+    assert f"not the active one ({active['VIRTUAL_ENV']}), {lacking}" in result.stderr
     assert "error: Python 3.11 or newer is needed" in result.stderr
     assert not (checkout / ".venv").exists()
 
@@ -131,7 +141,7 @@ def test_a_finished_venv_is_reused_and_an_unfinished_one_made_again(checkout):
         elif [ "$1 $2" = "-m pip" ]; then
             echo "$@" >>"{checkout}/pip.log"
             [ ! -e "{checkout}/no-network" ]
-        elif [ "$1 $2" = "-m icprobe.runner" ]; then
+        elif [ "$1 $2" = "-m icprobe.artifact.runner" ]; then
             echo "ran $3"
         fi
         """,
@@ -203,7 +213,7 @@ def test_conda_makes_an_environment_once(checkout):
     assert run("smoke", **environment).returncode != 0
     (checkout / "no-network").unlink()
     made = run("smoke", **environment)
-    assert made.stdout == "ran icprobe.runner smoke\n"
+    assert made.stdout == "ran icprobe.artifact.runner smoke\n"
     assert "making conda environment icprobe" in made.stderr
     reused = run("smoke", **environment)
     assert reused.stderr == f"environment: {prefix} (conda environment icprobe)\n"
