@@ -14,7 +14,7 @@ from conftest import ATOL, RTOL, save_tiny
 from test_evaluation import questions
 from test_lm import examples
 
-from icprobe import evaluation, finetuning, trials
+from icprobe import evaluation, finetuning, paths, trials
 from icprobe import lm as language_model
 from icprobe.evaluation import MEASURES
 from icprobe.finetuning import Recipe
@@ -124,6 +124,19 @@ def test_a_finished_training_is_never_made_again(bench, calls, capsys, monkeypat
         same(outcome, again)
     assert "trainings: reused 3 of 3 from" in capsys.readouterr().out
     assert len(calls) == 2 and files(bench) == kept
+
+
+def test_reference_records_are_read_and_never_written(bench, calls, monkeypatch, tmp_path):
+    (found,) = bench.run([ONE])
+    reference = tmp_path / "reference"
+    Path(bench.scores_dir).rename(reference)
+    monkeypatch.setattr(paths, "REFERENCE_SCORES", reference)
+    before = {path: path.read_bytes() for path in reference.rglob("*.json")}
+    same(found, *bench.run([ONE]))
+    assert len(calls) == 1 and not Path(bench.scores_dir).exists()
+    same(found, *bench.run([ONE], fresh=True))
+    assert len(calls) == 2 and len(files(bench)) == 1
+    assert {path: path.read_bytes() for path in reference.rglob("*.json")} == before
 
 
 def test_the_untouched_model_trains_nothing(bench, calls):

@@ -157,17 +157,6 @@ def test_a_part_of_the_laptop_profile_is_a_few_kilobytes(tmp_path):
     assert scores.part(0).stat().st_size < 4_000
 
 
-def test_resume_computes_only_what_is_missing(tmp_path, caplog):
-    caplog.set_level(logging.INFO, "icprobe.scores")
-    expected, computed = some_scores(7, 5), []
-    with pytest.raises(KeyboardInterrupt):
-        fill(opened(tmp_path), from_matrix(expected, stop_after=2))
-    for had in (6, 7):
-        caplog.clear()
-        assert bits(fill(opened(tmp_path), from_matrix(expected, computed))) == bits(expected)
-        assert computed == [[6]] and reused(caplog) == {"icp": had}
-
-
 def test_block_size_of_the_manifest_wins(tmp_path):
     expected = some_scores(7, 5)
     opened(tmp_path, block_size=3).write(1, expected[3:6])
@@ -207,19 +196,6 @@ def test_two_that_begin_at_once_share_the_work(tmp_path):
 
     assert bits(fill(mine, score)) == bits(matrix)
     assert 50 <= len(computed) < 65
-
-
-def test_permuting_the_training_set_permutes_rows(tmp_path):
-    by_id = dict(zip(ids("train", 7), some_scores(7, 5), strict=True))
-    order = np.random.default_rng(1).permutation(7)
-    results = []
-    for train_ids in (ids("train", 7), [f"train-{i}" for i in order]):
-        scores = store.open(
-            tmp_path, "icp", {**IDENTITY, "order": train_ids}, train_ids, ids("query", 5), 2
-        )
-        matrix = np.stack([by_id[train_id] for train_id in train_ids])
-        results.append(fill(scores, from_matrix(matrix)))
-    assert bits(results[1]) == bits(results[0][order])
 
 
 def test_other_parameters_go_to_another_folder(tmp_path):
@@ -546,14 +522,6 @@ def test_incomplete_scores_are_not_read(tmp_path):
 # --- finding --------------------------------------------------------------------------------------
 
 
-def test_find_needs_only_the_identity(tmp_path):
-    filled(tmp_path)
-    scores = store.find([tmp_path], "icp", IDENTITY)
-    assert scores.train_ids == ids("train", 7)
-    assert scores.query_ids == ids("query", 5)
-    assert bits(scores.matrix()) == bits(some_scores(7, 5))
-
-
 def test_find_in_an_empty_folder_says_how_to_make_the_scores(tmp_path):
     with pytest.raises(FileNotFoundError) as caught:
         store.find(
@@ -579,12 +547,6 @@ def test_find_names_the_nearest_store_first_and_the_fields_that_differ(tmp_path)
     assert "identity.data.train: stored nothing, asked 'tttt" in message
     assert message.index(near.folder.name) < message.index(far.folder.name)
     assert "icp-control" not in message
-
-
-def test_find_says_how_far_an_incomplete_store_is(tmp_path):
-    opened(tmp_path).write(0, some_scores(7, 5)[:3])
-    with pytest.raises(store.ScoresNotFound, match=r"3 of 7 rows are finished(.|\n)*run notebook"):
-        store.find([tmp_path], "icp", IDENTITY, how_to_make="run notebooks/01")
 
 
 # --- disks that refuse ----------------------------------------------------------------------------

@@ -124,16 +124,13 @@ class Experiment:
         pool, queries = self.load_data()
         selecting = np.arange(len(queries))
         if evaluation is None and not data.is_suite(self.queries):
-            prompts, different = pd.factorize(np.asarray(queries["prompt"]))
-            if len(different) < 2:
-                raise data.DataError(f"{self.queries}: one query cannot both select and evaluate")
             if n is not None and n < 1:
                 raise data.DataError(f"{self.queries}: {n} evaluation queries asked for")
-            place = np.random.default_rng(self.seed).permutation(len(different)).argsort()[prompts]
-            order = np.argsort(place, kind="stable")
-            half = np.searchsorted(place[order], len(different) // 2)
-            selecting = np.sort(order[half:])
-            found = queries.select(np.sort(order[:half][:n]))
+            evaluating, selecting = _halves(queries["prompt"], self.seed)
+            if not len(evaluating):
+                raise data.DataError(f"{self.queries}: one query cannot both select and evaluate")
+            selecting = np.sort(selecting)
+            found = queries.select(np.sort(evaluating[:n]))
         else:
             found = data.load(evaluation or self.queries, split, n, self.seed, columns)
         for rows, name in ((pool, "training example"), (queries.select(selecting), "query")):
@@ -157,17 +154,7 @@ class Experiment:
             ValueError: If a name is no suite, or a size no whole number from 1 or more than there
                 is. Found out before anything is scored.
         """
-        if not isinstance(condition_pools, Mapping):
-            raise ValueError(
-                f"condition_pools is {condition_pools!r}, expected {{suite: [N, M]}}, {{}} for none"
-            )
-        for suite, sizes in condition_pools.items():
-            where = f"condition_pools: {suite!r}"
-            if suite not in data.suites():
-                raise ValueError(f"{where} is not a suite, there are: {', '.join(data.suites())}")
-            numbers = isinstance(sizes, Sequence) and [type(size) for size in sizes] == [int, int]
-            if not numbers or min(sizes) < 1:
-                raise ValueError(f"{where} has {sizes!r}, expected [N, M], two whole numbers")
+        _check_pools(condition_pools)
         found = {suite: self.on(suite, *sizes) for suite, sizes in condition_pools.items()}
         for other in found.values():
             try:
@@ -246,3 +233,27 @@ class Experiment:
             "max_length": self.max_length,
             **sources,
         }
+
+
+def _halves(prompts: Sequence[str], seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return two random halves of the row numbers; rows with equal prompts are in one of them."""
+    codes, different = pd.factorize(np.asarray(prompts))
+    place = np.random.default_rng(seed).permutation(len(different)).argsort()[codes]
+    order = np.argsort(place, kind="stable")
+    half = np.searchsorted(place[order], len(different) // 2)
+    return order[:half], order[half:]
+
+
+def _check_pools(condition_pools: Mapping[str, Sequence[int]]) -> None:
+    """Raise ValueError if a name is no suite, or a size no two whole numbers from 1."""
+    if not isinstance(condition_pools, Mapping):
+        raise ValueError(
+            f"condition_pools is {condition_pools!r}, expected {{suite: [N, M]}}, {{}} for none"
+        )
+    for suite, sizes in condition_pools.items():
+        where = f"condition_pools: {suite!r}"
+        if suite not in data.suites():
+            raise ValueError(f"{where} is not a suite, there are: {', '.join(data.suites())}")
+        numbers = isinstance(sizes, Sequence) and [type(size) for size in sizes] == [int, int]
+        if not numbers or min(sizes) < 1:
+            raise ValueError(f"{where} has {sizes!r}, expected [N, M], two whole numbers")
