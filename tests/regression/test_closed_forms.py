@@ -1,4 +1,4 @@
-"""Synthetic regression: closed forms against retraining and autograd, laws, shifts, seeds."""
+"""Closed forms against retraining and autograd, learners, the exact anchor, probing."""
 
 from dataclasses import replace
 
@@ -8,16 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from icprobe import regression
-from icprobe.regression import (
-    LeastSquares,
-    LinearAttention,
-    Prior,
-    PriorMean,
-    Problems,
-    Ridge,
-    Shift,
-)
+from icprobe.regression import influence, probing
+from icprobe.regression.learners import LeastSquares, LinearAttention, PriorMean, Ridge
+from icprobe.regression.problems import Prior, draw
 
 EXACT = {"rtol": 0, "atol": 1e-10}  # all is in float64
 B, N, M, K, C = 3, 7, 5, 4, 2
@@ -35,7 +28,7 @@ def prior():
 
 @pytest.fixture
 def problems(prior, rng):
-    return regression.draw(prior, rng, B, N, M, K=K, C=C)
+    return draw(prior, rng, B, N, M, K=K, C=C)
 
 
 def fitted(prior, x, y):
@@ -53,7 +46,7 @@ def loss(w, x, y):
 def retrained(prior, problems, k):
     """Gains [B, N, M] of retraining from scratch with each example in the context, one by one."""
     found = np.zeros(problems.shape)
-    for x, y in problems.bases(k):
+    for x, y in problems.base_contexts(k):
         for b in range(B):
             asked = problems.queries[b].numpy(), problems.answers[b].numpy()
             before = loss(fitted(prior, x[b].numpy(), y[b].numpy()), *asked)
@@ -70,12 +63,12 @@ def retrained(prior, problems, k):
 @pytest.mark.parametrize("k", [0, 1, K])
 def test_add_one_is_retraining_and_the_bayes_learners_gain(prior, problems, k):
     expected = retrained(prior, problems, k)
-    np.testing.assert_allclose(regression.add_one(prior, problems, k), expected, **EXACT)
-    np.testing.assert_allclose(regression.gain(Ridge(prior), problems, k), expected, **EXACT)
+    np.testing.assert_allclose(influence.add_one(prior, problems, k), expected, **EXACT)
+    np.testing.assert_allclose(probing.gain(Ridge(prior), problems, k), expected, **EXACT)
 
 
 def test_leave_one_out_is_retraining_without_the_example(prior, problems):
-    found = regression.leave_one_out(prior, problems)
+    found = influence.leave_one_out(prior, problems)
     for b in range(B):
         x, y = problems.x[b].numpy(), problems.y[b].numpy()
         asked = problems.queries[b].numpy(), problems.answers[b].numpy()
@@ -89,12 +82,12 @@ def test_leave_one_out_is_retraining_without_the_example(prior, problems):
 @pytest.mark.parametrize("where", ["start", "base", "pool"])
 def test_tracin_is_autograds(prior, problems, where, preconditioned):
     if where == "pool":
-        found = regression.at_pool(prior, problems, preconditioned)
+        found = influence.tracin_at_pool(prior, problems, preconditioned)
         contexts = [(problems.x, problems.y)]
     else:
         k = K if where == "base" else 0
-        found = regression.at_base(prior, problems, k, preconditioned)
-        contexts = list(problems.bases(k))
+        found = influence.tracin_at_base(prior, problems, k, preconditioned)
+        contexts = list(problems.base_contexts(k))
     expected = np.zeros(problems.shape)
     for x, y in contexts:
         for b in range(B):
@@ -121,7 +114,7 @@ def test_tracin_is_autograds(prior, problems, where, preconditioned):
 
 def test_a_step_gains_what_the_step_gains(prior, problems):
     w = torch.from_numpy(np.random.default_rng(1).normal(size=(B, 4)))
-    found = regression.step_gain(problems, w, 0.2)
+    found = influence.step_gain(problems, w, 0.2)
     for b in range(B):
         for i in range(N):
             x, y = problems.x[b, i], problems.y[b, i]
@@ -129,8 +122,8 @@ def test_a_step_gains_what_the_step_gains(prior, problems):
             asked = problems.queries[b], problems.answers[b]
             gain = loss(w[b], *asked) - loss(moved, *asked)
             np.testing.assert_allclose(found[b, i], gain, **EXACT)
-    first = regression.step_gain(problems, w, 1e-8) / 1e-8
-    np.testing.assert_allclose(first, regression.tracin(problems, w), rtol=1e-5, atol=1e-5)
+    first = influence.step_gain(problems, w, 1e-8) / 1e-8
+    np.testing.assert_allclose(first, influence.tracin(problems, w), rtol=1e-5, atol=1e-5)
 
 
 # -------------------------------------------------------------------------------------- learners
@@ -177,15 +170,15 @@ def test_least_squares_is_numpys(rng, k):
 )
 def test_gain_of_one_step_attention_is_the_formula(D, k, rate, seed):
     rng = np.random.default_rng(seed)
-    problems = regression.draw(Prior(D), rng, 2, 6, 5, K=k)
+    problems = draw(Prior(dimension=D), rng, 2, 6, 5, K=k)
     start = torch.from_numpy(rng.normal(size=D))
     attention = LinearAttention(rate, start)
-    gain = regression.gain(attention, problems, k)
-    asked = regression.moved_by_one_step(problems, k, attention)
+    gain = probing.gain(attention, problems, k)
+    asked = influence.after_attention_step(problems, k, attention)
     w = start.expand(2, -1)
     r = (problems.y - problems.x @ start).numpy()
     across = (problems.x @ problems.queries.mT).numpy()
-    formula = rate * regression.tracin(asked, w) - rate**2 / 2 * (r[..., None] * across) ** 2
+    formula = rate * influence.tracin(asked, w) - rate**2 / 2 * (r[..., None] * across) ** 2
     scale = max(1.0, np.abs(formula).max())
     np.testing.assert_allclose(gain / scale, formula / scale, **EXACT)
     if k == 0:  # the queries' residuals are those at the start
@@ -193,7 +186,7 @@ def test_gain_of_one_step_attention_is_the_formula(D, k, rate, seed):
 
 
 def test_attention_takes_the_step(rng):
-    x, y = Prior(3).prompts(rng, 2, 5)
+    x, y = Prior(dimension=3).prompts(rng, 2, 5)
     start = torch.tensor([1.0, -2.0, 0.5]).double()
     queries = torch.from_numpy(rng.normal(size=(2, 4, 3)))
     w = start.clone().requires_grad_()
@@ -211,152 +204,34 @@ def test_gain_is_the_difference_of_two_calls(prior, problems):
     learner = Ridge(prior)
     for k, contexts in ((0, 1), (3, C)):
         expected = np.zeros(problems.shape)
-        for x, y in problems.bases(k):
+        for x, y in problems.base_contexts(k):
             for i in range(N):
                 with_x = torch.cat([x, problems.x[:, i : i + 1]], 1)
                 with_y = torch.cat([y, problems.y[:, i : i + 1]], 1)
                 asked = problems.queries, problems.answers
-                before = regression.losses(learner, x, y, *asked)
-                after = regression.losses(learner, with_x, with_y, *asked)
+                before = probing.losses(learner, x, y, *asked)
+                after = probing.losses(learner, with_x, with_y, *asked)
                 expected[:, i] += (before - after).numpy()
-        found = regression.gain(learner, problems, k)
+        found = probing.gain(learner, problems, k)
         np.testing.assert_allclose(found, expected / contexts, **EXACT)
 
 
 def test_the_published_score_counts_context_by_context(prior, problems):
-    gains, shares = regression.gain_and_share(Ridge(prior), problems, 2)
+    gains, shares = probing.gain_and_score(Ridge(prior), problems, 2)
     alone = []
     for c in range(C):
         bases = {"base_x": problems.base_x[:, c : c + 1], "base_y": problems.base_y[:, c : c + 1]}
-        alone.append(regression.gain(Ridge(prior), replace(problems, **bases), 2))
+        alone.append(probing.gain(Ridge(prior), replace(problems, **bases), 2))
     np.testing.assert_allclose(gains, np.mean(alone, axis=0), **EXACT)
     np.testing.assert_array_equal(shares, np.mean([gain > 0 for gain in alone], axis=0))
     assert set(np.unique(shares)) == {0, 0.5, 1}
 
 
 def test_gain_does_not_depend_on_the_batch(prior, problems, monkeypatch):
-    whole = regression.gain(Ridge(prior), problems, 2)
-    monkeypatch.setattr(regression, "ROWS", 40)
-    np.testing.assert_allclose(regression.gain(Ridge(prior), problems, 2), whole, **EXACT)
+    whole = probing.gain(Ridge(prior), problems, 2)
+    monkeypatch.setattr(probing, "NUMBERS_AT_ONCE", 40)
+    np.testing.assert_allclose(probing.gain(Ridge(prior), problems, 2), whole, **EXACT)
 
 
 def test_who_learns_nothing_gains_nothing(prior, problems):
-    assert not regression.gain(PriorMean(prior), problems, 1).any()
-
-
-def test_bases_are_as_long_as_asked(problems):
-    assert [x.shape[1] for x, _ in problems.bases(3)] == [3] * C
-    assert [y.shape for _, y in problems.bases(0)] == [(B, 0)]
-    for k in (-1, K + 1):
-        with pytest.raises(ValueError, match=f"k is {k}, expected 0 to {K}"):
-            list(problems.bases(k))
-
-
-# ---------------------------------------------------------------------------------------- shifts
-
-
-def draw(shift, prior=None, M=50, seed=0):
-    prior = prior or Prior(dimension=5, noise=0.1)
-    return regression.draw(prior, np.random.default_rng(seed), 8, 400, M, shift, K=2)
-
-
-def test_the_same_generator_draws_the_same_under_any_shift():
-    plain, again = draw(Shift()), draw(Shift())
-    for name in Problems.__dataclass_fields__:
-        assert torch.equal(getattr(plain, name), getattr(again, name)), name
-    for shift in (Shift(cosine=0.3), Shift(scale=3), Shift(corruption="outlier")):
-        other = draw(shift)
-        assert torch.equal(other.queries, plain.queries), shift
-        assert torch.equal(other.answers, plain.answers), shift
-    assert not torch.equal(draw(Shift(), seed=1).x, plain.x)
-
-
-@pytest.mark.parametrize("cosine", [1, 0.9, 0.25, 0, -0.5, -1])
-def test_tasks_are_at_the_cosine(cosine):
-    prior = Prior(dimension=5, mean=2.0)
-    found = draw(Shift(cosine=cosine), prior)
-    mine, theirs = found.tasks - prior.centre, found.query_tasks - prior.centre
-    np.testing.assert_allclose(torch.cosine_similarity(mine, theirs), cosine, **EXACT)
-    np.testing.assert_allclose(mine.norm(dim=1), theirs.norm(dim=1), **EXACT)
-    clean = draw(Shift(cosine=cosine), replace(prior, noise=1e-9))
-    labels = (clean.x * clean.tasks[:, None]).sum(-1)
-    np.testing.assert_allclose(clean.y, labels, rtol=0, atol=1e-7)
-
-
-def test_covariates_are_wider():
-    assert torch.equal(draw(Shift(scale=3)).x, 3 * draw(Shift()).x)
-    assert torch.equal(draw(Shift(scale=3)).base_x, 3 * draw(Shift()).base_x)
-
-
-def test_means_are_apart():
-    found = draw(Shift(offset=2), M=400)
-    distance = (found.x.mean(1) - found.queries.mean(1)).norm(dim=1)
-    # four standard errors in each of five directions
-    np.testing.assert_allclose(distance, 4, atol=4 * np.sqrt(5 * 2 / 400))
-
-
-@pytest.mark.parametrize("degrees", [0, 30, 85])
-def test_planes_have_the_angle(degrees):
-    found = draw(Shift(degrees=degrees), M=60)
-    for mine, theirs in zip(found.x, found.queries, strict=True):
-        bases = [torch.linalg.svd(x, full_matrices=False) for x in (mine, theirs)]
-        assert all((s[2:] < 1e-10).all() and s[1] > 1 for _, s, _ in bases)
-        cosines = torch.linalg.svdvals(bases[0].Vh[:2] @ bases[1].Vh[:2].T)
-        np.testing.assert_allclose(cosines, np.cos(np.deg2rad(degrees)), **EXACT)
-    with pytest.raises(ValueError, match="need four dimensions, the prior has 3"):
-        draw(Shift(degrees=10), Prior(3))
-
-
-def test_far_tasks_are_on_the_other_side():
-    prior = Prior(dimension=5, mean=1.0, spread=0.5)
-    near, far = draw(Shift(), prior), draw(Shift(far=-1), prior)
-    for name in ("tasks", "query_tasks"):
-        moved = getattr(near, name) - 2 * prior.centre
-        np.testing.assert_allclose(getattr(far, name), moved, **EXACT)
-
-
-@pytest.mark.parametrize("corruption", regression.CORRUPTIONS)
-def test_a_share_of_the_labels_is_corrupted(corruption):
-    plain, found = draw(Shift()), draw(Shift(corruption=corruption, share=0.25))
-    assert (found.corrupted.sum(1) == 100).all() and not plain.corrupted.any()
-    assert len({tuple(row.tolist()) for row in found.corrupted}) == 8
-    assert torch.equal(found.y[~found.corrupted], plain.y[~found.corrupted])
-    before, after = plain.y[found.corrupted], found.y[found.corrupted]
-    if corruption == "flip":
-        assert torch.equal(after, -before)
-    elif corruption == "outlier":
-        spread = plain.y.std(dim=1, keepdim=True).expand(-1, 400)[found.corrupted]
-        np.testing.assert_allclose((after - before).abs(), 3.5 * spread, **EXACT)
-        assert 0.4 < (after > before).double().mean() < 0.6
-    else:
-        assert abs(np.corrcoef(before, after)[0, 1]) < 4 / np.sqrt(800)
-        assert after.std().item() == pytest.approx(before.std().item(), rel=0.2)
-
-
-def test_variances_are_those_of_covariates(rng):
-    prior = Prior(dimension=2, variances=(4.0, 0.25))
-    spread = prior.covariates(rng, 20000).std(0)
-    np.testing.assert_allclose(spread, [2, 0.5], rtol=0.03)
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: Prior(0), "dimension is 0"),
-        (lambda: Prior(2.0), "dimension is 2.0"),
-        (lambda: Prior(noise=0), "noise is 0"),
-        (lambda: Prior(spread=-1), "spread is -1"),
-        (lambda: Prior(2, variances=(1.0,)), "variances are 1 numbers, expected 2"),
-        (lambda: Prior(1, variances=(0.0,)), "expected positive numbers"),
-        (lambda: Shift(cosine=1.1), "cosine is 1.1"),
-        (lambda: Shift(scale=0), "scale is 0"),
-        (lambda: Shift(corruption="flipped"), "corruption is 'flipped', expected one of"),
-        (lambda: Shift(share=1), "share is 1"),
-        (lambda: Shift(degrees=90), "degrees is 90, expected 0 to below 90"),
-        (lambda: draw(Shift(corruption="flip", share=0.001)), "which makes 0 of 400 examples"),
-        (lambda: draw(Shift(cosine=0.5), Prior(1)), "needs two dimensions"),
-    ],
-)
-def test_what_is_out_of_range_is_an_error(make, message):
-    with pytest.raises(ValueError, match=message):
-        make()
+    assert not probing.gain(PriorMean(prior), problems, 1).any()

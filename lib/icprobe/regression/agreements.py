@@ -304,3 +304,10 @@ def findings(table: pd.DataFrame, n: int, about: str = "") -> pd.DataFrame:
     frame = pd.DataFrame(rows, columns=["quantity", "estimate", "low", "high"])
     frame.insert(1, "unit", "Spearman")
     return frame.assign(n=n)
+
+
+def lines(table: pd.DataFrame, x: str, series: str) -> pd.DataFrame:
+    """Return a table as `figures.bands` takes it: x (as numbers), series, estimate, low, high."""
+    named = table.rename(columns={x: "x", series: "series"})
+    named = named.assign(x=named["x"].astype(float)).sort_values("x", kind="stable")
+    return named[["x", "series", "estimate", "low", "high"]]

@@ -19,7 +19,7 @@ CORRUPTIONS = get_args(Corruption)
 OUTLIER = 3.5  # distance that an outlier moves, in standard deviations of the task's labels
 
 
-@validated(frozen=True)
+@validated(frozen=True, kw_only=True)
 class Prior:
     """The distribution of tasks and pairs that a network is trained on and the Bayes learner knows.
 
@@ -76,7 +76,7 @@ class Prior:
         return x, self.labels(rng, x, self.tasks(rng, B))
 
 
-@validated(frozen=True)
+@validated(frozen=True, kw_only=True)
 class Shift:
     """How far training examples are from the queries, and both from the prior.
 

@@ -31,7 +31,7 @@ CURVE_SEQUENCES = 4000
 CURVE_DIGITS = 6  # after the point
 
 
-@validated(frozen=True)
+@validated(frozen=True, kw_only=True)
 class Recipe:
     """All that determines a trained network.
 

@@ -18,10 +18,10 @@ from torch.nn import functional
 
 from icprobe.regression.learners import Learner
 
-TOKENS_AT_ONCE = 2**13  # queries and context tokens that are read together: what a cache holds
+TOKENS_AT_ONCE = 2**12  # queries and context tokens that are read together: what a cache holds
 
 
-@validated(frozen=True)
+@validated(frozen=True, kw_only=True)
 class Shape:
     """The architecture of a network.
 
@@ -81,7 +81,9 @@ class Block(nn.Module):
 
     def _finish(self, tokens: Tensor, seen: Tensor) -> Tensor:
         tokens = tokens + self.mix(seen.transpose(-2, -3).flatten(-2))
-        return tokens + self.narrow(functional.relu(self.widen(self.hidden_norm(tokens))))
+        return tokens + self.narrow(
+            functional.relu(self.widen(self.hidden_norm(tokens)), inplace=True)
+        )
 
 
 class Regressor(nn.Module):
