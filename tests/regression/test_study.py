@@ -1,4 +1,4 @@
-"""Tables of the synthetic notebook: agreements, intervals, areas, findings."""
+"""Tables on synthetic regression: agreements, intervals, areas, findings, and their stores."""
 
 from dataclasses import replace
 
@@ -9,10 +9,15 @@ import torch
 from scipy.stats import spearmanr, ttest_1samp
 from sklearn.metrics import roc_auc_score
 
-from icprobe import claims, regression, regression_study, regressor
-from icprobe.regression import Prior, Ridge, Shift
-from icprobe.regression_study import CONDITIONS, FAR, IN_DOMAIN, Study, interval
-from icprobe.regressor import Recipe, Regressor, Shape
+from icprobe import claims
+from icprobe.regression import agreements, cost, exact, influence
+from icprobe.regression.agreements import CONDITIONS, FAR, IN_DOMAIN
+from icprobe.regression.learners import Ridge
+from icprobe.regression.probing import gain, gain_and_score
+from icprobe.regression.problems import Prior, Shift
+from icprobe.regression.study import Study, agreement, interval
+from icprobe.regression.training import Recipe, train
+from icprobe.regression.transformer import Regressor, Shape, learner
 
 PRIOR = Prior(dimension=4)
 SHAPE = Shape(pairs=4, width=8, layers=1, heads=2)
@@ -24,39 +29,37 @@ def network(seed):
         return Regressor(4, SHAPE).eval()
 
 
-@pytest.fixture
-def rng():
-    return np.random.default_rng(0)
-
-
 @pytest.fixture(scope="module")
-def study():
+def study(tmp_path_factory):
     networks = [network(0), network(1)]
-    return Study(prior=PRIOR, networks=networks, B=6, N=15, M=40, seed=3)
+    folder = tmp_path_factory.mktemp("scores")
+    return Study(prior=PRIOR, networks=networks, scores_dir=folder, B=6, N=15, M=40, seed=3)
 
 
-def test_agreement_is_scipys(study):
-    problems = study.problems()
-    first, second = study.probed(problems)[0], regression.at_base(PRIOR, problems)[None]
-    kept = np.random.default_rng(0).random((6, 15)) < 0.6
-    for mask in (None, kept):
-        found = regression_study.agreement(first, second, mask)
-        for s in range(2):
-            for b in range(6):
-                rows = np.arange(15) if mask is None else np.flatnonzero(mask[b])
-                means = (x[b, rows].mean(1) for x in (first[s], second[0]))
-                assert found[s, b] == pytest.approx(spearmanr(*means).statistic)
+def by_task(first, second):
+    """Agreement [B] of scores [B, N, M], by scipy."""
+    means = zip(first.mean(2), second.mean(2), strict=True)
+    return np.array([spearmanr(*pair).statistic for pair in means])
 
 
-def test_networks_are_as_many_or_one():
-    one, two, three = (np.zeros((n, 2, 5, 3)) for n in (1, 2, 3))
-    assert regression_study.agreement(one, three).shape == (3, 2)
-    with pytest.raises(ValueError, match="shape mismatch"):
-        regression_study.agreement(two, three)
+def gains_of(study, problems, k=0):
+    """Gains [S, B, N, M] of all tasks at once."""
+    return np.stack([gain(learner(network), problems, k) for network in study.networks])
 
 
-def test_intervals_are_those_of_students_t(rng):
-    values = rng.normal(0.3, 1, size=(2, 8))
+def test_agreement_is_scipys_network_by_network():
+    rng = np.random.default_rng(0)
+    first, second = rng.normal(size=(3, 15, 4)), rng.normal(size=(1, 15, 4))
+    for kept in (None, rng.random(15) < 0.6):
+        rows = slice(None) if kept is None else kept
+        expected = [spearmanr(x[rows].mean(1), second[0, rows].mean(1)).statistic for x in first]
+        np.testing.assert_allclose(agreement(first, second, kept), expected)
+    with pytest.raises(ValueError, match=r"mismatch|broadcast"):
+        agreement(first, np.zeros((2, 15, 4)))
+
+
+def test_intervals_are_those_of_students_t():
+    values = np.random.default_rng(0).normal(0.3, 1, size=(2, 8))
     found = interval(values)
     expected = ttest_1samp(values.mean(0), 0).confidence_interval(0.95)
     assert (found["low"], found["high"]) == pytest.approx(tuple(expected))
@@ -69,115 +72,164 @@ def test_intervals_are_those_of_students_t(rng):
     assert np.isnan(interval(values)["low"])
 
 
+# ------------------------------------------------------------------------------------ the stores
+
+
+def test_an_interrupted_table_goes_on_where_it_was(study, tmp_path):
+    numbers = np.random.default_rng(0).normal(size=(6, 3)) * [1e-9, 1, 1e9]
+    numbers[2, 1] = np.nan
+    columns = {"a": {"one": 1, "two": 2}}
+    taken = []
+
+    def compute(condition, b):
+        taken.append(b)
+        if taken.count(5) == 1:
+            raise KeyboardInterrupt
+        return {"one": numbers[b, 0], "two": numbers[b, 1:]}
+
+    def tabulate(table="numbers", **changes):
+        mine = replace(study, scores_dir=tmp_path, **changes)
+        return mine.tabulate(table, {"a": {"which": "a"}}, columns, compute)["a"]
+
+    with pytest.raises(KeyboardInterrupt):
+        tabulate()
+    for _ in range(2):
+        found = tabulate()
+        assert taken == [0, 1, 2, 3, 4, 5, 5]  # finished parts are read
+        np.testing.assert_allclose(found["one"], numbers[:, :1].T, rtol=1e-13)
+        np.testing.assert_allclose(found["two"], numbers[:, 1:].T, rtol=1e-13)  # beyond float32
+    tabulate(fresh=True)
+    tabulate(networks=study.networks[:1])
+    tabulate(seed=4)
+    tabulate(table="others")
+    assert len(taken) == 7 + 4 * 6 and len(list(tmp_path.iterdir())) == 4
+
+
+def test_tables_are_read_from_their_stores(study, monkeypatch):
+    bases, recipes = [(0, 1), (1, 2)], [Recipe(prior=PRIOR, shape=SHAPE, steps=2, batch=4)]
+
+    def tables():
+        yield agreements.in_domain(study, bases)
+        yield agreements.under_shifts(study, {"wide": Shift(scale=3), "far": Shift(offset=1)})
+        yield agreements.with_corrupted_labels(study)
+        yield agreements.in_training(study, recipes, [0, 2])
+
+    first = list(tables())
+    monkeypatch.setattr(Study, "probing", None)
+    monkeypatch.setattr(agreements, "train", None)
+    for one, again in zip(first, tables(), strict=True):
+        pd.testing.assert_frame_equal(one, again, check_exact=True)
+    # the same shift is the same store, whatever its name
+    other = agreements.under_shifts(study, {"x": Shift(offset=1.0)})
+    mine = first[1][first[1]["condition"] == "far"]
+    assert other["estimate"].tolist() == pytest.approx(mine["estimate"].tolist(), nan_ok=True)
+
+
+# ------------------------------------------------------------------------------------ the tables
+
+
 def test_in_domain_has_every_pair_and_knows_the_exact_ones(study):
-    table = study.in_domain([(0, 1), (2, 3)])
+    table = agreements.in_domain(study, [(0, 1), (2, 3)])
     assert len(table) == 4 * (2 * 8 + 3)  # own gradients of single contexts only
-    exact = table[table["influence"] == regression_study.ADD_ONE].set_index(["probing", "k"])
-    assert exact.loc[regression_study.BAYES, "estimate"].tolist() == pytest.approx([1, 1])
+    exactly = table[table["influence"] == agreements.ADD_ONE].set_index(["probing", "k"])
+    assert exactly.loc["gain of Bayes", "estimate"].tolist() == pytest.approx([1, 1])
     one = table[(table["k"] == 0) & (table["probing"] == "gain")].set_index("influence")
     # without pairs, the context's fit is the zero-shot state, and its Hessian a multiple of I
     rows = one.loc[one.index.str.contains("zero-shot|context's fit"), "estimate"]
     assert len(rows) == 3 and np.ptp(rows) < 1e-12
     problems = study.problems(K=2, C=3)
-    tracin = regression.at_base(PRIOR, problems, 2)[None]
-    for name, scores in zip(("gain", "ICP score"), study.probed(problems, 2), strict=True):
-        expected = regression_study.agreement(scores, tracin).mean()
-        found = table[(table["k"] == 2) & (table["probing"] == name)].set_index("influence")
-        # an untrained network may help all queries with every example
-        expected = pytest.approx(expected, nan_ok=name == "ICP score")
-        assert found.loc["TracIn at the context's fit", "estimate"] == expected
+    tracin = influence.tracin_at_base(PRIOR, problems, 2)
+    pair = (table["k"] == 2) & (table["influence"] == "TracIn at the context's fit")
+    found = table[pair & (table["probing"] == "gain")]["estimate"].item()
+    assert found == pytest.approx(
+        np.mean([by_task(g, tracin) for g in gains_of(study, problems, 2)])
+    )
 
 
 def test_own_gradients_are_held_against_the_first_network(study):
-    alone = replace(study, networks=study.networks[:1]).in_domain([(0, 1)])
-    both = study.in_domain([(0, 1)])
-    mine = both["influence"].str.startswith("network") & (both["probing"] == "gain")
-    assert mine.sum() == 3
-    assert both[mine]["estimate"].tolist() == alone[mine]["estimate"].tolist()
+    table = agreements.in_domain(study, [(0, 1)]).set_index(["probing", "influence"])
+    problems = study.problems()
+    own = influence.network_gradients(study.networks[0], problems)
+    gains = gains_of(study, problems)[0]
+    for form, products in own.items():
+        row = table.loc[("gain", f"network's gradients, {form}")]
+        assert row["estimate"] == pytest.approx(by_task(gains, products).mean())
+        assert np.isnan(row["network_sd"])
 
 
 def test_conditions_are_compared_task_by_task(study):
-    table = study.under({IN_DOMAIN: Shift(), "wide": Shift(scale=3)})
+    table = agreements.under_shifts(study, {IN_DOMAIN: Shift(), "wide": Shift(scale=3)})
     first = table[table["condition"] == IN_DOMAIN].set_index("quantity")
-    assert (first[["less", "less_low", "less_high"]] == 0).all(axis=None)
+    assert (first[["less", "less_low", "less_high"]].dropna() == 0).all(axis=None)
     other = table[table["condition"] == "wide"].set_index("quantity")
     np.testing.assert_allclose(other["less"], first["estimate"] - other["estimate"])
-    assert (other["less_low"] <= other["less"]).all() and (
-        other["less"] <= other["less_high"]
-    ).all()
     problems = study.problems(Shift(scale=3))
-    gains = study.probed(problems)[0]
-    tracin = regression.at_base(PRIOR, problems)[None]
-    above = regression_study.agreement(gains, tracin) - regression_study.agreement(
-        study.bayes(problems)[0], tracin
-    )
+    gains, tracin = gains_of(study, problems), influence.tracin_at_base(PRIOR, problems)
+    of_networks = np.array([by_task(g, tracin) for g in gains])
+    above = of_networks - by_task(gain(Ridge(PRIOR), problems), tracin)
     row = other.loc["gain less gain of Bayes, against TracIn"]
     assert row["estimate"] == pytest.approx(above.mean())
     assert row["low"] == pytest.approx(interval(above)["low"])
     assert other.loc["mean gain", "estimate"] == pytest.approx(gains.mean())
     helping = (gains.mean(3) > 0).mean()
     assert other.loc["share of examples that help", "estimate"] == pytest.approx(helping)
+    scores = gain_and_score(Ridge(PRIOR), problems)[1]
+    row = other.loc["ICP score of Bayes against TracIn"]
+    assert row["estimate"] == pytest.approx(by_task(scores, tracin).mean())
 
 
 def test_what_claims_need_is_found(study):
-    near = regression_study.findings(study.under(CONDITIONS), 6)
-    far = regression_study.findings(study.under(CONDITIONS | FAR), 6, claims.INFORMED)
-    found = pd.concat([near, far])
+    table = agreements.under_shifts(study, CONDITIONS)
+    near = agreements.findings(table, 6)
+    far = agreements.under_shifts(study, CONDITIONS | FAR)
+    found = pd.concat([near, agreements.findings(far, 6, claims.INFORMED)])
     assert (found[["unit", "n"]] == ["Spearman", 6]).all(axis=None)
     needed = [c.quantities for c in claims.CLAIMS if c.notebook == "05"]
-    assert len(needed) == 5 and {q for quantities in needed for q in quantities} <= set(
-        found["quantity"]
-    )
+    assert len(needed) == 5 and {q for each in needed for q in each} <= set(found["quantity"])
     assert list(CONDITIONS) == [IN_DOMAIN, *claims.SHIFTS] and list(FAR) == [claims.FAR]
-    table = study.under(CONDITIONS).set_index(["condition", "quantity"])
-    row = table.loc[("opposite task", "gain against TracIn")]
+    row = table.set_index(["condition", "quantity"]).loc[("opposite task", "gain against TracIn")]
     mine = near.set_index("quantity").loc["gain against TracIn, in domain less opposite task"]
-    assert (
-        mine[["estimate", "low", "high"]].tolist()
-        == row[["less", "less_low", "less_high"]].tolist()
-    )
+    expected = row[["less", "less_low", "less_high"]].tolist()
+    assert mine[["estimate", "low", "high"]].tolist() == expected
 
 
 def test_corrupted_labels_are_ranked(study):
-    table = study.corrupted().set_index(["corruption", "method"])
+    table = agreements.with_corrupted_labels(study).set_index(["corruption", "method"])
     assert len(table) == 3 * 9
     problems = study.problems(Shift(corruption="outlier"))
-    exact = regression.add_one(PRIOR, problems).mean(2)
-    areas = [
-        roc_auc_score(~hit, scores)
-        for hit, scores in zip(problems.corrupted.numpy(), exact, strict=True)
-    ]
-    row = table.loc[("outlier", regression_study.ADD_ONE)]
-    assert row["estimate"] == pytest.approx(np.mean(areas)) and row["estimate"] > 0.8
-    mine = table.loc[("outlier", "gain")]
-    assert mine["rho"] == pytest.approx(1) and mine["less"] == 0
-    assert row["less"] == pytest.approx(mine["estimate"] - row["estimate"])
     # the first term of the exact gain, by hand
     rate = 1 / ((problems.x**2).sum(-1) + PRIOR.penalty)
-    first = (rate[..., None] * torch.from_numpy(regression.at_base(PRIOR, problems))).mean(2)
-    areas = [
-        roc_auc_score(~hit, scores)
-        for hit, scores in zip(problems.corrupted.numpy(), first.numpy(), strict=True)
-    ]
-    found = table.loc[("outlier", "TracIn at the example's rate"), "estimate"]
-    assert found == pytest.approx(np.mean(areas))
+    first = rate[..., None].numpy() * influence.tracin_at_base(PRIOR, problems)
+    add_one = influence.add_one(PRIOR, problems)
+    hits = problems.corrupted.numpy()
+    for name, scores in {
+        agreements.ADD_ONE: add_one,
+        "TracIn at the example's rate": first,
+    }.items():
+        pairs = zip(hits, scores.mean(2), strict=True)
+        area = np.mean([roc_auc_score(~hit, means) for hit, means in pairs])
+        assert table.loc[("outlier", name), "estimate"] == pytest.approx(area)
+    row, mine = (table.loc[("outlier", name)] for name in (agreements.ADD_ONE, "gain"))
+    assert row["estimate"] > 0.8 and row["less"] == pytest.approx(
+        mine["estimate"] - row["estimate"]
+    )
+    assert mine["rho"] == pytest.approx(1) and mine["less"] == 0
 
 
 def test_a_number_by_hand_is_the_matrixs(study):
     problems = study.problems()
-    table = regression_study.by_hand(PRIOR, study.networks[0], problems, 4, 2)["value"]
-    tracin = regression.at_base(PRIOR, problems)[0, 4, 2]
+    table = exact.by_hand(PRIOR, study.networks[0], problems, 4, 2)["value"]
+    tracin = influence.tracin_at_base(PRIOR, problems)[0, 4, 2]
     assert table["TracIn: r_i r_q x_i . x_q"] == pytest.approx(tracin)
-    bayes = regression.gain(Ridge(PRIOR), problems)[0, 4, 2]
+    bayes = gain(Ridge(PRIOR), problems)[0, 4, 2]
     assert table["gain of Bayes: rate T - rate^2 / 2 r_i^2 (x_i . x_q)^2"] == pytest.approx(bayes)
-    assert table["the network's gain"] == pytest.approx(
-        study.probed(problems)[0][0, 0, 4, 2], rel=1e-4
-    )
+    mine = gains_of(study, problems)[0, 0, 4, 2]
+    assert table["the network's gain"] == pytest.approx(mine, rel=1e-4)
 
 
 def test_the_anchor_is_exact_and_converges():
     rng = np.random.default_rng(0)
-    table, error = regression_study.anchor(PRIOR, [1e-4, 0.1, 1.0], rng, 4, 40, 30, 3)
+    table, error = exact.anchor(PRIOR, [1e-4, 0.1, 1.0], rng, 4, 40, 30, 3)
     assert error < 1e-10
     rho = table.pivot_table(index="rate", columns="quantity", values="estimate")
     assert rho.loc[1e-4, "gain and TracIn"] > 0.999
@@ -186,22 +238,27 @@ def test_the_anchor_is_exact_and_converges():
     assert rho.loc[1.0, "gain and TracIn"] < 0.5
 
 
-def test_emergence_looks_at_each_snapshot(study):
-    recipe = Recipe(PRIOR, SHAPE, steps=4, batch=4)
-    runs = [regressor.train(replace(recipe, seed=s), snapshots=[0, 4]) for s in range(2)]
-    table = regression_study.emergence(runs, study)
+def test_training_is_looked_at_after_each_snapshot(study):
+    recipes = [Recipe(prior=PRIOR, shape=SHAPE, steps=4, batch=4, seed=s) for s in range(2)]
+    table = agreements.in_training(study, recipes, [0, 4])
     assert table["steps"].tolist() == [0] * 4 + [4] * 4
-    problems, networks = study.problems(), [run.network for run in runs]
-    gains = replace(study, networks=networks).probed(problems)[0]
-    tracin = regression.at_base(PRIOR, problems)[None]
-    expected = regression_study.agreement(gains, tracin).mean()
     last = table[table["steps"] == 4].set_index("quantity")
+    networks, problems = [train(recipe).network for recipe in recipes], study.problems()
+    tracin = influence.tracin_at_base(PRIOR, problems)
+    gains = gains_of(replace(study, networks=networks), problems)
+    expected = np.mean([by_task(g, tracin) for g in gains])
     assert last.loc["gain against TracIn", "estimate"] == pytest.approx(expected)
-    assert last.loc["error above ridge", "estimate"] > 0
+    x, y = PRIOR.prompts(np.random.default_rng([study.seed, 1]), 6 * 100, 3)
+    errors = [
+        ((y[:, 2] - predict(x[:, :2], y[:, :2], x[:, 2:])[:, 0]) ** 2).mean().item()
+        for predict in (*map(learner, networks), Ridge(PRIOR))
+    ]
+    excess = np.mean(errors[:2]) - errors[2]
+    assert last.loc["error above ridge", "estimate"] == pytest.approx(excess) and excess > 0
 
 
 def test_cost_has_a_row_a_dimension():
-    recipe = Recipe(PRIOR, SHAPE, batch=4)
-    table = regression_study.cost([2, 3], recipe, 2, 1, 5, 4)
+    recipe = Recipe(prior=PRIOR, shape=SHAPE, batch=4)
+    table = cost.by_dimension([2, 3], recipe, 2, 1, 5, 4)
     assert table["pairs"].tolist() == [5, 7]
     assert (table.drop(columns=["dimension", "pairs"]) > 0).all(axis=None)
