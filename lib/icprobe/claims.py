@@ -26,7 +26,7 @@ from icprobe import paths
 REPRODUCED, PARTLY, NOT = "reproduced", "partly", "not reproduced"
 NOT_TESTABLE, NOT_RUN = "not testable here", "not run"
 
-# where C4 looks for less agreement, see `regression_study.CONDITIONS`
+# where C4 looks for less agreement, see `regression.agreements.CONDITIONS`
 SHIFTS = (
     "unrelated task",
     "opposite task",
