@@ -129,26 +129,6 @@ def test_a_step_gains_what_the_step_gains(prior, problems):
 # -------------------------------------------------------------------------------------- learners
 
 
-def test_ridge_is_the_posterior_mean(prior, problems):
-    x, y = problems.base_x[:, 0], problems.base_y[:, 0]
-    for b, w in enumerate(Ridge(prior).weights(x, y)):
-        np.testing.assert_allclose(w, fitted(prior, x[b].numpy(), y[b].numpy()), **EXACT)
-
-
-def test_ridge_is_the_best_of_all_on_its_prior(rng):
-    prior = Prior(dimension=3, noise=0.5, mean=0.5)
-    x, y = prior.prompts(rng, 4000, 3)
-    seen = x[:, :2], y[:, :2], x[:, 2:]
-    errors = {
-        penalty: ((y[:, 2] - Ridge(replace(prior, spread=spread))(*seen)[:, 0]) ** 2).mean().item()
-        for penalty, spread in {"less": 1.6, "right": 1.0, "more": 0.6}.items()
-    }
-    assert errors["right"] < min(errors["less"], errors["more"])
-    untaught = ((y[:, 2] - PriorMean(prior)(*seen)[:, 0]) ** 2).mean().item()
-    # of a fresh label: spread^2 D + noise^2
-    assert untaught == pytest.approx(3.25, rel=0.1) and untaught > errors["right"]
-
-
 @pytest.mark.parametrize("k", [0, 2, 9])
 def test_least_squares_is_numpys(rng, k):
     prior = Prior(dimension=4)
@@ -174,15 +154,13 @@ def test_gain_of_one_step_attention_is_the_formula(D, k, rate, seed):
     start = torch.from_numpy(rng.normal(size=D))
     attention = LinearAttention(rate, start)
     gain = probing.gain(attention, problems, k)
-    asked = influence.after_attention_step(problems, k, attention)
+    moved = influence.after_attention_step(problems, k, attention)
     w = start.expand(2, -1)
-    r = (problems.y - problems.x @ start).numpy()
-    across = (problems.x @ problems.queries.mT).numpy()
-    formula = rate * influence.tracin(asked, w) - rate**2 / 2 * (r[..., None] * across) ** 2
+    formula = influence.step_gain(moved, w, rate)
     scale = max(1.0, np.abs(formula).max())
     np.testing.assert_allclose(gain / scale, formula / scale, **EXACT)
     if k == 0:  # the queries' residuals are those at the start
-        np.testing.assert_allclose(asked.answers, problems.answers, **EXACT)
+        np.testing.assert_allclose(moved.answers, problems.answers, **EXACT)
 
 
 def test_attention_takes_the_step(rng):
@@ -198,22 +176,6 @@ def test_attention_takes_the_step(rng):
 
 
 # ----------------------------------------------------------------------- probing, and its batches
-
-
-def test_gain_is_the_difference_of_two_calls(prior, problems):
-    learner = Ridge(prior)
-    for k, contexts in ((0, 1), (3, C)):
-        expected = np.zeros(problems.shape)
-        for x, y in problems.base_contexts(k):
-            for i in range(N):
-                with_x = torch.cat([x, problems.x[:, i : i + 1]], 1)
-                with_y = torch.cat([y, problems.y[:, i : i + 1]], 1)
-                asked = problems.queries, problems.answers
-                before = probing.losses(learner, x, y, *asked)
-                after = probing.losses(learner, with_x, with_y, *asked)
-                expected[:, i] += (before - after).numpy()
-        found = probing.gain(learner, problems, k)
-        np.testing.assert_allclose(found, expected / contexts, **EXACT)
 
 
 def test_the_published_score_counts_context_by_context(prior, problems):

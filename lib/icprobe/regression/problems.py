@@ -179,8 +179,7 @@ def draw(
         C: Base contexts.
 
     Raises:
-        ValueError: If planes, or a cosine, need more dimensions than there are, or the fraction of
-            N examples to corrupt is none or all of them.
+        ValueError: If planes or a cosine need more dimensions, or all or no labels are corrupted.
     """
     shift = shift or Shift()
     D = prior.dimension
