@@ -14,7 +14,11 @@ ROOT = Path(__file__).resolve().parents[2]
 SUITES = ROOT / "data" / "suites"
 NOTEBOOKS = ROOT / "notebooks"
 SOURCES = ("benchmarks", "data", "docs", "lib", "notebooks", "tests")
-REFERENCE_SCORES = ROOT / "data" / "scores" / "reference"  # committed, and never written to
+
+# results of the committed run: read, and never written to but by `./run_all.sh publish`
+REFERENCE_FIGURES = ROOT / "figures" / "reference"
+REFERENCE_SCORES = ROOT / "data" / "scores" / "reference"
+REFERENCE_NETWORKS = ROOT / "data" / "networks"
 
 
 def resolve(path: str | Path) -> Path:
