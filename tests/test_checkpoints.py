@@ -10,8 +10,9 @@ from conftest import experiment_on
 from test_influence import close
 from test_lm import examples
 
-from icprobe import checkpoints, finetuning, influence, store
-from icprobe.finetuning import Recipe
+from icprobe import checkpoints, influence, store
+from icprobe.finetuning import sft
+from icprobe.finetuning.sft import Recipe
 
 RECIPE = Recipe(batch_size=4, rate=1e-3, saves=1)
 
@@ -33,7 +34,7 @@ def test_stored_tracin_equals_its_definition(experiment, tmp_path, capsys, monke
     assert actual.dtype == np.float32 and actual.shape == (11, 5)
 
     pool, queries = experiment.load_data()
-    run = finetuning.train(lm, pool, recipe, tmp_path / "run", "text").checkpoints
+    run = sft.train(lm, pool, recipe, tmp_path / "run", "text").checkpoints
     expected = influence.tracin(run, pool, queries, device="cpu", **options)
     close(actual, expected)
     assert abs(expected - run[0][1] * start.dot).max() > 0.1 * abs(expected).max()
@@ -47,7 +48,7 @@ def test_stored_tracin_equals_its_definition(experiment, tmp_path, capsys, monke
 
     # finished scores cost no training, another recipe has scores of its own
     capsys.readouterr()
-    monkeypatch.setattr(finetuning, "train", None)
+    monkeypatch.setattr(sft, "train", None)
     monkeypatch.setattr(influence, "GradientDot", None)
     np.testing.assert_array_equal(checkpoints.tracin(experiment, lm, recipe, **options), actual)
     assert "tracin: reused 11 of 11 rows from" in capsys.readouterr().out

@@ -11,8 +11,9 @@ import pytest
 from conftest import experiment_on
 from test_lm import examples
 
-from icprobe import baselines, correlation, methods, paths, retraining, selection
+from icprobe import baselines, correlation, methods, paths, retraining
 from icprobe.experiment import Experiment
+from icprobe.finetuning import selection
 from icprobe.methods import Method
 from icprobe.store import ScoresNotFound, StoreError
 

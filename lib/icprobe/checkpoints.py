@@ -17,9 +17,10 @@ from dataclasses import asdict
 
 import numpy as np
 
-from icprobe import finetuning, influence
+from icprobe import influence
 from icprobe.experiment import Experiment
-from icprobe.finetuning import Recipe
+from icprobe.finetuning import sft
+from icprobe.finetuning.sft import Recipe
 from icprobe.lm import LM
 
 METHOD = "tracin"
@@ -60,7 +61,7 @@ def tracin(
 
     Raises:
         ValueError: If the model is not the experiment's, `dot` has another shape, the recipe saves
-            no checkpoint, or as `finetuning.train`.
+            no checkpoint, or as `sft.train`.
         FloatingPointError: If a loss or a gradient is not finite.
     """
     pool, queries = experiment.encode(lm)
@@ -85,7 +86,7 @@ def tracin(
         if start is None:  # before the training, so that wrong options show at once
             start = influence.gradient_dot(lm, pool, queries, **scoring)
         with tempfile.TemporaryDirectory(prefix="icprobe-") as folder:
-            (_, rate), *later = finetuning.train(lm, pool, recipe, folder, loss_on).checkpoints
+            (_, rate), *later = sft.train(lm, pool, recipe, folder, loss_on).checkpoints
             return rate * start + influence.tracin(
                 later, pool, queries, lm.identity["dtype"], str(lm.device), **scoring
             )

@@ -17,7 +17,7 @@ import pandas as pd
 from scipy.stats import rankdata
 
 from icprobe import statistics
-from icprobe.trials import Outcome, Trial
+from icprobe.finetuning.training_runs import RunResult, TrainingRun
 
 MEASURE = "nats_per_token"
 
@@ -54,7 +54,7 @@ def subsets(N: int, S: int, share: float, seed: int = 0) -> list[tuple[int, ...]
     return [tuple(sorted(rows.tolist())) for rows in drawn]
 
 
-def trials(subsets: Sequence[tuple[int, ...]], seeds: int) -> list[Trial]:
+def training_runs(subsets: Sequence[tuple[int, ...]], seeds: int) -> list[TrainingRun]:
     """Return the trainings on each subset with each seed, subset by subset.
 
     Raises:
@@ -63,12 +63,14 @@ def trials(subsets: Sequence[tuple[int, ...]], seeds: int) -> list[Trial]:
     if type(seeds) is not int or seeds < 1:
         raise ValueError(f"subset_seeds is {seeds!r}, expected a whole number from 1")
     return [
-        Trial(f"subset {s}", rows, seed) for s, rows in enumerate(subsets) for seed in range(seeds)
+        TrainingRun(f"subset {s}", rows, seed)
+        for s, rows in enumerate(subsets)
+        for seed in range(seeds)
     ]
 
 
-def measured(outcomes: Sequence[Outcome], S: int) -> np.ndarray:
-    """Return what queries had after each training of `trials`: [S, seeds, M] nats per token."""
+def measured(outcomes: Sequence[RunResult], S: int) -> np.ndarray:
+    """Return what queries had after each training of `training_runs`: [S, seeds, M] nats per token."""
     values = np.stack([outcome.measures[MEASURE] for outcome in outcomes])
     return values.reshape(S, len(outcomes) // S, -1)
 

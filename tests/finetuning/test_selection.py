@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from icprobe import data, selection
-from icprobe.selection import Budget
+from icprobe import data
+from icprobe.finetuning import selection
+from icprobe.finetuning.selection import Budget
 
 seeds = st.integers(0, 2**32 - 1)
 several_runs = settings(max_examples=150, deadline=None)

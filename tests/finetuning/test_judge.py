@@ -12,8 +12,8 @@ import huggingface_hub
 import numpy as np
 import pytest
 
-from icprobe import judge as judging
-from icprobe.judge import Judge, JudgeError, win_rates
+from icprobe.finetuning import judge as judging
+from icprobe.finetuning.judge import Judge, JudgeError, win_rates
 
 PROMPTS = ["What is {2} + 2?", "Name a colour.", "Say hello.", "Name a day."]
 REFERENCES = ["four", "red", "hello", "Monday"]

@@ -9,9 +9,9 @@ import torch
 from conftest import ATOL, FAMILIES, RTOL
 from test_lm import examples
 
-from icprobe import evaluation
 from icprobe import lm as language_model
-from icprobe.evaluation import MEASURES
+from icprobe.finetuning import evaluation
+from icprobe.finetuning.evaluation import MEASURES
 
 OPEN = ["exact_match", "rouge_l"]
 

@@ -21,9 +21,10 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from icprobe import evaluation, finetuning, paths, store
 from icprobe import lm as language_model
-from icprobe.finetuning import Recipe, Trained
+from icprobe import paths, store
+from icprobe.finetuning import evaluation, sft
+from icprobe.finetuning.sft import Recipe, Trained
 from icprobe.lm import LM
 from icprobe.store import StoreError
 
@@ -32,7 +33,7 @@ VERSION = 1  # raise it when the same recipe begins to train in another way
 
 
 @dataclass(frozen=True)
-class Trial:
+class TrainingRun:
     """One training to make.
 
     Attributes:
@@ -46,18 +47,18 @@ class Trial:
     seed: int = 0
 
 
-UNTOUCHED = Trial("untouched", ())  # the model as it is
+UNTOUCHED = TrainingRun("untouched", ())  # the model as it is
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RunResult:
     """What a training gave.
 
     Attributes:
-        curve: See `finetuning.Trained`; no rows for the untouched model.
+        curve: See `sft.Trained`; no rows for the untouched model.
         measures: See `evaluation.evaluate`; Q rows.
         answers: Of open queries by id, if they were to be kept.
-        checkpoints: See `finetuning.Trained`.
+        checkpoints: See `sft.Trained`.
     """
 
     curve: pd.DataFrame
@@ -67,7 +68,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bench:
+class Runs:
     """What all trainings that are compared have in common.
 
     Attributes:
@@ -75,8 +76,8 @@ class Bench:
         lm: The model that is trained anew each time.
         pool: The N examples that rows are numbers of.
         queries: The Q held-out queries, with options.
-        recipe: See `finetuning.Recipe`; its seed is each trial's.
-        loss_on: See `finetuning.train`.
+        recipe: See `sft.Recipe`; its seed is each trial's.
+        loss_on: See `sft.train`.
         max_length: See `lm.encode`.
         n_answered: See `evaluation.evaluate`; of the first seed's models, those of other seeds do
             not answer in words, which takes as long as a small training.
@@ -101,7 +102,7 @@ class Bench:
             if value is not None and (type(value) is not int or value < least):
                 raise ValueError(f"{name} is {value!r}, expected a whole number from {least}")
 
-    def run(self, trials: Sequence[Trial], fresh: bool = False) -> list[Outcome]:
+    def run(self, trials: Sequence[TrainingRun], fresh: bool = False) -> list[RunResult]:
         """Make the trainings that are not finished, and return all outcomes in the order asked for.
 
         Args:
@@ -109,7 +110,7 @@ class Bench:
             fresh: Make all of them anew.
 
         Raises:
-            ValueError: As `finetuning.train` and `evaluation.evaluate`.
+            ValueError: As `sft.train` and `evaluation.evaluate`.
             FloatingPointError: If a loss or a log-likelihood is not finite; names the selection.
             StoreError: If a record is damaged, or cannot be written. Finished ones stay.
         """
@@ -133,7 +134,7 @@ class Bench:
 
     def run_selections(
         self, chosen: Sequence[Mapping[str, np.ndarray]], fresh: bool = False
-    ) -> dict[str, list[Outcome]]:
+    ) -> dict[str, list[RunResult]]:
         """Train on the same selections with several seeds; see `run`.
 
         Args:
@@ -144,23 +145,23 @@ class Bench:
             By selection, one outcome for each seed.
         """
         asked = [
-            Trial(name, tuple(map(int, rows)), seed)
+            TrainingRun(name, tuple(map(int, rows)), seed)
             for seed, found in enumerate(chosen)
             for name, rows in found.items()
         ]
-        by_name: dict[str, list[Outcome]] = {}
+        by_name: dict[str, list[RunResult]] = {}
         for trial, outcome in zip(asked, self.run(asked, fresh), strict=True):
             by_name.setdefault(trial.name, []).append(outcome)
         return by_name
 
-    def _n_answered(self, trial: Trial) -> int:
+    def _n_answered(self, trial: TrainingRun) -> int:
         """Return of how many open queries a trial's model gives answers."""
         if trial.seed:
             return 0
         n_open = sum(not options for options in self.queries["options"])
         return n_open if self.n_answered is None else min(self.n_answered, n_open)
 
-    def identity(self, trial: Trial) -> dict:
+    def identity(self, trial: TrainingRun) -> dict:
         """Return everything that determines a training's outcome."""
         n = self._n_answered(trial)
         recipe = asdict(replace(self.recipe, seed=trial.seed)) if trial.rows else None
@@ -175,16 +176,16 @@ class Bench:
             "answers": {"n": n, "tokens": self.answer_tokens} if n else None,
         }
 
-    def _examples(self, trial: Trial) -> datasets.Dataset:
+    def _examples(self, trial: TrainingRun) -> datasets.Dataset:
         return self.pool.select(list(trial.rows))
 
-    def _key(self, trial: Trial) -> str:
+    def _key(self, trial: TrainingRun) -> str:
         return store.key("training", self.identity(trial))
 
     def _file(self, key: str) -> Path:
         return paths.resolve(self.scores_dir) / FOLDER / f"{key}.json"
 
-    def _finished(self, key: str, trial: Trial) -> bool:
+    def _finished(self, key: str, trial: TrainingRun) -> bool:
         """Return whether a training is kept, with all its checkpoints and answers."""
         file = self._file(key)
         needed = [file]
@@ -194,7 +195,7 @@ class Bench:
             return False
         return all(Path(folder).is_dir() for folder, _ in self._read(key).checkpoints)
 
-    def _make(self, key: str, trial: Trial) -> None:
+    def _make(self, key: str, trial: TrainingRun) -> None:
         """Train, evaluate, and write the record."""
         file = self._file(key)
         trained = self._trained(trial, file.with_suffix(""))
@@ -224,16 +225,16 @@ class Bench:
             _write(file.with_suffix(".jsonl"), "\n".join(lines))
         _write(file, json.dumps(record) + "\n")
 
-    def _trained(self, trial: Trial, folder: Path) -> Trained:
+    def _trained(self, trial: TrainingRun, folder: Path) -> Trained:
         """Return the model after training, all in float32; checkpoints go to the folder."""
         if not trial.rows:
-            return Trained(finetuning.precise(self.lm), pd.DataFrame(), [])
+            return Trained(sft.precise(self.lm), pd.DataFrame(), [])
         recipe = replace(self.recipe, seed=trial.seed)
         examples = language_model.encode(self.lm, self._examples(trial), self.max_length)
         where = folder if recipe.saves else None
-        return finetuning.train(self.lm, examples, recipe, where, self.loss_on)
+        return sft.train(self.lm, examples, recipe, where, self.loss_on)
 
-    def _read(self, key: str) -> Outcome:
+    def _read(self, key: str) -> RunResult:
         """Read a record.
 
         Raises:
@@ -252,7 +253,7 @@ class Bench:
             if self.keep_answers and beside.exists():
                 lines = map(json.loads, beside.read_text(encoding="utf-8").splitlines())
                 answers = {line["id"]: line["answer"] for line in lines}
-            return Outcome(pd.DataFrame(record["curve"]), measures, answers, checkpoints)
+            return RunResult(pd.DataFrame(record["curve"]), measures, answers, checkpoints)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise StoreError(
                 f"{paths.shown(file)} is damaged or foreign: {error}. Delete this file and run "

@@ -14,15 +14,15 @@ from conftest import ATOL, RTOL, save_tiny
 from test_evaluation import questions
 from test_lm import examples
 
-from icprobe import evaluation, finetuning, trials
 from icprobe import lm as language_model
-from icprobe.evaluation import MEASURES
-from icprobe.finetuning import Recipe
+from icprobe.finetuning import evaluation, sft, training_runs
+from icprobe.finetuning.evaluation import MEASURES
+from icprobe.finetuning.sft import Recipe
+from icprobe.finetuning.training_runs import UNTOUCHED, Runs, TrainingRun
 from icprobe.store import StoreError
-from icprobe.trials import UNTOUCHED, Bench, Trial
 
 RECIPE = Recipe(batch_size=2, rate=1e-2)
-ONE, TWO = Trial("one", (0, 3, 5)), Trial("two", (4, 1))
+ONE, TWO = TrainingRun("one", (0, 3, 5)), TrainingRun("two", (4, 1))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -51,7 +51,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def bench(folder, tmp_path):
-    return Bench(
+    return Runs(
         scores_dir=str(tmp_path / "scores"),
         lm=language_model.load(str(folder), device="cpu"),
         pool=rows(8, 1),
@@ -63,7 +63,7 @@ def bench(folder, tmp_path):
 @pytest.fixture
 def calls(monkeypatch):
     """Ids and seeds of the trainings that are made; one that is None is interrupted."""
-    made, train = [], finetuning.train
+    made, train = [], sft.train
 
     def counted(lm, chosen, recipe, *more):
         if None in made:
@@ -72,12 +72,12 @@ def calls(monkeypatch):
         made.append(([row.id for row in chosen], recipe.seed))
         return train(lm, chosen, recipe, *more)
 
-    monkeypatch.setattr(finetuning, "train", counted)
+    monkeypatch.setattr(sft, "train", counted)
     return made
 
 
 def files(bench):
-    kept = Path(bench.scores_dir) / trials.FOLDER
+    kept = Path(bench.scores_dir) / training_runs.FOLDER
     return {str(f.relative_to(kept)): f.read_bytes() for f in kept.rglob("*") if f.is_file()}
 
 
@@ -86,7 +86,7 @@ def keys(bench, *asked):
 
 
 def record(bench, trial):
-    return Path(bench.scores_dir) / trials.FOLDER / f"{bench._key(trial)}.json"
+    return Path(bench.scores_dir) / training_runs.FOLDER / f"{bench._key(trial)}.json"
 
 
 def same(one, other):
@@ -105,7 +105,7 @@ def test_an_outcome_is_that_of_training_and_evaluating(bench, options):
     recipe, most = dataclasses.replace(RECIPE, seed=3), options.get("max_length")
     chosen = language_model.encode(bench.lm, bench.pool.select(ONE.rows), most)
     assert any(row.truncated for row in chosen) == (most is not None)
-    trained = finetuning.train(bench.lm, chosen, recipe, loss_on=loss_on)
+    trained = sft.train(bench.lm, chosen, recipe, loss_on=loss_on)
     assert outcome.curve.equals(trained.curve) and len(before.curve) == 0
     for found, lm, n in ((before, bench.lm, None), (outcome, trained.lm, 0)):
         expected = evaluation.evaluate(lm, bench.queries, most, n)[list(MEASURES)]
@@ -134,7 +134,7 @@ def test_the_untouched_model_trains_nothing(bench, calls):
 
 
 def test_equal_selections_share_one_record(bench, calls, capsys):
-    other = Trial("another name", ONE.rows)
+    other = TrainingRun("another name", ONE.rows)
     one, two = bench.run([ONE, other])
     same(one, two)
     bench.run([dataclasses.replace(other, name="a third")])
@@ -230,7 +230,7 @@ def test_selections_by_seed(bench, calls):
     ]  # fmt: skip
     assert list(found) == ["x", "y"]
     for name, outcomes in found.items():
-        asked = [Trial(name, tuple(map(int, rows[name])), k) for k, rows in enumerate(chosen)]
+        asked = [TrainingRun(name, tuple(map(int, rows[name])), k) for k, rows in enumerate(chosen)]
         for outcome, again in zip(outcomes, bench.run(asked), strict=True):
             same(outcome, again)
     assert len(calls) == 4
@@ -285,7 +285,7 @@ def test_the_key_changes_with_all_else_that_matters(bench, tiny, monkeypatch):
         {"queries": bench.queries.select([1, 0, 2, 3, 4])},
     ):
         found += keys(dataclasses.replace(bench, **change), ONE)
-    for module in (trials, evaluation):
+    for module in (training_runs, evaluation):
         with monkeypatch.context() as patch:
             patch.setattr(module, "VERSION", 99)
             found += keys(bench, ONE)
@@ -301,7 +301,7 @@ def test_the_key_is_that_of_what_is_trained_not_of_its_name_or_place(bench, tmp_
         keep_answers=True,
     )
     assert keys(bench, ONE) == keys(other, dataclasses.replace(ONE, name="other"))
-    assert keys(bench, UNTOUCHED) == keys(other, Trial("", ()))
+    assert keys(bench, UNTOUCHED) == keys(other, TrainingRun("", ()))
 
 
 # ------------------------------------------------------------------------------------ what breaks
@@ -334,7 +334,7 @@ def test_an_interrupted_run_goes_on_and_leaves_the_same_bytes(bench, calls, tmp_
 @pytest.mark.parametrize("where", ["evaluate", "_write"])
 def test_an_interruption_after_the_training_leaves_no_half_record(bench, calls, where, monkeypatch):
     bench = dataclasses.replace(bench, keep_answers=True)
-    owner = trials if where == "_write" else evaluation
+    owner = training_runs if where == "_write" else evaluation
     original, passed = getattr(owner, where), []
 
     def interrupted(*args):
@@ -427,7 +427,7 @@ def test_what_cannot_be_written_is_named(bench, tmp_path):
 
 
 def test_models_of_past_trainings_are_gone(bench, monkeypatch):
-    train, alive = finetuning.train, weakref.WeakSet()
+    train, alive = sft.train, weakref.WeakSet()
 
     def watched(*arguments, **more):
         found = train(*arguments, **more)
@@ -435,7 +435,7 @@ def test_models_of_past_trainings_are_gone(bench, monkeypatch):
         found.lm.model.__dict__["itself"] = found.lm.model  # as they do in a notebook's kernel
         return found
 
-    monkeypatch.setattr(finetuning, "train", watched)
+    monkeypatch.setattr(sft, "train", watched)
     gc.disable()  # whatever it would find by itself, and whenever
     try:
         bench.run([ONE, TWO])

@@ -16,9 +16,10 @@ from conftest import ATOL, FAMILIES, RTOL
 from test_influence import close, encoded
 from test_lm import examples
 
-from icprobe import finetuning, gradients, influence
+from icprobe import gradients, influence
 from icprobe import lm as language_model
-from icprobe.finetuning import SCHEDULES, Recipe
+from icprobe.finetuning import sft
+from icprobe.finetuning.sft import SCHEDULES, Recipe
 
 RECIPE = Recipe(batch_size=4, rate=1e-3)
 
@@ -84,23 +85,23 @@ def test_the_loss_is_trls(tiny, monkeypatch, family, rank, loss_on):
     for rounding.
     """
     lm = tiny(family, bos=True)
-    monkeypatch.setattr(finetuning, "OPTIMIZER", "sgd")
+    monkeypatch.setattr(sft, "OPTIMIZER", "sgd")
     recipe = Recipe(epochs=2, batch_size=4, rate=0.5 if rank else 0.02, lora_rank=rank)
-    ours = finetuning.train(lm, examples(7, 1), recipe, loss_on=loss_on)
+    ours = sft.train(lm, examples(7, 1), recipe, loss_on=loss_on)
     moved = [abs(w - before).max() for w, before in zip(
         weights(ours.lm).values(), weights(lm).values(), strict=True
     )]  # fmt: skip
     assert max(moved) > 100 * ATOL
-    made, make = [], finetuning._trainer
+    made, make = [], sft._trainer
 
     def with_trls_loss(*args):
         made.append(make(*args))
         made[0].compute_loss = super(type(made[0]), made[0]).compute_loss
         return made[0]
 
-    monkeypatch.setattr(finetuning, "_trainer", with_trls_loss)
-    monkeypatch.setattr(finetuning, "_mean_loss", None)
-    theirs = finetuning.train(lm, examples(7, 1), recipe, loss_on=loss_on)
+    monkeypatch.setattr(sft, "_trainer", with_trls_loss)
+    monkeypatch.setattr(sft, "_mean_loss", None)
+    theirs = sft.train(lm, examples(7, 1), recipe, loss_on=loss_on)
     np.testing.assert_allclose(ours.curve, theirs.curve, rtol=RTOL, atol=ATOL)
     alike(weights(ours.lm), weights(theirs.lm))
     assert made[0]._metrics, "TRL's loss also counts, and it has been here"
@@ -128,8 +129,8 @@ def share(recipe, step, steps):
 def test_equals_a_plain_loop_over_the_same_batches(tiny, schedule, warmup, loss_on):
     lm, rows = tiny(bos=True), examples(21, 1)
     recipe = dataclasses.replace(RECIPE, schedule=schedule, warmup=warmup)
-    trained = finetuning.train(lm, rows, recipe, loss_on=loss_on)
-    batches = finetuning.batches(lm, rows, recipe, loss_on)
+    trained = sft.train(lm, rows, recipe, loss_on=loss_on)
+    batches = sft.batches(lm, rows, recipe, loss_on)
     rates = [recipe.rate * share(recipe, step, len(batches)) for step in range(len(batches))]
     np.testing.assert_allclose(trained.curve["rate"], rates)
 
@@ -161,7 +162,7 @@ def test_batches_are_of_the_ids_that_all_methods_share(tiny, loss_on):
     found, orders = {}, set()
     for seed in (0, 0, 1):
         recipe = dataclasses.replace(RECIPE, seed=seed, epochs=3)
-        batches = finetuning.batches(lm, rows, recipe, loss_on)
+        batches = sft.batches(lm, rows, recipe, loss_on)
         assert [len(batch["labels"]) for batch in batches] == [4, 4, 2]
         for batch in batches:
             assert (batch["labels"][batch["attention_mask"] == 0] == -100).all()
@@ -177,18 +178,18 @@ def test_batches_are_of_the_ids_that_all_methods_share(tiny, loss_on):
 def test_rates_rise_before_they_fall(tiny):
     """Eight steps, of which a quarter warm up; a share that makes no whole step has none."""
     recipe = Recipe(epochs=2, batch_size=2, rate=0.012, warmup=0.25, schedule="linear")
-    curve = finetuning.train(tiny(), examples(8, 1), recipe).curve
+    curve = sft.train(tiny(), examples(8, 1), recipe).curve
     assert curve["step"].tolist() == [*range(1, 9)]
     expected = [0, 0.006, *(0.012 * k / 6 for k in (6, 5, 4, 3, 2, 1))]
     np.testing.assert_allclose(curve["rate"], expected)
     one = dataclasses.replace(recipe, epochs=1, batch_size=8, warmup=0.9)
-    assert finetuning.train(tiny(), examples(8, 1), one).curve["rate"].tolist() == [0.012]
+    assert sft.train(tiny(), examples(8, 1), one).curve["rate"].tolist() == [0.012]
 
 
 def test_rates_of_checkpoints_are_means_over_the_steps_that_led_there(tiny, tmp_path):
     """Six steps at 6/6, 5/6, ..., 1/6 of the rate, two a checkpoint; the start has the first."""
     recipe = Recipe(epochs=2, batch_size=4, rate=0.012, saves=3)
-    found = finetuning.train(tiny(), examples(10, 1), recipe, tmp_path).checkpoints
+    found = sft.train(tiny(), examples(10, 1), recipe, tmp_path).checkpoints
     assert [rate for _, rate in found] == pytest.approx([0.012, 0.011, 0.007, 0.003])
 
 
@@ -205,9 +206,9 @@ def test_what_tracin_means(tiny, tmp_path, monkeypatch, loss_on, schedule):
     scored = {layer.weight for layer in gradients.linear_layers(lm).values()}
     for weight in lm.model.parameters():
         weight.requires_grad_(weight in scored)
-    monkeypatch.setattr(finetuning, "OPTIMIZER", "sgd")
+    monkeypatch.setattr(sft, "OPTIMIZER", "sgd")
     recipe = Recipe(epochs=4, batch_size=6, rate=1e-4, schedule=schedule, saves=4)
-    found = finetuning.train(lm, pool, recipe, tmp_path, loss_on).checkpoints
+    found = sft.train(lm, pool, recipe, tmp_path, loss_on).checkpoints
     folders, rates = zip(*found, strict=True)
     steps = list(zip(folders[:-1], rates[1:], strict=True))
     products = influence.tracin(steps, pool, queries, device="cpu", loss_on=loss_on)
@@ -227,7 +228,7 @@ def test_training_lowers_the_loss_and_leaves_the_model_as_it_was(tiny, tmp_path,
     lm.tokenizer.pad_token = None  # as for many models; the trainer sets one
     config = copy.deepcopy(lm.model.config.to_dict())
     recipe = Recipe(batch_size=4, rate=3e-3 * (1 + rank), lora_rank=rank, saves=4)
-    trained = finetuning.train(lm, pool, recipe, tmp_path / "run")
+    trained = sft.train(lm, pool, recipe, tmp_path / "run")
     folders = [folder for folder, _ in trained.checkpoints]
     assert folders == [str(tmp_path / "run" / f"checkpoint-{k}") for k in (0, 2, 3, 5, 6)]
     assert same(before, weights(lm)) and same(before, weights(load(folders[0])))
@@ -247,7 +248,7 @@ def test_training_lowers_the_loss_and_leaves_the_model_as_it_was(tiny, tmp_path,
 def test_the_trained_model_is_ready_to_use(tiny, dtype, rank):
     lm = tiny(dtype=dtype)
     recipe = dataclasses.replace(RECIPE, lora_rank=rank)
-    found = finetuning.train(lm, examples(5, 1), recipe)
+    found = sft.train(lm, examples(5, 1), recipe)
     assert found.checkpoints == [] and found.curve.shape == (2, 3)
     model, identity = found.lm.model, found.lm.identity
     assert not any(module.training for module in model.modules())
@@ -256,8 +257,8 @@ def test_the_trained_model_is_ready_to_use(tiny, dtype, rank):
     assert type(model) is type(lm.model) and weights(found.lm).keys() == weights(lm).keys()
     assert identity["dtype"] == "float32" and identity["name"] != lm.identity["name"]
     assert lm.identity["dtype"] == dtype and lm.model.dtype == getattr(torch, dtype)
-    assert (finetuning.precise(lm) is lm) == (dtype == "float32")
-    assert finetuning.precise(lm).model.dtype == torch.float32 and found.lm.bos == lm.bos
+    assert (sft.precise(lm) is lm) == (dtype == "float32")
+    assert sft.precise(lm).model.dtype == torch.float32 and found.lm.bos == lm.bos
 
 
 @pytest.mark.parametrize(
@@ -269,7 +270,7 @@ def test_nothing_of_the_trainer_is_left_on_the_trained_model(tiny, family, dtype
     """Its passes are the model's own in float32, those of a copy are the copy's."""
     lm = tiny(family, dtype=dtype)
     recipe = dataclasses.replace(RECIPE, lora_rank=rank)
-    trained = finetuning.train(lm, examples(5, 1), recipe).lm
+    trained = sft.train(lm, examples(5, 1), recipe).lm
     own = type(trained.model)(lm.model.config).float().eval()
     own.load_state_dict(weights(trained))
     queries = encoded(lm, 3, seed=2)
@@ -279,7 +280,7 @@ def test_nothing_of_the_trainer_is_left_on_the_trained_model(tiny, family, dtype
     for weight in copied.parameters():
         weight.data.zero_()
     assert not copied(torch.tensor([queries[0].ids])).logits.any()
-    again = [finetuning.train(start, examples(5, 3), recipe).lm for start in (
+    again = [sft.train(start, examples(5, 3), recipe).lm for start in (
         trained, language_model.LM(own, lm.tokenizer, lm.identity)
     )]  # fmt: skip
     assert same(*map(weights, again))
@@ -292,10 +293,10 @@ def test_runs_of_one_seed_are_the_same_to_the_last_bit(tiny, tmp_path, monkeypat
 
     def run(name, **changes):
         recipe = dataclasses.replace(RECIPE, lora_rank=rank, saves=1, **changes)
-        return finetuning.train(lm, rows, recipe, tmp_path / name)
+        return sft.train(lm, rows, recipe, tmp_path / name)
 
     first, again, other = run("first"), run("again"), run("other", seed=1)
-    monkeypatch.setattr(finetuning, "TOKENS_KEPT", 0)
+    monkeypatch.setattr(sft, "TOKENS_KEPT", 0)
     recomputed = run("recomputed")
     for equal in (again, recomputed):
         assert first.curve.equals(equal.curve) and same(weights(first.lm), weights(equal.lm))
@@ -310,8 +311,8 @@ def test_runs_of_one_seed_are_the_same_to_the_last_bit(tiny, tmp_path, monkeypat
 
 
 def test_checkpoints_change_nothing(tiny, tmp_path):
-    one = finetuning.train(tiny(), examples(9, 1), RECIPE)
-    other = finetuning.train(
+    one = sft.train(tiny(), examples(9, 1), RECIPE)
+    other = sft.train(
         tiny(), examples(9, 1), dataclasses.replace(RECIPE, saves=3), tmp_path / "run"
     )
     assert one.curve.equals(other.curve) and same(weights(one.lm), weights(other.lm))
@@ -327,7 +328,7 @@ def test_nobody_is_told_of_the_run(tiny, tmp_path, monkeypatch, capfd, family, r
     capfd.readouterr()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        finetuning.train(lm, examples(4, 1), Recipe(saves=1, lora_rank=rank), tmp_path / "run")
+        sft.train(lm, examples(4, 1), Recipe(saves=1, lora_rank=rank), tmp_path / "run")
     out, err = capfd.readouterr()
     lines = [line for line in err.replace("\r", "\n").split("\n") if line.strip()]
     assert not out and all(line.startswith("fine-tuning") for line in lines)
@@ -336,7 +337,7 @@ def test_nobody_is_told_of_the_run(tiny, tmp_path, monkeypatch, capfd, family, r
 def test_padding_needs_no_token_of_its_own(tiny):
     one, other = (tiny(bos=True) for _ in range(2))
     other.tokenizer.pad_token = other.tokenizer.eos_token = None
-    runs = [finetuning.train(lm, examples(9, 1), RECIPE) for lm in (one, other)]
+    runs = [sft.train(lm, examples(9, 1), RECIPE) for lm in (one, other)]
     assert runs[0].curve.equals(runs[1].curve)
     assert same(*(weights(run.lm) for run in runs))
     assert other.tokenizer.pad_token is None
@@ -348,7 +349,7 @@ def test_padding_needs_no_token_of_its_own(tiny):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_adapters_change_the_linear_layers_of_the_blocks_alone(tiny, monkeypatch, family):
     lm, recipe = tiny(family, bos=True), dataclasses.replace(RECIPE, lora_rank=3)
-    snapshots, make = [], finetuning._trainer
+    snapshots, make = [], sft._trainer
 
     def watched(*args):
         trainer = make(*args)
@@ -361,8 +362,8 @@ def test_adapters_change_the_linear_layers_of_the_blocks_alone(tiny, monkeypatch
         trainer.train = lambda: (snapshot(), train(), snapshot())
         return trainer
 
-    monkeypatch.setattr(finetuning, "_trainer", watched)
-    merged = finetuning.train(lm, examples(9, 1), recipe).lm
+    monkeypatch.setattr(sft, "_trainer", watched)
+    merged = sft.train(lm, examples(9, 1), recipe).lm
     before, after = snapshots
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {name for name in before if ".lora_" in name}
@@ -377,7 +378,7 @@ def test_adapters_change_the_linear_layers_of_the_blocks_alone(tiny, monkeypatch
 
 def test_adapters_are_scaled_by_two(tiny, tmp_path):
     recipe = dataclasses.replace(RECIPE, lora_rank=3, saves=1)
-    ((_, _), (folder, _)) = finetuning.train(tiny(), examples(4, 1), recipe, tmp_path).checkpoints
+    ((_, _), (folder, _)) = sft.train(tiny(), examples(4, 1), recipe, tmp_path).checkpoints
     config = json.loads((Path(folder) / "adapter_config.json").read_text())
     assert config["lora_alpha"] / config["r"] == 2 and config["lora_dropout"] == 0
     assert not list(Path(folder).glob("model*")), "the model's own weights are not saved again"
@@ -387,7 +388,7 @@ def test_adapters_are_scaled_by_two(tiny, tmp_path):
 def test_checkpoints_of_adapters_are_read_back_and_scored(tiny, tmp_path, family):
     lm, recipe = tiny(family, bos=True), dataclasses.replace(RECIPE, rate=0.02, lora_rank=2)
     pool, queries = encoded(lm, 9, seed=1), encoded(lm, 4, seed=2)
-    run = finetuning.train(lm, pool, dataclasses.replace(recipe, saves=2), tmp_path / "run")
+    run = sft.train(lm, pool, dataclasses.replace(recipe, saves=2), tmp_path / "run")
     (start, _), _, (end, _) = run.checkpoints
     np.testing.assert_array_equal(losses(load(start), queries), losses(lm, queries))
     expected = losses(run.lm, queries)
@@ -406,10 +407,10 @@ def test_checkpoints_of_adapters_are_read_back_and_scored(tiny, tmp_path, family
 def test_adapters_of_a_model_that_is_in_no_file_are_not_saved(tiny, tmp_path):
     """They would be read back on top of another one."""
     lm, recipe = tiny(bos=True), dataclasses.replace(RECIPE, lora_rank=2, saves=1)
-    run = finetuning.train(lm, examples(4, 1), recipe, tmp_path / "run")
+    run = sft.train(lm, examples(4, 1), recipe, tmp_path / "run")
     for changed in (run.lm, load(run.checkpoints[-1][0])):
         with pytest.raises(ValueError, match=r"in no folder of its own: train all weights"):
-            finetuning.train(changed, examples(4, 1), recipe, tmp_path / "other")
+            sft.train(changed, examples(4, 1), recipe, tmp_path / "other")
     assert not (tmp_path / "other").exists()
 
 
@@ -418,16 +419,16 @@ def test_adapters_of_a_model_that_is_in_no_file_are_not_saved(tiny, tmp_path):
 
 @pytest.mark.parametrize("rank", [0, 2])
 def test_a_loss_that_is_not_finite_stops_the_run_at_that_step(tiny, monkeypatch, rank):
-    steps, step = [], finetuning._Watching.on_step_end
+    steps, step = [], sft._Watching.on_step_end
     monkeypatch.setattr(
-        finetuning._Watching,
+        sft._Watching,
         "on_step_end",
         lambda self, *args, **more: steps.append(1) or step(self, *args, **more),
     )
     lm, before = tiny(), {name: weight.clone() for name, weight in weights(tiny()).items()}
     recipe = Recipe(epochs=5, batch_size=4, rate=1e30, lora_rank=rank)
     with pytest.raises(FloatingPointError, match=r"loss at step 2 is \S+: lower the learning rate"):
-        finetuning.train(lm, examples(9, 1), recipe)
+        sft.train(lm, examples(9, 1), recipe)
     assert len(steps) == 2 and same(before, weights(lm))
 
 
@@ -467,11 +468,11 @@ def test_wrong_arguments(tiny, tmp_path):
     for rank in (0, 2):
         saving = dataclasses.replace(RECIPE, saves=1, lora_rank=rank)
         with pytest.raises(ValueError, match="saves is 1, but there is no folder for checkpoints"):
-            finetuning.train(lm, rows, saving)
+            sft.train(lm, rows, saving)
     message = r"saves is 4 checkpoints, but 11 examples make 3 steps with epochs=1 and batch_size=4"
     with pytest.raises(ValueError, match=message):
-        finetuning.train(lm, rows, dataclasses.replace(RECIPE, saves=4), tmp_path)
-    for use in (finetuning.train, finetuning.batches):
+        sft.train(lm, rows, dataclasses.replace(RECIPE, saves=4), tmp_path)
+    for use in (sft.train, sft.batches):
         with pytest.raises(ValueError, match="there are no examples to train on"):
             use(lm, [], RECIPE)
         with pytest.raises(ValueError, match="loss_on is 'all', expected 'completion' or 'text'"):

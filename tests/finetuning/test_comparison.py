@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from scipy.stats import norm
 from scipy.stats import t as student
 
-from icprobe import comparison
-from icprobe.comparison import FULL, differences, findings
-from icprobe.trials import Outcome
+from icprobe.finetuning import comparison
+from icprobe.finetuning.comparison import FULL, differences, findings
+from icprobe.finetuning.training_runs import RunResult
 
 PAIRS = [("a", "b"), ("b", "a"), ("a", FULL), ("a", "a")]
 
@@ -23,7 +23,7 @@ def rng():
 def outcome(answers=None, **measures):
     index = [f"q{k}" for k in range(len(next(iter(measures.values()))))]
     frame = pd.DataFrame(measures, index=index, dtype=float)
-    return Outcome(curve=pd.DataFrame(), measures=frame, answers=answers or {}, checkpoints=[])
+    return RunResult(curve=pd.DataFrame(), measures=frame, answers=answers or {}, checkpoints=[])
 
 
 def made(rng, S=3, Q=12, full=1.0, noise=0.3, **means):
@@ -124,7 +124,7 @@ def test_the_mean_over_seeds_by_hand():
     pd.testing.assert_frame_equal(comparison.seeds_mean([first, second]), expected)
     pd.testing.assert_frame_equal(comparison.seeds_mean([first]), first.measures)
     # queries are matched by name, in the first seed's order
-    other = Outcome(pd.DataFrame(), second.measures[::-1], {}, [])
+    other = RunResult(pd.DataFrame(), second.measures[::-1], {}, [])
     pd.testing.assert_frame_equal(comparison.seeds_mean([first, other]), expected)
 
 

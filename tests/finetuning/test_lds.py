@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 from scipy.stats import spearmanr
 
-from icprobe import datamodels
-from icprobe.trials import Outcome
+from icprobe.finetuning import lds
+from icprobe.finetuning.training_runs import RunResult
 
 N, S, M = 40, 16, 6
 
@@ -18,13 +18,11 @@ def rng():
 
 @pytest.fixture
 def drawn():
-    return datamodels.subsets(N, S, 0.3)
+    return lds.subsets(N, S, 0.3)
 
 
-def lds(tau, subsets, measured, resamples=10):
-    found = datamodels.scores(
-        {"tau": tau}, subsets, measured, np.random.default_rng(0), resamples
-    ).iloc[0]
+def scored(tau, subsets, measured, resamples=10):
+    found = lds.scores({"tau": tau}, subsets, measured, np.random.default_rng(0), resamples).iloc[0]
     return found["estimate"]
 
 
@@ -33,7 +31,7 @@ def lds(tau, subsets, measured, resamples=10):
 
 @pytest.mark.parametrize(("share", "size"), [(0.03, 1), (0.25, 10), (0.5, 20), (0.97, 39)])
 def test_subsets_have_a_share_of_the_pool_and_are_random(share, size):
-    found = datamodels.subsets(N, 2000, share, seed=5)
+    found = lds.subsets(N, 2000, share, seed=5)
     assert all(rows == tuple(sorted(set(rows))) and len(rows) == size for rows in found)
     assert all(type(row) is int and 0 <= row < N for rows in found for row in rows)
     assert len(set(found)) == 2000 or size in (1, 39)
@@ -43,43 +41,43 @@ def test_subsets_have_a_share_of_the_pool_and_are_random(share, size):
 
 
 def test_the_first_subsets_stay_when_there_are_more():
-    assert datamodels.subsets(N, 30, 0.5)[:7] == datamodels.subsets(N, 7, 0.5)
-    assert datamodels.subsets(N, 7, 0.5) != datamodels.subsets(N, 7, 0.5, seed=1)
+    assert lds.subsets(N, 30, 0.5)[:7] == lds.subsets(N, 7, 0.5)
+    assert lds.subsets(N, 7, 0.5) != lds.subsets(N, 7, 0.5, seed=1)
     # a change of these rows means all trainings anew
-    assert datamodels.subsets(9, 4, 0.4, seed=3)[:2] == [(0, 1, 2, 7), (1, 2, 4, 5)]
+    assert lds.subsets(9, 4, 0.4, seed=3)[:2] == [(0, 1, 2, 7), (1, 2, 4, 5)]
 
 
 @pytest.mark.parametrize("share", [0, 1, -0.5, 1.5, 0.01, 0.99, np.nan])
 def test_a_subset_takes_some_and_leaves_some(share):
     with pytest.raises(ValueError, match=f"subset_share is {share}, .* takes some of 40 examples"):
-        datamodels.subsets(N, 4, share)
+        lds.subsets(N, 4, share)
 
 
 def test_too_few_subsets_or_trainings_are_errors():
     for S in (-1, 3, 8.0):
         with pytest.raises(ValueError, match=f"subsets is {S}, expected 0 for none, or at least 4"):
-            datamodels.subsets(N, S, 0.5)
+            lds.subsets(N, S, 0.5)
     for seeds in (0, 1.5):
         with pytest.raises(ValueError, match=f"subset_seeds is {seeds}, expected a whole number"):
-            datamodels.trials([(0, 1)], seeds)
+            lds.training_runs([(0, 1)], seeds)
 
 
 def test_what_is_measured_is_in_the_order_of_the_trials():
-    trials = datamodels.trials([(0, 1), (2, 3), (4,)], 2)
+    trials = lds.training_runs([(0, 1), (2, 3), (4,)], 2)
     assert [(trial.rows, trial.seed) for trial in trials] == [
         ((0, 1), 0), ((0, 1), 1), ((2, 3), 0), ((2, 3), 1), ((4,), 0), ((4,), 1),
     ]  # fmt: skip
     assert len({trial.name for trial in trials}) == 3
     outcomes = [
-        Outcome(
+        RunResult(
             curve=pd.DataFrame(),
-            measures=pd.DataFrame({datamodels.MEASURE: [10 * trial.rows[0] + trial.seed, q]}),
+            measures=pd.DataFrame({lds.MEASURE: [10 * trial.rows[0] + trial.seed, q]}),
             answers={},
             checkpoints=[],
         )
         for q, trial in enumerate(trials)
     ]
-    found = datamodels.measured(outcomes, 3)
+    found = lds.measured(outcomes, 3)
     assert found[:, :, 0].tolist() == [[0, 1], [20, 21], [40, 41]]
     assert found[:, :, 1].tolist() == [[0, 1], [2, 3], [4, 5]]
 
@@ -91,8 +89,8 @@ def test_what_is_measured_is_in_the_order_of_the_trials():
 def test_lds_is_scipys(rng, drawn, seeds):
     methods = {"noise": rng.normal(size=(N, M)), "signs": rng.integers(-2, 3, size=(N, M))}
     measured = rng.normal(size=(S, seeds, M))
-    measured += datamodels.predicted(methods["signs"], drawn)[:, None] / 3
-    table = datamodels.scores(methods, drawn, measured, rng, 50)
+    measured += lds.predicted(methods["signs"], drawn)[:, None] / 3
+    table = lds.scores(methods, drawn, measured, rng, 50)
     assert table["method"].tolist() == list(methods)
     assert (table[["subsets", "seeds", "queries"]] == [S, seeds, M]).all(axis=None)
     for row, tau in zip(table.itertuples(), methods.values(), strict=True):
@@ -110,8 +108,8 @@ def test_differences_are_of_the_same_resamples(rng, drawn):
     methods = {"gain": effect + 0.1 * rng.normal(size=(N, M)), "hidden states": effect}
     methods |= {"words (TF-IDF)": np.ones((N, M)), "product": rng.normal(size=(N, M))}
     methods["product"][:, 0] = 1.0
-    measured = datamodels.predicted(effect, drawn)[:, None]
-    table = datamodels.scores(methods, drawn, measured, rng, 100).set_index("method")
+    measured = lds.predicted(effect, drawn)[:, None]
+    table = lds.scores(methods, drawn, measured, rng, 100).set_index("method")
     assert list(table.index[4:]) == [
         "gain less words (TF-IDF)", "gain less hidden states", "product less gain",
     ]  # fmt: skip
@@ -128,37 +126,37 @@ def test_differences_are_of_the_same_resamples(rng, drawn):
 
 def test_lds_of_scores_that_are_what_happens(rng, drawn):
     effect = rng.normal(size=(N, M))
-    measured = 3 + 2 * datamodels.predicted(effect, drawn)[:, None]
+    measured = 3 + 2 * lds.predicted(effect, drawn)[:, None]
     for tau, expected in ((effect, 1), (5 * effect + 1, 1), (-effect, -1)):
-        assert lds(tau, drawn, measured) == pytest.approx(expected)
+        assert scored(tau, drawn, measured) == pytest.approx(expected)
     # what differs from query to query, or grows with it, is no matter
     level, scale = 10 * rng.normal(size=M), np.exp(rng.normal(size=M))
-    assert lds(effect * scale, drawn, level + scale[::-1] * measured) == pytest.approx(1)
+    assert scored(effect * scale, drawn, level + scale[::-1] * measured) == pytest.approx(1)
 
 
 def test_orders_do_not_matter(rng, drawn):
     tau, measured = rng.normal(size=(N, M)), rng.normal(size=(S, 2, M))
-    expected = lds(tau, drawn, measured)
+    expected = scored(tau, drawn, measured)
     order = rng.permutation(S)
-    assert lds(tau, [drawn[s] for s in order], measured[order]) == pytest.approx(expected)
-    assert lds(tau, drawn, measured[:, ::-1]) == pytest.approx(expected)
+    assert scored(tau, [drawn[s] for s in order], measured[order]) == pytest.approx(expected)
+    assert scored(tau, drawn, measured[:, ::-1]) == pytest.approx(expected)
     queries = rng.permutation(M)
-    assert lds(tau[:, queries], drawn, measured[:, :, queries]) == pytest.approx(expected)
+    assert scored(tau[:, queries], drawn, measured[:, :, queries]) == pytest.approx(expected)
     pool = rng.permutation(N)  # row pool[i] of the old pool is row i of the new one
     renamed = [tuple(np.flatnonzero(np.isin(pool, rows)).tolist()) for rows in drawn]
-    assert lds(tau[pool], renamed, measured) == pytest.approx(expected)
+    assert scored(tau[pool], renamed, measured) == pytest.approx(expected)
 
 
 def test_scores_of_strangers_predict_nothing(rng):
-    subsets = datamodels.subsets(N, 200, 0.5)
-    found = lds(rng.normal(size=(N, 30)), subsets, rng.normal(size=(200, 1, 30)))
+    subsets = lds.subsets(N, 200, 0.5)
+    found = scored(rng.normal(size=(N, 30)), subsets, rng.normal(size=(200, 1, 30)))
     assert found == pytest.approx(0, abs=4 / np.sqrt(200 * 30))  # four standard errors
 
 
 def test_findings_name_the_methods(rng, drawn):
     methods = {name: rng.normal(size=(N, M)) for name in ("gain", "product")}
-    table = datamodels.scores(methods, drawn, rng.normal(size=(S, 2, M)), rng, 20)
-    found = datamodels.findings(table.assign(ceiling=0.5))
+    table = lds.scores(methods, drawn, rng.normal(size=(S, 2, M)), rng, 20)
+    found = lds.findings(table.assign(ceiling=0.5))
     quantities = ["LDS of gain", "LDS of product", "LDS of product less gain"]
     assert found["quantity"].tolist() == quantities
     assert (found[["unit", "n", "seeds", "ceiling"]] == ["Spearman", S, 2, 0.5]).all(axis=None)
@@ -175,8 +173,8 @@ def test_the_ceiling_of_two_seeds_by_hand(rng):
     assert [rho < 0 for rho in single] == [j == 2 for j in range(M)]
     of_queries = [np.sqrt(2 * rho / (1 + rho)) if rho > 0 else 0 for rho in single]
     expected = sum(of_queries) / M
-    assert datamodels.ceiling(measured) == pytest.approx(expected)
-    assert datamodels.ceiling(measured[:, ::-1]) == pytest.approx(expected)
+    assert lds.ceiling(measured) == pytest.approx(expected)
+    assert lds.ceiling(measured[:, ::-1]) == pytest.approx(expected)
 
 
 def test_the_ceiling_of_three_seeds_by_hand(rng):
@@ -186,46 +184,46 @@ def test_the_ceiling_of_three_seeds_by_hand(rng):
         pairs = [(0, 1), (0, 2), (1, 2)]
         rho = np.mean([spearmanr(measured[:, a, j], measured[:, b, j])[0] for a, b in pairs])
         of_queries.append(np.sqrt(3 * rho / (1 + 2 * rho)) if rho > 0 else 0)
-    assert datamodels.ceiling(measured) == pytest.approx(np.mean(of_queries))
+    assert lds.ceiling(measured) == pytest.approx(np.mean(of_queries))
 
 
 def test_the_ceiling_is_one_without_noise_zero_without_agreement_and_unknown_with_one_seed(rng):
     truth = rng.normal(size=(S, 1, M))
-    assert datamodels.ceiling(np.repeat(truth, 4, axis=1)) == pytest.approx(1)
-    assert np.isnan(datamodels.ceiling(truth))  # one seed
+    assert lds.ceiling(np.repeat(truth, 4, axis=1)) == pytest.approx(1)
+    assert np.isnan(lds.ceiling(truth))  # one seed
     opposed = np.concatenate([truth, -truth], axis=1)
-    assert datamodels.ceiling(opposed) == 0
+    assert lds.ceiling(opposed) == 0
     # queries count by themselves: those that disagree take nothing from the others
     both = np.concatenate([np.repeat(truth, 2, axis=1), opposed], axis=2)
-    assert datamodels.ceiling(both) == pytest.approx(0.5)
+    assert lds.ceiling(both) == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("seeds", [2, 3, 5])
 @pytest.mark.parametrize("noise", [0.5, 1.0, 2.0])
 def test_predictions_without_noise_reach_the_ceiling_on_average(rng, seeds, noise):
     """Many subsets: what is left are rank against linear correlations, and 300 subsets' chance."""
-    subsets = datamodels.subsets(N, 300, 0.5)
+    subsets = lds.subsets(N, 300, 0.5)
     effect = rng.normal(size=(N, 30))
-    truth = datamodels.predicted(effect, subsets)
+    truth = lds.predicted(effect, subsets)
     truth /= truth.std(0)
     measured = truth[:, None] + noise * rng.normal(size=(300, seeds, 30))
-    found = lds(effect, subsets, measured)
+    found = scored(effect, subsets, measured)
     assert found == pytest.approx(np.sqrt(1 / (1 + noise**2 / seeds)), abs=0.03)
-    assert datamodels.ceiling(measured) == pytest.approx(found, abs=0.03)
+    assert lds.ceiling(measured) == pytest.approx(found, abs=0.03)
 
 
 @pytest.mark.parametrize("seeds", [2, 3])
 def test_the_ceiling_of_queries_that_differ_in_reliability(rng, seeds):
     """Half at low and half at high reliability: not the root of a mean, which is 0.08 above."""
-    n, subsets = 40, datamodels.subsets(N, 300, 0.5)
+    n, subsets = 40, lds.subsets(N, 300, 0.5)
     effect = rng.normal(size=(N, n))
-    truth = datamodels.predicted(effect, subsets)
+    truth = lds.predicted(effect, subsets)
     truth /= truth.std(0)
     noise = np.repeat([2.5, 0.3], n // 2)
     measured = truth[:, None] + noise * rng.normal(size=(300, seeds, n))
-    found = lds(effect, subsets, measured)
+    found = scored(effect, subsets, measured)
     # as above: ranks against linear correlations, and the chance of 300 subsets
     assert found == pytest.approx(np.sqrt(1 / (1 + noise**2 / seeds)).mean(), abs=0.03)
-    assert datamodels.ceiling(measured) == pytest.approx(found, abs=0.03)
+    assert lds.ceiling(measured) == pytest.approx(found, abs=0.03)
     single = np.mean(1 / (1 + noise**2))
     assert np.sqrt(seeds * single / (1 + (seeds - 1) * single)) > found + 0.08

@@ -49,7 +49,7 @@ def summary(
                 "completion tokens (median)": np.median(completions),
                 "completion tokens (most)": max(completions),
                 "truncated": sum(e.truncated > 0 for e in tokens),
-                "glued": sum(map(_glued, examples["prompt"], examples["completion"])),
+                "glued": sum(map(_missing_space, examples["prompt"], examples["completion"])),
                 "repeated": int(texts.duplicated().sum()),
                 "contradicted": int((asked.duplicated() & ~texts.duplicated()).sum()),
             }
@@ -57,7 +57,9 @@ def summary(
     return pd.DataFrame(rows, index=[POOL, QUERIES])
 
 
-def leaks(pool: datasets.Dataset, queries: datasets.Dataset, near: float = NEAR) -> pd.DataFrame:
+def near_duplicates(
+    pool: datasets.Dataset, queries: datasets.Dataset, near: float = NEAR
+) -> pd.DataFrame:
     """Return the training examples that copy a query: to train on them is to train on the test.
 
     Near copies have most of a query's runs of `RUN` words, whatever else they have; a run weighs
@@ -96,12 +98,12 @@ def leaks(pool: datasets.Dataset, queries: datasets.Dataset, near: float = NEAR)
     return found.sort_values("shared", ascending=False, kind="stable").reset_index(drop=True)
 
 
-def choosable(N: int, copies: pd.DataFrame, keep: bool = False) -> np.ndarray:
+def selectable(N: int, copies: pd.DataFrame, keep: bool = False) -> np.ndarray:
     """Return the row numbers of the training examples that may be selected.
 
     Args:
         N: Size of the pool.
-        copies: See `leaks`.
+        copies: See `near_duplicates`.
         keep: Whether copies may be.
 
     Raises:
@@ -129,7 +131,7 @@ def _closest(texts: pd.Series, asked: pd.Series) -> tuple[np.ndarray, np.ndarray
     return shares.max(axis=1).toarray().ravel(), np.asarray(shares.argmax(axis=1)).ravel()
 
 
-def _glued(prompt: str, completion: str) -> bool:
+def _missing_space(prompt: str, completion: str) -> bool:
     """Tell whether a completion begins in the last word of its prompt."""
     return bool(prompt) and not (prompt[-1].isspace() or completion[0].isspace())
 

@@ -26,10 +26,10 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm, t
 
-from icprobe import judge as judging
 from icprobe import statistics
-from icprobe.judge import Judge
-from icprobe.trials import Outcome
+from icprobe.finetuning import judge as judging
+from icprobe.finetuning.judge import Judge
+from icprobe.finetuning.training_runs import RunResult
 
 FULL = "full pool"
 LEVEL = 0.05  # of the equivalence test
@@ -40,7 +40,7 @@ BETTER, WORSE, EQUIVALENT, OPEN = "better", "worse", "equivalent", "undecided"
 
 
 def gains(
-    outcomes: Mapping[str, Sequence[Outcome]], untouched: Outcome, measure: str
+    outcomes: Mapping[str, Sequence[RunResult]], untouched: RunResult, measure: str
 ) -> dict[str, np.ndarray]:
     """Return what each selection's models gain on each query: [S, Q] by name, positive = better.
 
@@ -68,7 +68,7 @@ def gains(
     return found
 
 
-def seeds_mean(outcomes: Sequence[Outcome]) -> pd.DataFrame:
+def seeds_mean(outcomes: Sequence[RunResult]) -> pd.DataFrame:
     """Return each query's measures, averaged over the seeds that have them: Q rows."""
     measures = [outcome.measures for outcome in outcomes]
     together = pd.concat(measures).groupby(level=0, sort=False).mean(numeric_only=True)
@@ -324,7 +324,7 @@ def by_size(summaries: Sequence[pd.DataFrame], names: Sequence[str]) -> pd.DataF
 def win_rates(
     judge: Judge,
     queries: Sequence[dict],
-    outcomes: Mapping[str, Sequence[Outcome]],
+    outcomes: Mapping[str, Sequence[RunResult]],
     pairs: Sequence[tuple[str, str]],
     cache: str | Path,
     rng: np.random.Generator,
