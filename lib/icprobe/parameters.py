@@ -487,7 +487,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("margin", "tolerance"), _POSITIVE),
     "n_sample": _number(4),  # statistics.LEAST, to rank
     **dict.fromkeys(("budget", "near"), _SHARE),
-    "budget_unit": _one_of("selection", "UNITS"),
+    "budget_unit": _one_of("finetuning.selection", "UNITS"),
     "model": _model,
     "dtype": _one_of("lm", "DTYPES"),
     "engine": _one_of("engines", "ENGINES"),
@@ -497,7 +497,7 @@ RULES: dict[str, Rule] = {
     "steps": _steps,
     "rivals": _each(_rival),
     "budgets": _each(_SHARE),
-    "schedule": _one_of("finetuning", "SCHEDULES"),
+    "schedule": _one_of("finetuning.recipe", "SCHEDULES"),
     "warmup": _number(0, 1, below=True),
     "subsets": _subsets,
     "subset_share": _number(0, 1, open_below=True, below=True),

@@ -219,7 +219,7 @@ def test_a_unit_changes_no_share_and_no_verdict(rng):
 
 @pytest.mark.parametrize("S", [1, 2, 3])
 def test_with_fewer_than_three_seeds_there_is_no_verdict(rng, S):
-    assert comparison.LEAST_SEEDS == 3
+    assert comparison.MIN_SEEDS == 3
     gains = made(rng, S=S, a=0.9, b=0.4, noise=0.01)
     table = differences(gains, PAIRS, 0.7, np.random.default_rng(7), 200)
     shares = ["share_low", "share_high", "tost_low", "tost_high", "p_equivalent"]
@@ -479,7 +479,7 @@ def test_win_rates_are_means_over_seeds_of_what_both_answered(rng, monkeypatch):
 def test_sentences_say_each_verdict(rng):
     table = differences(made(rng, a=0.9, b=0.4, noise=0.01), PAIRS, 0.7, rng, 100)
     table.loc[2, "verdict"] = "undecided"
-    better, worse, unclear, same = comparison.in_words(table, 0.7)
+    better, worse, unclear, same = comparison.as_text(table, 0.7)
     assert better.startswith("a: better models than and models equivalent (within 70% of the full")
     assert worse.startswith("b: worse models than and models equivalent (within 70% of the full")
     assert "of b (+0.5" in better and "of a (-0.5" in worse
@@ -492,7 +492,7 @@ def test_sentences_say_each_verdict(rng):
 
 def test_sentences_of_few_seeds_have_no_interval(rng):
     gains = {name: values[:2] for name, values in made(rng, a=0.9, b=0.4, noise=0.01).items()}
-    line = comparison.in_words(differences(gains, PAIRS, 0.7, rng, 100), 0.7)[0]
+    line = comparison.as_text(differences(gains, PAIRS, 0.7, rng, 100), 0.7)[0]
     said = ", fewer than 3 seeds or 6 queries: no interval)."
     assert line.endswith(said) and "nan" not in line
 

@@ -81,13 +81,13 @@ def test_scores_that_are_not_finite_are_named_where_they_count(bad):
 @pytest.mark.parametrize("share", [0, -0.1, 1.01, 12, np.nan, "0.1", None])
 def test_a_share_is_above_zero_up_to_one(share):
     with pytest.raises(ValueError, match=r"budget is .*up to 1 \(the whole pool\)"):
-        Budget(share)
+        Budget(fraction=share)
 
 
 def test_a_budget_has_one_of_two_units():
     with pytest.raises(ValueError, match="unit is 'words', expected 'examples' or 'tokens'"):
-        Budget(0.1, "words")
-    sizes = [Budget(share).examples(90) for share in (0.0001, 0.12, 0.5, 1)]
+        Budget(fraction=0.1, unit="words")
+    sizes = [Budget(fraction=share).examples(90) for share in (0.0001, 0.12, 0.5, 1)]
     assert sizes == [1, 11, 45, 90]
 
 
@@ -96,9 +96,9 @@ def test_a_budget_has_one_of_two_units():
 
 @pytest.mark.parametrize("share", [0.001, 0.1, 0.5, 1.0])
 def test_the_best_are_those_of_a_sort(methods, tokens, rng, share):
-    values, k = methods["first"], Budget(share).examples(90)
+    values, k = methods["first"], Budget(fraction=share).examples(90)
     expected = sorted(sorted(range(90), key=lambda i: -values[i])[:k])
-    assert selection.best(values, tokens, Budget(share), rng).tolist() == expected
+    assert selection.best(values, tokens, Budget(fraction=share), rng).tolist() == expected
 
 
 @several_runs
@@ -108,7 +108,7 @@ def test_the_best_are_those_of_a_sort(methods, tokens, rng, share):
     seed=seeds,
 )
 def test_a_lower_value_never_comes_before_a_higher(values, share, seed):
-    values, budget = np.array(values) / 3, Budget(share)
+    values, budget = np.array(values) / 3, Budget(fraction=share)
     rows = selection.best(values, np.ones(len(values)), budget, np.random.default_rng(seed))
     assert len(rows) == budget.examples(len(values))
     assert (np.diff(rows) > 0).all()
@@ -122,7 +122,7 @@ def test_ties_are_broken_at_random(rng):
     counts = Counter(
         row
         for _ in range(runs)
-        for row in selection.best(values, np.ones(6), Budget(0.5), rng).tolist()
+        for row in selection.best(values, np.ones(6), Budget(fraction=0.5), rng).tolist()
     )
     assert counts[1] == runs
     assert not counts[0] and not counts[5]
@@ -139,7 +139,7 @@ def test_ties_are_broken_at_random(rng):
 def test_a_budget_of_tokens_is_never_exceeded_and_nearly_used_up(examples, share, seed):
     values, tokens = (np.array(column) for column in zip(*examples, strict=True))
     room = share * tokens.sum()
-    arguments = values, tokens, Budget(share, "tokens"), np.random.default_rng(seed)
+    arguments = values, tokens, Budget(fraction=share, unit="tokens"), np.random.default_rng(seed)
     if tokens.min() > room:
         with pytest.raises(ValueError, match=f"its shortest example has {tokens.min()}"):
             selection.best(*arguments)
@@ -153,7 +153,7 @@ def test_a_budget_of_tokens_is_never_exceeded_and_nearly_used_up(examples, share
 
 def test_with_a_budget_of_tokens_those_that_do_not_fit_are_passed_over(rng):
     values, tokens = np.array([5.0, 4, 3, 2, 1]), np.array([60, 50, 30, 11, 10])
-    rows = selection.best(values, tokens, Budget(100.5 / 161, "tokens"), rng)
+    rows = selection.best(values, tokens, Budget(fraction=100.5 / 161, unit="tokens"), rng)
     assert rows.tolist() == [0, 2, 4]
 
 
@@ -175,7 +175,7 @@ def taken_in_turn(scores, k, rng):
 @pytest.mark.parametrize("M", [1, 2, 7, 40])
 @pytest.mark.parametrize("share", [0.01, 0.3, 1])
 def test_queries_choose_in_turn_what_is_left(rng, M, share):
-    scores, budget = rng.integers(5, size=(30, M)).astype(float), Budget(share)
+    scores, budget = rng.integers(5, size=(30, M)).astype(float), Budget(fraction=share)
     for seed in range(5):
         found = selection.in_turn(scores, np.ones(30), budget, np.random.default_rng(seed))
         expected = taken_in_turn(scores, budget.examples(30), np.random.default_rng(seed))
@@ -185,12 +185,12 @@ def test_queries_choose_in_turn_what_is_left(rng, M, share):
 def test_of_like_queries_the_best_are_chosen_and_of_others_each_ones_best(methods, tokens, rng):
     values = methods["first"]
     for M in (1, 4):
-        found = selection.in_turn(np.stack([values] * M, axis=1), tokens, Budget(0.2), rng)
-        assert found.tolist() == selection.best(values, tokens, Budget(0.2), rng).tolist()
+        found = selection.in_turn(np.stack([values] * M, axis=1), tokens, Budget(fraction=0.2), rng)
+        assert found.tolist() == selection.best(values, tokens, Budget(fraction=0.2), rng).tolist()
     scores = rng.normal(size=(90, 9)) * 10.0 ** np.arange(9)
     scores[np.arange(9), np.arange(9)] = 1e12
-    assert selection.in_turn(scores, tokens, Budget(0.1), rng).tolist() == list(range(9))
-    rows = selection.in_turn(scores, tokens, Budget(0.1, "tokens"), rng)
+    assert selection.in_turn(scores, tokens, Budget(fraction=0.1), rng).tolist() == list(range(9))
+    rows = selection.in_turn(scores, tokens, Budget(fraction=0.1, unit="tokens"), rng)
     assert 0.1 * tokens.sum() - 20 < tokens[rows].sum() <= 0.1 * tokens.sum()
 
 
@@ -243,7 +243,7 @@ def test_a_matched_choice_is_random_and_about_as_long(rng):
 
 
 def chosen(methods, tokens, low=("first",), matched=("second",), budget=None, seed=0, turns=None):
-    budget = budget or Budget(0.2)
+    budget = budget or Budget(fraction=0.2)
     return selection.choose(methods, low, matched, tokens, budget, seed + 1, turns)[seed]
 
 
@@ -263,7 +263,7 @@ def test_choose_names_all_selections(methods, tokens):
 
 
 def test_each_seed_draws_anew(methods, tokens):
-    found = selection.choose(methods, [], ["first"], tokens, Budget(0.2), 3)
+    found = selection.choose(methods, [], ["first"], tokens, Budget(fraction=0.2), 3)
     assert len(found) == 3
     for name, same in {
         "random": False,
@@ -273,11 +273,11 @@ def test_each_seed_draws_anew(methods, tokens):
         assert (len({tuple(each[name]) for each in found}) == 1) is same
     for seeds in (0, -1, 2.0, None):
         with pytest.raises(ValueError, match=f"seeds is {seeds}, expected a whole number from 1"):
-            selection.choose(methods, [], [], tokens, Budget(0.2), seeds)
+            selection.choose(methods, [], [], tokens, Budget(fraction=0.2), seeds)
 
 
 def test_budgets_of_tokens_hold_for_all_that_are_ranked(methods, tokens):
-    found = chosen(methods, tokens, methods, [], Budget(0.2, "tokens"))
+    found = chosen(methods, tokens, methods, [], Budget(fraction=0.2, unit="tokens"))
     del found["full pool"]
     for name, rows in found.items():
         assert 0.2 * tokens.sum() - 20 < tokens[rows].sum() <= 0.2 * tokens.sum(), name
@@ -403,12 +403,16 @@ def test_rivals_are_known_by_name():
 def test_lengths_of_what_is_learnt_can_be_matched(methods, tokens, rng):
     learnt = rng.permutation(90)
     of_all, of_learnt = (
-        selection.choose(methods, [], ["first"], tokens, Budget(0.2), 1, lengths=lengths)[0]
+        selection.choose(methods, [], ["first"], tokens, Budget(fraction=0.2), 1, lengths=lengths)[
+            0
+        ]
         for lengths in (None, learnt)
     )
     name = "random, as long as first"
     assert of_all[name].tolist() != of_learnt.pop(name).tolist()
     assert all(rows.tolist() == of_all[key].tolist() for key, rows in of_learnt.items())
-    again = selection.choose(methods, [], ["first"], learnt, Budget(0.2), 1)[0]
-    found = selection.choose(methods, [], ["first"], tokens, Budget(0.2), 1, lengths=learnt)[0]
+    again = selection.choose(methods, [], ["first"], learnt, Budget(fraction=0.2), 1)[0]
+    found = selection.choose(
+        methods, [], ["first"], tokens, Budget(fraction=0.2), 1, lengths=learnt
+    )[0]
     assert found[name].tolist() == again[name].tolist()
