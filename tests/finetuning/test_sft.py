@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import gc
 import json
 import math
 import tempfile
@@ -19,9 +18,10 @@ from test_lm import examples
 from icprobe import gradients, influence
 from icprobe import lm as language_model
 from icprobe.finetuning import sft
-from icprobe.finetuning.sft import SCHEDULES, Recipe
+from icprobe.finetuning.recipe import SCHEDULES, Recipe
 
 RECIPE = Recipe(batch_size=4, rate=1e-3)
+pytestmark = pytest.mark.usefixtures("frozen")
 
 
 def load(folder):
@@ -44,16 +44,6 @@ def alike(one, other):
 
 def losses(lm, rows):
     return np.array([-language_model.token_log_likelihoods(lm, row).sum() for row in rows])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def frozen():
-    """Spare the garbage collector what is imported: most of the time of a tiny training."""
-    import trl.trainer.sft_trainer  # noqa: F401
-
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)
@@ -175,17 +165,6 @@ def test_batches_are_of_the_ids_that_all_methods_share(tiny, loss_on):
     assert len(orders) == 2
 
 
-def test_rates_rise_before_they_fall(tiny):
-    """Eight steps, of which a quarter warm up; a share that makes no whole step has none."""
-    recipe = Recipe(epochs=2, batch_size=2, rate=0.012, warmup=0.25, schedule="linear")
-    curve = sft.train(tiny(), examples(8, 1), recipe).curve
-    assert curve["step"].tolist() == [*range(1, 9)]
-    expected = [0, 0.006, *(0.012 * k / 6 for k in (6, 5, 4, 3, 2, 1))]
-    np.testing.assert_allclose(curve["rate"], expected)
-    one = dataclasses.replace(recipe, epochs=1, batch_size=8, warmup=0.9)
-    assert sft.train(tiny(), examples(8, 1), one).curve["rate"].tolist() == [0.012]
-
-
 def test_rates_of_checkpoints_are_means_over_the_steps_that_led_there(tiny, tmp_path):
     """Six steps at 6/6, 5/6, ..., 1/6 of the rate, two a checkpoint; the start has the first."""
     recipe = Recipe(epochs=2, batch_size=4, rate=0.012, saves=3)
@@ -193,8 +172,9 @@ def test_rates_of_checkpoints_are_means_over_the_steps_that_led_there(tiny, tmp_
     assert [rate for _, rate in found] == pytest.approx([0.012, 0.011, 0.007, 0.003])
 
 
-@pytest.mark.parametrize("loss_on", ["completion", "text"])
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize(
+    ("schedule", "loss_on"), [("linear", "completion"), ("cosine", "text"), ("constant", "text")]
+)
 def test_what_tracin_means(tiny, tmp_path, monkeypatch, loss_on, schedule):
     """In plain gradient descent, queries' losses fall by what the steps' products add up to.
 
@@ -257,8 +237,8 @@ def test_the_trained_model_is_ready_to_use(tiny, dtype, rank):
     assert type(model) is type(lm.model) and weights(found.lm).keys() == weights(lm).keys()
     assert identity["dtype"] == "float32" and identity["name"] != lm.identity["name"]
     assert lm.identity["dtype"] == dtype and lm.model.dtype == getattr(torch, dtype)
-    assert (sft.precise(lm) is lm) == (dtype == "float32")
-    assert sft.precise(lm).model.dtype == torch.float32 and found.lm.bos == lm.bos
+    assert (sft.as_float32(lm) is lm) == (dtype == "float32")
+    assert sft.as_float32(lm).model.dtype == torch.float32 and found.lm.bos == lm.bos
 
 
 @pytest.mark.parametrize(
@@ -409,7 +389,7 @@ def test_adapters_of_a_model_that_is_in_no_file_are_not_saved(tiny, tmp_path):
     lm, recipe = tiny(bos=True), dataclasses.replace(RECIPE, lora_rank=2, saves=1)
     run = sft.train(lm, examples(4, 1), recipe, tmp_path / "run")
     for changed in (run.lm, load(run.checkpoints[-1][0])):
-        with pytest.raises(ValueError, match=r"in no folder of its own: train all weights"):
+        with pytest.raises(ValueError, match="lora_rank=0"):
             sft.train(changed, examples(4, 1), recipe, tmp_path / "other")
     assert not (tmp_path / "other").exists()
 
@@ -427,55 +407,45 @@ def test_a_loss_that_is_not_finite_stops_the_run_at_that_step(tiny, monkeypatch,
     )
     lm, before = tiny(), {name: weight.clone() for name, weight in weights(tiny()).items()}
     recipe = Recipe(epochs=5, batch_size=4, rate=1e30, lora_rank=rank)
-    with pytest.raises(FloatingPointError, match=r"loss at step 2 is \S+: lower the learning rate"):
+    with pytest.raises(FloatingPointError, match="loss at step 2"):
         sft.train(lm, examples(9, 1), recipe)
     assert len(steps) == 2 and same(before, weights(lm))
 
 
 @pytest.mark.parametrize(
-    ("wrong", "message"),
+    ("field", "value"),
     [
-        ({"epochs": 0}, "epochs is 0, expected a whole number from 1"),
-        ({"batch_size": 2.0}, "batch_size is 2.0, expected a whole number from 1"),
-        ({"saves": True}, "saves is True, expected a whole number from 0"),
-        ({"saves": -1}, "saves is -1, expected a whole number from 0"),
-        ({"seed": -1}, "seed is -1, expected a whole number from 0"),
-        ({"seed": 2**32}, "seed is 4294967296, expected a whole number from 0"),
-        ({"lora_rank": 1.0}, "lora_rank is 1.0, expected a whole number from 0"),
-        ({"rate": 0}, "rate is 0, expected a positive number"),
-        ({"rate": float("nan")}, "rate is nan, expected a positive number"),
-        ({"rate": math.inf}, "rate is inf, expected a positive number"),
-        ({"rate": "high"}, "rate is 'high', expected a positive number"),
-        ({"rate": True}, "rate is True, expected a positive number"),
-        ({"warmup": 1}, "warmup is 1, expected a share from 0 to below 1"),
-        ({"warmup": -0.1}, "warmup is -0.1, expected a share from 0 to below 1"),
-        ({"warmup": None}, "warmup is None, expected a share from 0 to below 1"),
-        ({"schedule": "square"}, r"schedule is 'square', expected one of \('linear', 'cosine'"),
+        *(("epochs", 0), ("batch_size", 2.0), ("saves", True), ("saves", -1)),
+        *(("seed", -1), ("seed", 2**32), ("lora_rank", 1.0), ("schedule", "square")),
+        *(("rate", value) for value in (0, math.nan, math.inf, "high", True)),
+        *(("warmup", value) for value in (1, -0.1, None)),
     ],
 )
-def test_wrong_recipes(wrong, message):
-    with pytest.raises(ValueError, match=message):
-        Recipe(**wrong)
+def test_a_recipe_names_the_field_that_is_wrong(field, value):
+    with pytest.raises(ValueError, match=f"(?s){field}.*{value}"):
+        Recipe(**{field: value})
 
 
 def test_equal_recipes_are_written_alike():
     assert Recipe(rate=1, warmup=0) == Recipe(rate=1.0)
-    assert json.dumps(dataclasses.asdict(Recipe(rate=1, warmup=0))).count(".0") == 2
+    written = json.dumps(dataclasses.asdict(Recipe(rate=1, warmup=0)))
+    # the order and the numbers' form are in the keys of committed records
+    assert written == (
+        '{"epochs": 1, "batch_size": 8, "rate": 1.0, "schedule": "linear", "warmup": 0.0, '
+        '"lora_rank": 0, "saves": 0, "seed": 0}'
+    )
 
 
 def test_wrong_arguments(tiny, tmp_path):
     lm, rows = tiny(), examples(11, 1)
-    for rank in (0, 2):
-        saving = dataclasses.replace(RECIPE, saves=1, lora_rank=rank)
-        with pytest.raises(ValueError, match="saves is 1, but there is no folder for checkpoints"):
-            sft.train(lm, rows, saving)
-    message = r"saves is 4 checkpoints, but 11 examples make 3 steps with epochs=1 and batch_size=4"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=r"saves is 1, .*folder"):
+        sft.train(lm, rows, dataclasses.replace(RECIPE, saves=1))
+    with pytest.raises(ValueError, match=r"saves is 4 .* 11 examples make 3 steps"):
         sft.train(lm, rows, dataclasses.replace(RECIPE, saves=4), tmp_path)
     for use in (sft.train, sft.batches):
-        with pytest.raises(ValueError, match="there are no examples to train on"):
+        with pytest.raises(ValueError, match="no examples"):
             use(lm, [], RECIPE)
-        with pytest.raises(ValueError, match="loss_on is 'all', expected 'completion' or 'text'"):
+        with pytest.raises(ValueError, match="loss_on is 'all'"):
             use(lm, rows, RECIPE, loss_on="all")
-        with pytest.raises(ValueError, match="example '1-0': the completion has no tokens"):
+        with pytest.raises(ValueError, match=r"'1-0'.* no tokens"):
             use(lm, [rows[0] | {"completion": ""}], RECIPE)
