@@ -34,18 +34,12 @@ def test_summary_counts_lengths_and_repetitions(tiny):
     assert found["prompt tokens (median)"].to_list() == [7, 4]
 
 
-def test_completions_without_a_space_before_them_are_counted(tiny):
-    pool = rows(("one", "two"), ("one", " two"), ("one ", "two"), ("", "two"), ("one\n", "two"))
-    encoded = language_model.encode(tiny(), pool)
-    assert data_checks.summary(pool, pool, (encoded, encoded))["glued"].to_list() == [1, 1]
-
-
-def test_truncated_prompts_are_counted(tiny):
-    pool = rows(("a long prompt", " a"), ("short", " a"))
+def test_completions_without_a_space_and_truncated_prompts_are_counted(tiny):
+    pool = rows(("one", "two"), ("one", " two"), ("one ", "two"), ("", "two"), ("o" * 9, " two"))
     with pytest.warns(UserWarning, match="lost tokens"):
         encoded = language_model.encode(tiny(), pool, max_length=10)
     found = data_checks.summary(pool, pool, (encoded, encoded))
-    assert found["truncated"].to_list() == [1, 1]
+    assert found[["glued", "truncated"]].to_numpy().tolist() == [[1, 1]] * 2
 
 
 SENTENCE = "the cook burnt the fish and then charged every guest for the lemon"
@@ -91,14 +85,11 @@ def test_what_may_be_selected():
     copies = data_checks.near_duplicates(pool, queries)
     assert data_checks.selectable(2, copies).tolist() == [1]
     assert data_checks.selectable(2, copies, keep=True).tolist() == [0, 1]
-    with pytest.raises(ValueError, match=r"all 1 training examples copy a query.*keep_copies"):
+    with pytest.raises(ValueError, match="keep_copies"):
         data_checks.selectable(1, copies)
-
-
-@pytest.mark.parametrize("near", [0, 1.5])
-def test_near_is_a_similarity(near):
-    with pytest.raises(ValueError, match=r"near is .*above 0, up to 1"):
-        data_checks.near_duplicates(rows(("a", " b")), rows(("c", " d"), task="q"), near)
+    for near in (0, 1.5):
+        with pytest.raises(ValueError, match=f"near is {near}"):
+            data_checks.near_duplicates(pool, queries, near)
 
 
 def test_the_demo_has_copies_to_show_and_no_equal_texts():
