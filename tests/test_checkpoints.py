@@ -12,7 +12,7 @@ from test_lm import examples
 
 from icprobe import checkpoints, influence, store
 from icprobe.finetuning import sft
-from icprobe.finetuning.sft import Recipe
+from icprobe.finetuning.recipe import Recipe
 
 RECIPE = Recipe(batch_size=4, rate=1e-3, saves=1)
 

@@ -2,7 +2,7 @@
 
 import json
 import subprocess
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,8 @@ from scipy.stats import spearmanr
 
 from icprobe import correlation, icp, influence, methods, paths, retraining, store
 from icprobe.experiment import Experiment
+from icprobe.finetuning import lds
+from icprobe.finetuning.recipe import Recipe
 
 
 def kept_by(profile):
@@ -123,6 +125,9 @@ def records():
         assert store.key("training", record["identity"]) == file.stem
     recipe = {name: LAPTOP[name] for name in ("epochs", "batch_size", "rate", "lora_rank")}
     trained = [record for record in found if record["identity"]["recipe"]]
+    for record in trained:  # a recipe is written as it was, to the letter: it is in the key
+        written = record["identity"]["recipe"]
+        assert json.dumps(asdict(Recipe(**written))) == json.dumps(written)
     assert all(recipe.items() <= record["identity"]["recipe"].items() for record in trained)
     asked = pd.read_csv(paths.resolve(LAPTOP["output_dir"]) / "01_queries.csv")["id"].tolist()
     of_subsets = [record for record in found if record["queries"] == asked]
@@ -138,6 +143,29 @@ def test_committed_trainings_on_subsets_are_the_profiles(records):
     assert len(found) == 32 * LAPTOP["subset_seeds"]  # those of the README's longer run
     size = round(LAPTOP["subset_share"] * LAPTOP["n_train"])
     assert {len(record["examples"]) for record in found} == {size}
+
+
+def test_the_committed_lds_is_over_all_queries_that_have_scores(records):
+    """By hand, from the trainings' records and the scores of all queries, whether they select."""
+    experiment = Experiment(**{name: LAPTOP[name] for name in Experiment.__dataclass_fields__})
+    gain = icp.find(experiment, "run ./run_all.sh --fresh", preamble=LAPTOP["preamble"]).gain
+    ids = pd.read_csv(paths.resolve(LAPTOP["output_dir"]) / "01_training_examples.csv")["id"]
+    rows = {name: row for row, name in enumerate(ids)}
+    by_subset = {}
+    for record in records["subsets"]:
+        subset = tuple(rows[name] for name in record["examples"])
+        by_subset.setdefault(subset, []).append(record["measures"]["nats_per_token"])
+    share = LAPTOP["subset_share"]
+    assert set(by_subset) == set(lds.subsets(len(ids), 32, share, LAPTOP["seed"]))
+    predicted = np.array([gain[list(subset)].sum(0) for subset in by_subset])
+    measured = np.array([np.mean(runs, axis=0) for runs in by_subset.values()])
+    M = LAPTOP["n_query"]
+    assert predicted.shape == measured.shape == (32, M)
+    rhos = [spearmanr(predicted[:, j], measured[:, j]).statistic for j in range(M)]
+    table = pd.read_csv(paths.ROOT / "figures" / "laptop_long" / "04_lds.csv")
+    kept = table.set_index("quantity").loc["LDS of gain"]
+    assert kept["estimate"] == pytest.approx(np.mean(rhos), rel=1e-5)
+    assert (kept["queries"], kept["n"]) == (M, 32)
 
 
 @pytest.mark.parametrize(

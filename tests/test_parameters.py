@@ -6,7 +6,7 @@ import pytest
 from papermill.exceptions import PapermillExecutionError
 
 from icprobe import advice, benchmark, data, gradients, lm, methods, parameters, paths, retraining
-from icprobe.finetuning import selection, sft
+from icprobe.finetuning import recipe, selection
 from icprobe.parameters import ParameterError
 
 NUMBERS = sorted(path.name[:2] for path in paths.NOTEBOOKS.glob("[0-9]*.ipynb"))
@@ -172,7 +172,7 @@ def test_the_notebooks_own_values_are_right_and_left_as_they_are(number):
         # what there is
         ("01", "dtype", "float23", (*map(repr, lm.DTYPES), "Did you mean float32")),
         ("02", "loss_on", "prompt", map(repr, gradients.LOSSES)),
-        ("04", "schedule", "lineal", (*map(repr, sft.SCHEDULES), "Did you mean linear?")),
+        ("04", "schedule", "lineal", (*map(repr, recipe.SCHEDULES), "Did you mean linear?")),
         ("04", "budget_unit", "words", map(repr, selection.UNITS)),
         ("04", "rivals", ["size"], [repr(m.title) for m in methods.REGISTERED.values() if m.title]),
         (

@@ -20,7 +20,7 @@ import numpy as np
 from icprobe import influence
 from icprobe.experiment import Experiment
 from icprobe.finetuning import sft
-from icprobe.finetuning.sft import Recipe
+from icprobe.finetuning.recipe import Recipe
 from icprobe.lm import LM
 
 METHOD = "tracin"
