@@ -172,18 +172,6 @@ def test_queries_choose_in_turn_what_is_left(rng, M, share):
         assert found.tolist() == expected
 
 
-def test_of_like_queries_the_best_are_chosen_and_of_others_each_ones_best(methods, tokens, rng):
-    values = methods["first"]
-    for M in (1, 4):
-        found = selection.in_turn(np.stack([values] * M, axis=1), tokens, Budget(fraction=0.2), rng)
-        assert found.tolist() == selection.best(values, tokens, Budget(fraction=0.2), rng).tolist()
-    scores = rng.normal(size=(90, 9)) * 10.0 ** np.arange(9)
-    scores[np.arange(9), np.arange(9)] = 1e12
-    assert selection.in_turn(scores, tokens, Budget(fraction=0.1), rng).tolist() == list(range(9))
-    rows = selection.in_turn(scores, tokens, Budget(fraction=0.1, unit="tokens"), rng)
-    assert 0.1 * tokens.sum() - 20 < tokens[rows].sum() <= 0.1 * tokens.sum()
-
-
 # ------------------------------------------------------------------------------ of like lengths
 
 

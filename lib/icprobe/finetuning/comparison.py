@@ -204,8 +204,8 @@ def by_task(
     """Return what each task contributes to differences of selections.
 
     Args:
-        gains: See `differences`.
-        pairs: The same.
+        gains: [S, Q] by selection, `FULL` among them.
+        pairs: Names of the first and the second of each comparison.
         tasks: [Q] of the queries.
 
     Returns:

@@ -128,9 +128,7 @@ def _passing(error: Exception) -> bool:
     return isinstance(error, HTTPError)  # no answer; others are the client's, as its offline mode
 
 
-def _share(
-    ask: Callable[[str], str], prompt: str, reference: str, first: str, second: str
-) -> float:
+def _share(ask: Callable, prompt: str, reference: str, first: str, second: str) -> float:
     """Return the first answer's share of a win: 0, 0.25, ..., 1, the mean over both orders.
 
     Equal answers share the win without being shown.

@@ -304,12 +304,11 @@ def _chosen(methods, low, matched, tokens, budget, turns, lengths, seed) -> dict
 
 def overlaps(selections: Mapping[str, np.ndarray]) -> pd.DataFrame:
     """Return which fraction of each selection (row) is in each other one (column)."""
-    return pd.DataFrame(
-        {
-            other: {name: np.isin(rows, theirs).mean() for name, rows in selections.items()}
-            for other, theirs in selections.items()
-        }
-    )
+    found = {
+        other: {name: np.isin(rows, theirs).mean() for name, rows in selections.items()}
+        for other, theirs in selections.items()
+    }
+    return pd.DataFrame(found)
 
 
 def composition(selections: Mapping[str, np.ndarray], tasks: Sequence[str]) -> pd.DataFrame:

@@ -140,16 +140,9 @@ def as_float32(lm: LM) -> LM:
 def batches(
     lm: LM, examples: Iterable, recipe: Recipe, loss_on: str = "completion"
 ) -> list[dict[str, torch.Tensor]]:
-    """Return the batches of the first epoch as the trainer sees them, in their order.
+    """Return the batches of the first epoch as the trainer sees them, in their order; see `train`.
 
-    Args:
-        lm: The model.
-        examples: See `train`.
-        recipe: See `Recipe`.
-        loss_on: See `train`.
-
-    Returns:
-        input_ids, attention_mask and labels [n, T] each; labels are -100 where there is no loss.
+    Each has input_ids, attention_mask and labels [n, T]; labels are -100 where there is no loss.
     """
     with tempfile.TemporaryDirectory(prefix="icprobe-") as folder, _quietly():
         trainer = _trainer(lm, _rows(lm, examples, loss_on), folder, recipe, loss_on)
