@@ -91,7 +91,7 @@ def test_the_better_answer_wins_in_both_orders(server):
     np.testing.assert_array_equal(shares, [1, 0, 0.5, 0.5])
     assert len(server.requests) == 2 * 3  # equal answers are not shown
     assert win_rates(server.judge, [], [], [], []).shape == (0,)
-    with pytest.raises(ValueError, match=r"\[4, 4, 3, 4\]"):
+    with pytest.raises(ValueError, match="argument 3 is shorter"):
         rates(server, LONG[:3])
 
 

@@ -185,17 +185,13 @@ def _over_tasks(compared, shape, share, tasks, rng, resamples) -> tuple[np.ndarr
     members = [np.flatnonzero(labels == task) for task in pd.unique(labels)]
     if len(members) < 2:
         return np.full(len(share), np.nan), np.full(len(share), np.nan)
-    values = [
-        compared(rng.integers(shape[0], size=shape[0]), _of_new_tasks(members, rng))[1]
-        for _ in range(resamples)
-    ]
+    values = []
+    for _ in range(resamples):
+        seeds = rng.integers(shape[0], size=shape[0])
+        drawn = [members[task] for task in rng.integers(len(members), size=len(members))]
+        queries = np.concatenate([rng.choice(mine, len(mine)) for mine in drawn])
+        values.append(compared(seeds, queries)[1])
     return statistics.ends(share, np.array(values))
-
-
-def _of_new_tasks(members: Sequence[np.ndarray], rng: np.random.Generator) -> np.ndarray:
-    """Draw tasks, and queries of each: column numbers, from those of each task."""
-    drawn = (members[task] for task in rng.integers(len(members), size=len(members)))
-    return np.concatenate([rng.choice(mine, len(mine)) for mine in drawn])
 
 
 def by_task(
@@ -379,7 +375,7 @@ def as_text(table: pd.DataFrame, margin: float) -> list[str]:
         BETTER: "better models than",
         WORSE: "worse models than",
         EQUIVALENT: f"models equivalent (within {margin:.0%} of the full pool's gain) to those of",
-        UNDECIDED: "models that cannot be told from, nor called equivalent to, those of",
+        UNDECIDED: "models that cannot be distinguished from, nor called equivalent to, those of",
     }
     few = f"fewer than {MIN_SEEDS} seeds or {MIN_QUERIES} queries: no interval"
     return [

@@ -63,23 +63,23 @@ def near_duplicates(
     """Return the training examples that copy a query: to train on them is to train on the test.
 
     Near copies have most of a query's runs of `RUN` words, whatever else they have; a run weighs
-    its squared TF-IDF, so those of an instruction that many texts share count for little.
+    its squared TF-IDF, so those of an instruction that many texts have count for little.
 
     Args:
         pool: N training examples.
         queries: M queries.
-        near: The least share of a query's runs, by weight, that a near copy has.
+        near: The least fraction of a query's runs, by weight, that a near copy has.
 
     Returns:
         One row per such example, the closest first: example and query (ids), row (its number in
-        the pool), shared (the share of the query's runs; of the query of which it is the largest)
+        the pool), shared (the fraction of the query's runs; of the query of which it is largest)
         and kind: "same text" (but for white space) or "near copy".
 
     Raises:
         ValueError: If `near` is not above 0 and up to 1.
     """
     if not 0 < near <= 1:
-        raise ValueError(f"near is {near!r}, expected a share above 0, up to 1")
+        raise ValueError(f"near is {near!r}, expected a fraction above 0, up to 1")
     texts, asked = _texts(pool), _texts(queries)
     shared, closest = _closest(texts, asked)
     first = asked.drop_duplicates()
@@ -119,7 +119,7 @@ def selectable(N: int, copies: pd.DataFrame, keep: bool = False) -> np.ndarray:
 
 
 def _closest(texts: pd.Series, asked: pd.Series) -> tuple[np.ndarray, np.ndarray]:
-    """Return the largest share of a query's runs that each text has [N], and of which query."""
+    """Return the largest fraction of a query's runs in each text [N], and of which query."""
     vectorizer = TfidfVectorizer(**TFIDF, ngram_range=(RUN, RUN))
     try:
         vectorizer.fit([*texts, *asked])
@@ -127,8 +127,9 @@ def _closest(texts: pd.Series, asked: pd.Series) -> tuple[np.ndarray, np.ndarray
         return np.zeros(len(texts)), np.zeros(len(texts), dtype=int)
     has, weights = vectorizer.transform(texts), vectorizer.transform(asked)
     has.data[:] = 1
-    shares = has @ weights.multiply(weights).tocsr().T  # a query's squared weights add up to 1
-    return shares.max(axis=1).toarray().ravel(), np.asarray(shares.argmax(axis=1)).ravel()
+    fractions = has @ weights.multiply(weights).tocsr().T  # a query's squared weights add up to 1
+    closest = np.asarray(fractions.argmax(axis=1)).ravel()
+    return fractions.max(axis=1).toarray().ravel(), closest
 
 
 def _missing_space(prompt: str, completion: str) -> bool:

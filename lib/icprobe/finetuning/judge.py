@@ -128,10 +128,10 @@ def _passing(error: Exception) -> bool:
     return isinstance(error, HTTPError)  # no answer; others are the client's, as its offline mode
 
 
-def _share(ask: Callable, prompt: str, reference: str, first: str, second: str) -> float:
-    """Return the first answer's share of a win: 0, 0.25, ..., 1, the mean over both orders.
+def _win(ask: Callable, prompt: str, reference: str, first: str, second: str) -> float:
+    """Return what the first answer wins: 0, 0.25, ..., 1, the mean over both orders.
 
-    Equal answers share the win without being shown.
+    Equal answers win half each without being shown.
     """
     if first == second:
         return 0.5
@@ -150,7 +150,7 @@ def win_rates(
     second: Sequence[str],
     cache: str | Path | None = None,
 ) -> np.ndarray:
-    """Return the share of a win of each first answer over the second.
+    """Return what each first answer wins over the second, as `_win` says.
 
     Args:
         judge: Who decides.
@@ -169,14 +169,10 @@ def win_rates(
         JudgeError: See `Judge.ask`; or if the cache is damaged (an unfinished last line is
             not, it is asked again). Finished verdicts stay.
     """
-    columns = (prompts, references, first, second)
-    lengths = [len(column) for column in columns]
-    if len(set(lengths)) > 1:
-        raise ValueError(f"prompts, references, first and second have lengths {lengths}")
+    rows = list(zip(prompts, references, first, second, strict=True))
     ask = judge.ask if cache is None else _remembering(judge, resolve(cache))
-    rows = zip(*columns, strict=True)
-    with tqdm(rows, desc="judge", total=len(prompts), unit=" pairs") as shown_rows:
-        return np.array([_share(ask, *row) for row in shown_rows], dtype=float)
+    with tqdm(rows, desc="judge", unit=" pairs") as shown_rows:
+        return np.array([_win(ask, *row) for row in shown_rows], dtype=float)
 
 
 def _remembering(judge: Judge, cache: Path) -> Callable[[str], str]:

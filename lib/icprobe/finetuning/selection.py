@@ -263,7 +263,7 @@ def choose(
             that leaving one out changes no other.
         turns: By name, scores [N, M] by which queries choose in turn, see `in_turn`.
         lengths: [N], in which random selections are matched, such as the number of tokens that are
-            learnt; `tokens` by default.
+            trained on; `tokens` by default.
 
     Returns:
         Row numbers by name: "full pool", "random", "<method>, top", "<method>, in turn", "<method>,

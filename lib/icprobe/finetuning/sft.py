@@ -235,7 +235,7 @@ def _settings(lm: LM, rows: datasets.Dataset, folder: str | Path, recipe: Recipe
         schedule = "constant_with_warmup"
     settings = SFTConfig(
         output_dir=str(folder),
-        # what is learnt
+        # what is trained on
         completion_only_loss=loss_on == "completion",
         packing=False,
         max_length=None,
