@@ -77,27 +77,15 @@ def test_gains_by_hand():
     }  # fmt: skip
 
 
-def test_the_mean_over_seeds_by_hand():
-    index = ["q10", "q2", "q1"]  # in no alphabetical order
-    of_first = {"nats": [-1, -2, -3], "correct": [np.nan, 1, 0], "words": [5, 6, np.nan]}
-    of_second = {"nats": [-3, -2, -4], "correct": [np.nan, 0, 0], "words": [np.nan] * 3}
-    first, second = outcome(**of_first, bits=[7, 8, 9]), outcome(**of_second)  # bits: one seed's
-    for each in (first, second):
-        each.measures.index = index
-    expected = pd.DataFrame(
-        {
-            "nats": [-2, -2, -3.5],
-            "correct": [np.nan, 0.5, 0],
-            "words": [5, 6, np.nan],
-            "bits": [7.0, 8, 9],
-        },
-        index=index,
-    )
-    pd.testing.assert_frame_equal(comparison.seeds_mean([first, second]), expected)
-    pd.testing.assert_frame_equal(comparison.seeds_mean([first]), first.measures)
-    # queries are matched by name, in the first seed's order
-    other = RunResult(pd.DataFrame(), second.measures[::-1], {}, [])
-    pd.testing.assert_frame_equal(comparison.seeds_mean([first, other]), expected)
+def test_the_mean_is_over_the_seeds_that_have_a_measure():
+    first = outcome(nats=[-1, -2, -3], correct=[np.nan, 1, 0], words=[5, 6, np.nan])
+    second = outcome(nats=[-3, -2, -4], correct=[np.nan, 0, 0])
+    first.measures.index = second.measures.index = ["q10", "q2", "q1"]  # not in order
+    turned = second._replace(measures=second.measures[::-1])  # queries are matched by name
+    expected = {"nats": [-2, -2, -3.5], "correct": [np.nan, 0.5, 0], "words": [5, 6, np.nan]}
+    expected = pd.DataFrame(expected, index=first.measures.index)
+    for other in (second, turned):
+        pd.testing.assert_frame_equal(comparison.seeds_mean([first, other]), expected)
 
 
 def test_selections_have_the_same_seeds_and_queries():

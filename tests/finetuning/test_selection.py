@@ -188,16 +188,6 @@ def test_a_matched_choice_has_as_many_of_each_length(rng, size):
     assert shortest <= tokens[found].sum() <= longest
 
 
-def test_a_matched_choice_is_random_and_about_as_long(rng):
-    tokens = np.exp(rng.normal(4, 0.6, size=1000)).astype(int)
-    rows = np.argsort(-tokens + rng.normal(scale=40, size=1000))[:120]  # rather long ones
-    means = [tokens[selection.length_matched(rows, tokens, rng)].mean() for _ in range(40)]
-    assert len(set(means)) > 30
-    # the longest tenth is wide, and the selection has the longest of it
-    assert np.mean(means) == pytest.approx(tokens[rows].mean(), rel=0.08)
-    assert tokens[rows].mean() > 1.5 * tokens.mean(), "or this would say nothing"
-
-
 # ------------------------------------------------------------------------------------ all at once
 
 

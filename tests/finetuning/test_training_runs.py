@@ -172,6 +172,7 @@ def test_answers_are_kept_where_they_are_asked_for(bench, calls):
     assert len(calls) == 3 and files(bench) == now
 
 
+@pytest.mark.slow
 def test_models_of_the_first_seed_answer(bench):
     asked = [UNTOUCHED, ONE, dataclasses.replace(ONE, seed=1)]
     for n, expected in ((None, 2), (1, 1), (9, 2)):
