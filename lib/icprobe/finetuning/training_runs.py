@@ -88,7 +88,7 @@ class Runs:
         keep_answers: Whether the texts of answers are wanted, too.
     """
 
-    scores_dir: str
+    scores_dir: str | Path
     lm: InstanceOf[LM]
     pool: InstanceOf[datasets.Dataset]
     queries: InstanceOf[datasets.Dataset]
