@@ -16,6 +16,7 @@ Reproduce everything:
 
   ./run_all.sh test [ARGUMENTS]    run the tests with two workers (arguments go to pytest; -n 0
                                    for one process, which --pdb and -s need)
+  ./run_all.sh publish NAME        make the run in figures/NAME/ the reference, to be committed
   ./run_all.sh lab                 open the notebooks in JupyterLab
   ./run_all.sh python [ARGUMENTS]  the environment's Python
 
@@ -187,7 +188,7 @@ esac
 root=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 cd -- "$root" # relative paths in parameters mean "from here", whatever the caller's directory
 case $command in
-test | lab | python | "" | -*) ;;
+test | publish | lab | python | "" | -*) ;;
 *)
     # before minutes are spent on an environment
     if [ ! -f "notebooks/profiles/$command.yaml" ]; then
@@ -214,6 +215,10 @@ lab)
     shift
     # the kernel named python3 must be this environment's, not one registered by the user
     JUPYTER_PREFER_ENV_PATH=1 exec "$python" -m jupyterlab notebooks "$@"
+    ;;
+publish)
+    shift
+    exec "$python" -m icprobe.artifact.publish "$@"
     ;;
 python)
     shift

@@ -24,11 +24,11 @@ import torch
 from transformers import TrainerCallback, get_linear_schedule_with_warmup
 from trl import SFTTrainer
 
-from icprobe import finetuning
 from icprobe import lm as language_model
 from icprobe.artifact import provenance
 from icprobe.artifact.benchmark.work import examples
-from icprobe.finetuning import Recipe
+from icprobe.finetuning import sft
+from icprobe.finetuning.recipe import Recipe
 
 METHODS = ("icprobe", "trl", "plain")
 RATE, ADAPTERS_RATE = 1e-4, 2e-3
@@ -70,9 +70,9 @@ def measure(method, n, batch, rank):
     lm = language_model.load("smollm2-135m-instruct", device="cpu")
     rows, queries = examples(lm, "grid", n, 24)
     recipe = Recipe(batch_size=batch, lora_rank=rank, rate=ADAPTERS_RATE if rank else RATE)
-    rows = finetuning._rows(lm, rows, "completion")
+    rows = sft._rows(lm, rows, "completion")
     with tempfile.TemporaryDirectory() as folder:
-        trainer = finetuning._trainer(lm, rows, folder, recipe, "completion")
+        trainer = sft._trainer(lm, rows, folder, recipe, "completion")
         start = time.perf_counter()
         if method == "plain":
             steps = plain(trainer.model, list(trainer.get_train_dataloader()), recipe)

@@ -1,4 +1,4 @@
-"""Write the README's numbers from figures/: `./run_all.sh python docs/generate.py`.
+"""Write the README's numbers from figures/reference/: `./run_all.sh python docs/generate.py`.
 
 What stands between `<!-- NAME: ... -->` and `<!-- end -->` is the macro NAME of `readme.md.j2`,
 with numbers from committed tables; a test fails where the README says something else.
@@ -17,7 +17,7 @@ from icprobe.artifact.benchmark import comparison, methods, timings
 from icprobe.statistics import recommendation
 
 README = paths.ROOT / "README.md"
-FIGURES = paths.ROOT / "figures"
+FIGURES = paths.REFERENCE_FIGURES
 BLOCK = re.compile(r"(<!-- (?P<name>[\w-]+): [^\n]*-->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -136,18 +136,5 @@ def demo() -> str:
     return recommendation.as_text(said, recommendation.TOLERANCE, (pool, found["m"].iloc[0]))
 
 
-def promote_timings() -> None:
-    """Take over the minutes that fresh runs leave in their logs, notebook by notebook."""
-    for measured in FIGURES.glob("*/logs/timing.csv"):
-        committed = measured.parents[1] / "timing.csv"
-        found = pd.read_csv(measured)
-        if committed.exists():
-            before = pd.read_csv(committed)
-            found = pd.concat([before[~before["notebook"].isin(found["notebook"])], found])
-        found.sort_values("notebook").to_csv(committed, index=False, float_format="%.2f")
-        measured.unlink()
-
-
 if __name__ == "__main__":
-    promote_timings()
     README.write_text(render(README.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,5 +1,6 @@
 """Shared by all tests: tiny randomly initialised models, saved to disk, without any download."""
 
+import gc
 import json
 import os
 from collections.abc import Sequence
@@ -164,3 +165,14 @@ def two_threads():
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def frozen():
+    """Spare the garbage collector what is imported: most of the time of a tiny training."""
+    import torchmetrics.functional.text  # noqa: F401
+    import trl.trainer.sft_trainer  # noqa: F401
+
+    gc.freeze()
+    yield
+    gc.unfreeze()

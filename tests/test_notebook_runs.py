@@ -280,7 +280,7 @@ def test_a_pool_of_copies_is_refused_before_anything_is_scored(tmp_path, own, ca
 
 
 def test_the_committed_page_is_what_the_notebook_writes():
-    folder = paths.ROOT / "figures" / "demo"
+    folder = paths.REFERENCE_FIGURES / "demo"
     # two of the demo's training examples copy a query
     assert sorted(f.name for f in folder.glob("08_*")) == sorted([*RESULTS["08"], "08_pool.jsonl"])
     page = (folder / "08_explorer.html").read_text("utf-8")

@@ -30,12 +30,14 @@ def resolve(path: str | Path) -> Path:
 def is_source(path: str | Path) -> bool:
     """Tell whether results at `path` could damage the repository: its root or above, or sources.
 
-    Sources are in the folders `SOURCES`, but for the scores and networks that runs keep.
+    Sources are in `SOURCES`, but for the scores that runs keep; so is the reference.
     """
     path, root = resolve(path).resolve(), ROOT.resolve()
     if root.is_relative_to(path):
         return True
-    if any(path.is_relative_to(root / "data" / kept) for kept in ("scores", "networks")):
+    if any(path.is_relative_to(kept) for kept in (REFERENCE_FIGURES, REFERENCE_SCORES)):
+        return True
+    if path.is_relative_to(root / "data" / "scores"):
         return False
     first, *below = path.relative_to(root).parts if path.is_relative_to(root) else ["", ""]
     return first in SOURCES or first.startswith(".") or (first == "figures" and not below)

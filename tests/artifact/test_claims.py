@@ -115,6 +115,6 @@ def test_a_missing_row_is_an_error(tmp_path):
 
 
 def test_committed_claims_are_those_of_the_committed_findings():
-    folder = paths.ROOT / "figures" / "laptop"
+    folder = paths.REFERENCE_FIGURES / "laptop"
     committed = json.loads((folder / "claims.json").read_text())
     assert committed == json.loads(json.dumps(claims.judge(folder)))

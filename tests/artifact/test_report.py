@@ -142,7 +142,7 @@ def test_what_is_damaged_or_missing_is_said(folder, capsys):
 
 
 def test_the_committed_results_make_a_page(tmp_path):
-    for file in (paths.ROOT / "figures" / "laptop").glob("[c0]*.*"):
+    for file in (paths.REFERENCE_FIGURES / "laptop").glob("[c0]*.*"):
         shutil.copy(file, tmp_path)
     report.write(tmp_path)
     page = page_of(tmp_path)

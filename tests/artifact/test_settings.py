@@ -4,10 +4,11 @@ import papermill
 import pytest
 from papermill.exceptions import PapermillExecutionError
 
-from icprobe import data, finetuning, lm, paths, selection, statistics
+from icprobe import data, lm, paths, statistics
 from icprobe.artifact import checks, settings
 from icprobe.artifact.benchmark.methods import METHODS
 from icprobe.artifact.parameters import ParameterError, described, options, schemas
+from icprobe.finetuning import recipe, selection
 from icprobe.methods import registry, training_effect
 from icprobe.methods.gradient import losses
 from icprobe.scores import Experiment, engines
@@ -132,6 +133,9 @@ def test_a_notebooks_own_values_are_right_and_left_as_they_are(one):
             for folder in (".", "notebooks", "data", "data/suites", "figures")
         ),
         ("06", "compared", "nowhere.csv", "None, or a file that is there"),
+        ("05", "networks_dir", "data/networks", "apart from the repository's own"),
+        ("01", "scores_dir", "data/scores/reference", "apart from the repository's own"),
+        ("01", "output_dir", "figures/reference/laptop", "apart from the repository's own"),
         ("07", "published_dir", "nowhere", 'a folder that is there, or ""'),
         ("04", "judge_url", "localhost:8000", "https?://"),
         ("08", "step", ["adam", 0.1], ["[optimizer, rate]", *training_effect.OPTIMIZERS]),
@@ -209,7 +213,7 @@ def test_a_rule_about_two_of_them_holds_whichever_is_given():
         ("01", {"output_dir": "figures/mine", "scores_dir": "data/scores/mine"}),
         ("01", {"output_dir": "figures/laptop_long", "scores_dir": "data/scores"}),
         ("04", {"output_dir": "figures/smoke", "profile": "smoke"}),
-        ("05", {"networks_dir": "data/networks"}),
+        ("05", {"networks_dir": "data/scores/mine"}),
     ],
 )
 def test_right_values_are_taken_as_they_are(number, changes):
@@ -241,7 +245,7 @@ def test_names_are_those_of_the_modules_that_know_them():
         "dtype": lm.DTYPES,
         "engine": engines.ENGINES,
         "loss_on": losses.LOSSES,
-        "schedule": finetuning.SCHEDULES,
+        "schedule": recipe.SCHEDULES,
         "budget_unit": selection.UNITS,
         "method": (recommendation.ICP, recommendation.GRADIENTS, recommendation.SIMILARITY),
         "choice": (selection.IN_TURN, selection.TOP),

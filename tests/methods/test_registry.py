@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 from conftest import experiment_on
 
-from icprobe import paths, selection
+from icprobe import paths
+from icprobe.finetuning import selection
 from icprobe.methods import registry as registry_module
 from icprobe.methods.baselines import Random
 from icprobe.methods.registry import baselines, by_title, in_explorer, register, titled

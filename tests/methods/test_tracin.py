@@ -10,10 +10,10 @@ from conftest import experiment_on, save_tiny
 from test_gradient_dot import close
 from test_lm import examples
 
-from icprobe import finetuning
 from icprobe import lm as language_model
-from icprobe.finetuning_recipe import Recipe
-from icprobe.finetuning_tracin import TracIn
+from icprobe.finetuning import sft
+from icprobe.finetuning.recipe import Recipe
+from icprobe.finetuning.tracin import TracIn
 from icprobe.methods import gradient
 from icprobe.scores import ScoresNotFound, load, score
 
@@ -60,7 +60,7 @@ def test_stored_tracin_equals_its_definition(experiment, tmp_path, monkeypatch, 
     actual = score(experiment, dataclasses.replace(method, start=start), lm)["tracin"]
     assert actual.dtype == np.float32 and actual.shape == (11, 5)
 
-    run = finetuning.train(lm, pool, recipe, tmp_path / "run", "text").checkpoints
+    run = sft.train(lm, pool, recipe, tmp_path / "run", "text").checkpoints
     expected = gradient.tracin(run, pool, queries, device="cpu", **options)
     close(actual, expected)
     assert abs(expected - run[0][1] * start).max() > 0.1 * abs(expected).max()
@@ -71,7 +71,7 @@ def test_stored_tracin_equals_its_definition(experiment, tmp_path, monkeypatch, 
     assert not list(Path(tempfile.gettempdir()).iterdir())
 
     # finished scores cost no training, another recipe has scores of its own
-    monkeypatch.setattr(finetuning, "train", None)
+    monkeypatch.setattr(sft, "train", None)
     assert score(experiment, method, lm)["tracin"].shape == (11, 5)
     with pytest.raises(ScoresNotFound, match=r"options.recipe.epochs: stored 1, asked 2"):
         load(experiment, TracIn(dataclasses.replace(recipe, epochs=2), **options))

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import subprocess
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +13,9 @@ from scipy.stats import spearmanr
 
 from icprobe import paths
 from icprobe.artifact.settings import FinetuningSettings, InfluenceSettings
-from icprobe.finetuning_recipe import Recipe
-from icprobe.finetuning_tracin import TracIn
+from icprobe.finetuning import lds
+from icprobe.finetuning.recipe import Recipe
+from icprobe.finetuning.tracin import TracIn
 from icprobe.methods import icp, registry, training_effect
 from icprobe.methods.gradient import (
     ClampedLog,
@@ -48,18 +49,18 @@ def test_a_fresh_clone_finds_its_scores_without_model_and_data(monkeypatch, tmp_
     assert gain.shape == (profile["n_train"], profile["n_query"])
     assert not (tmp_path / "empty").exists()
 
-    table = pd.read_csv(paths.resolve(profile["output_dir"]) / "01_training_examples.csv")
+    table = pd.read_csv(paths.REFERENCE_FIGURES / "laptop" / "01_training_examples.csv")
     # the table keeps six digits
     np.testing.assert_allclose(table["mean_gain"], gain.mean(1), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(table["icp_score"], icp.icp_score(gain), rtol=1e-5)
     np.testing.assert_allclose(table["mean_neutral_gain"], neutral_gain.mean(1), atol=1e-5)
-    asked = pd.read_csv(paths.resolve(profile["output_dir"]) / "01_queries.csv")
+    asked = pd.read_csv(paths.REFERENCE_FIGURES / "laptop" / "01_queries.csv")
     np.testing.assert_allclose(asked["zero_shot"], probed["zero_shot"][0], rtol=1e-5)
     same_task = np.equal.outer(table["task"].to_numpy(), asked["task"].to_numpy())
     rng = np.random.default_rng(profile["seed"])
     tokens = table["tokens"].to_numpy()
     findings = method_findings.probing(gain, neutral_gain, same_task, tokens, rng)
-    kept = pd.read_csv(paths.resolve(profile["output_dir"]) / "01_findings.csv")
+    kept = pd.read_csv(paths.REFERENCE_FIGURES / "laptop" / "01_findings.csv")
     pd.testing.assert_frame_equal(findings, kept, rtol=1e-5)
 
     if (
@@ -73,12 +74,12 @@ def test_a_fresh_clone_finds_its_scores_without_model_and_data(monkeypatch, tmp_
 
     products = GradientProducts(loss_on=profile["loss_on"])
     dot, cosine = load(experiment, products).values()
-    table = pd.read_csv(paths.resolve(profile["output_dir"]) / "02_training_examples.csv")
+    table = pd.read_csv(paths.REFERENCE_FIGURES / "laptop" / "02_training_examples.csv")
     np.testing.assert_allclose(table["mean_product"], dot.mean(1), rtol=1e-5, atol=1e-3)
     np.testing.assert_allclose(table["mean_cosine"], cosine.mean(1), rtol=1e-5, atol=1e-6)
     rng = np.random.default_rng(profile["seed"])
     findings = method_findings.gradients(dot, cosine, same_task, tokens, rng)
-    kept = pd.read_csv(paths.resolve(profile["output_dir"]) / "02_findings.csv")
+    kept = pd.read_csv(paths.REFERENCE_FIGURES / "laptop" / "02_findings.csv")
     pd.testing.assert_frame_equal(findings, kept[: len(findings)], rtol=1e-5)
     other = kept.set_index("quantity")["estimate"]
     clamped, ekfac = (
@@ -102,7 +103,7 @@ def test_a_fresh_clone_finds_its_scores_without_model_and_data(monkeypatch, tmp_
     labels = conditions.Labels(table, asked)
     quick = {"resamples": 2, "permutations": 1}
     mine = conditions.by_condition(gain, cosine, labels, rng, **quick)
-    kept = pd.read_csv(paths.resolve(profile["output_dir"]) / "03_conditions.csv")
+    kept = pd.read_csv(paths.REFERENCE_FIGURES / "laptop" / "03_conditions.csv")
     kept = kept[(kept["pool"] == profile["train"]) & (kept["scores"] == "gain and cosine")]
     same = ["level", "condition", "estimate", "pairs", "ranked", "rankings"]
     pd.testing.assert_frame_equal(mine[same], kept[same].reset_index(drop=True), rtol=1e-5)
@@ -130,7 +131,7 @@ def test_a_fresh_clone_finds_its_scores_without_model_and_data(monkeypatch, tmp_
         [list(ids).index(one) for one in part]
         for ids, part in ((table["id"], kept.train_ids), (asked["id"], kept.query_ids))
     )
-    known = pd.read_csv(paths.resolve(profile["output_dir"]) / "03_findings.csv")
+    known = pd.read_csv(paths.REFERENCE_FIGURES / "laptop" / "03_findings.csv")
     known = known.set_index("quantity")["estimate"]
     for name, scores in (("cosine", cosine), ("gain", gain)):
         mine = scores[np.ix_(rows, columns)]
@@ -161,8 +162,11 @@ def records():
         assert store.key("training", record["identity"]) == file.stem
     recipe = {name: LAPTOP[name] for name in ("epochs", "batch_size", "rate", "lora_rank")}
     trained = [record for record in found if record["identity"]["recipe"]]
+    for record in trained:  # a recipe is written as it was, to the letter: it is in the key
+        written = record["identity"]["recipe"]
+        assert json.dumps(asdict(Recipe(**written))) == json.dumps(written)
     assert all(recipe.items() <= record["identity"]["recipe"].items() for record in trained)
-    asked = pd.read_csv(paths.resolve(LAPTOP["output_dir"]) / "01_queries.csv")["id"].tolist()
+    asked = pd.read_csv(paths.REFERENCE_FIGURES / "laptop" / "01_queries.csv")["id"].tolist()
     of_subsets = [record for record in found if record["queries"] == asked]
     sizes = {len(record["queries"]) for record in found if record["queries"] != asked}
     alike = {
@@ -178,18 +182,39 @@ def test_committed_trainings_on_subsets_are_the_profiles(records):
     assert {len(record["examples"]) for record in found} == {size}
 
 
+def test_the_committed_lds_is_over_all_queries_that_have_scores(records):
+    """By hand, from the trainings' records and the scores of all queries, whether they select."""
+    experiment = FinetuningSettings().experiment()
+    gain = icp.gains(load(experiment, icp.probing(LAPTOP["preamble"])))[0]
+    ids = pd.read_csv(paths.REFERENCE_FIGURES / "laptop" / "01_training_examples.csv")["id"]
+    rows = {name: row for row, name in enumerate(ids)}
+    by_subset = {}
+    for record in records["subsets"]:
+        subset = tuple(rows[name] for name in record["examples"])
+        by_subset.setdefault(subset, []).append(record["measures"]["nats_per_token"])
+    share = LAPTOP["subset_share"]
+    assert set(by_subset) == set(lds.subsets(len(ids), 32, share, LAPTOP["seed"]))
+    predicted = np.array([gain[list(subset)].sum(0) for subset in by_subset])
+    measured = np.array([np.mean(runs, axis=0) for runs in by_subset.values()])
+    M = LAPTOP["n_query"]
+    assert predicted.shape == measured.shape == (32, M)
+    rhos = [spearmanr(predicted[:, j], measured[:, j]).statistic for j in range(M)]
+    table = pd.read_csv(paths.REFERENCE_FIGURES / "laptop_long" / "04_lds.csv")
+    kept = table.set_index("quantity").loc["LDS of gain"]
+    assert kept["estimate"] == pytest.approx(np.mean(rhos), rel=1e-5)
+    assert (kept["queries"], kept["n"]) == (M, 32)
+
+
 @pytest.mark.parametrize(
-    ("output_dir", "queries", "seeds"),
+    ("folder", "queries", "seeds"),
     [
-        (LAPTOP["output_dir"], LAPTOP["n_evaluation"], LAPTOP["seeds"]),
-        ("figures/laptop_long", 192, 5),
+        ("laptop", LAPTOP["n_evaluation"], LAPTOP["seeds"]),
+        ("laptop_long", 192, 5),
     ],
 )
-def test_committed_trainings_are_those_of_the_committed_figures(
-    records, output_dir, queries, seeds
-):
+def test_committed_trainings_are_those_of_the_committed_figures(records, folder, queries, seeds):
     assert set(records) == {"subsets", LAPTOP["n_evaluation"], 192}
-    folder, alike = paths.resolve(output_dir), records[queries]
+    folder, alike = paths.REFERENCE_FIGURES / folder, records[queries]
     (before,) = (record for record in alike if record["identity"]["recipe"] is None)
     assert {tuple(record["queries"]) for record in alike} == {tuple(before["queries"])}
 
@@ -205,7 +230,7 @@ def test_committed_trainings_are_those_of_the_committed_figures(
     assert table.loc["full pool", "estimate"] == pytest.approx(full, rel=1e-5)
 
     # the best by ICP score, chosen by hand from the committed gains; ties may fall either way
-    scores = pd.read_csv(paths.resolve(LAPTOP["output_dir"]) / "01_training_examples.csv")
+    scores = pd.read_csv(paths.REFERENCE_FIGURES / "laptop" / "01_training_examples.csv")
     scores = scores.set_index("id")["icp_score"]
     k = round(LAPTOP["budget"] * LAPTOP["n_train"])
     threshold = scores.sort_values(ascending=False).iloc[k - 1]

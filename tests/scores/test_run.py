@@ -295,11 +295,11 @@ def test_condition_pools_that_make_no_sense(what, pools, message):
 
 LIGHT = """
 import json, sys
-from icprobe.finetuning_tracin import TracIn
+from icprobe.finetuning.tracin import TracIn
 from icprobe.methods import icp, registry, training_effect
 from icprobe.methods.gradient import ClampedLog, EKFACInfluence, GradientProducts
 from icprobe.scores import Experiment, load
-from icprobe.finetuning_recipe import Recipe
+from icprobe.finetuning.recipe import Recipe
 
 experiment = Experiment(**json.loads(sys.argv[1]))
 methods = [*icp.probing("", True), GradientProducts(), EKFACInfluence(2), *registry.baselines()]

@@ -27,8 +27,9 @@ from bokeh.resources import Resources
 from IPython import get_ipython
 from IPython.display import IFrame
 
-from icprobe import paths, selection
+from icprobe import paths
 from icprobe.artifact import views
+from icprobe.finetuning import selection
 
 BLUE, ORANGE, GREY = "#0072B2", "#E69F00", "#555555"  # Okabe and Ito's, as in figures.py
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"

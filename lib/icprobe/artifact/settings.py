@@ -235,7 +235,7 @@ class RegressionSettings(Common):
 
     NOTEBOOK: ClassVar[str] = "05_synthetic_regression"
 
-    networks_dir: Kept = "data/networks"
+    networks_dir: Kept = "data/scores/laptop/networks"
     """folder of trained networks, a pair of files each"""
     dimension: Count = 5
     """D, of tasks and covariates"""
@@ -303,7 +303,9 @@ class CostSettings(TrainingEffect):
 
     NOTEBOOK: ClassVar[str] = "06_cost"
 
-    compared: Annotated[str, AfterValidator(checks.file)] | None = "figures/laptop/cost.csv"
+    compared: Annotated[str, AfterValidator(checks.file)] | None = (
+        "figures/reference/laptop/cost.csv"
+    )
     """timings with other libraries; None: made here"""
     methods: Annotated[list[str], AfterValidator(checks.timed_methods)] | None = None
     """what to time here, by the benchmark's names; None: ours"""

@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from icprobe import selection, statistics
+from icprobe import statistics
+from icprobe.finetuning import selection
 
 COLUMNS = ["id", "task", "type", "content", "prompt", "completion"]
 

@@ -6,8 +6,9 @@ members' scores; with y_sj what query j really has after training on it,
 
     LDS_j = Spearman over s of ( sum_{i in s} tau_ij ,  y_sj )
 
-averaged over queries. Training is noisy: with several seeds a subset, y_sj is their mean, and how
-far its own seeds agree bounds what any score can reach.
+averaged over all queries that have scores: no selection is involved, so none has to be held out.
+Training is noisy: with several seeds a subset, y_sj is their mean, and how far its own seeds agree
+bounds what any score can reach.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ import pandas as pd
 from scipy.stats import rankdata
 
 from icprobe import statistics
-from icprobe.trials import Outcome, Trial
+from icprobe.finetuning.training_runs import RunResult, TrainingRun
 
 MEASURE = "nats_per_token"
 
@@ -30,13 +31,13 @@ DIFFERENCES = (
 )
 
 
-def subsets(N: int, S: int, share: float, seed: int = 0) -> list[tuple[int, ...]]:
-    """Return S random subsets of a pool of N as row numbers, each with a share of it.
+def subsets(N: int, S: int, fraction: float, seed: int = 0) -> list[tuple[int, ...]]:
+    """Return S random subsets of a pool of N as row numbers, each with a fraction of it.
 
     The first ones stay the same when S grows.
 
     Raises:
-        ValueError: If there are too few subsets to rank, or the share is not between 0 and 1, or
+        ValueError: If there are too few subsets to rank, or the fraction is not between 0 and 1, or
             leaves nobody in or nobody out.
     """
     if type(S) is not int or S < statistics.MIN_OBSERVATIONS:
@@ -44,17 +45,17 @@ def subsets(N: int, S: int, share: float, seed: int = 0) -> list[tuple[int, ...]
             f"subsets is {S!r}, expected 0 for none, or at least "
             f"{statistics.MIN_OBSERVATIONS}: a rank correlation over fewer says nothing"
         )
-    if not 0 < share < 1 or not 0 < round(share * N) < N:
+    if not 0 < fraction < 1 or not 0 < round(fraction * N) < N:
         raise ValueError(
-            f"subset_share is {share!r}, expected a share between 0 and 1 that takes some of "
+            f"subset_share is {fraction!r}, expected a fraction between 0 and 1 that takes some of "
             f"{N} examples and leaves some"
         )
-    size = round(share * N)
+    size = round(fraction * N)
     drawn = [np.random.default_rng([seed, s]).permutation(N)[:size] for s in range(S)]
     return [tuple(sorted(rows.tolist())) for rows in drawn]
 
 
-def trials(subsets: Sequence[tuple[int, ...]], seeds: int) -> list[Trial]:
+def training_runs(subsets: Sequence[tuple[int, ...]], seeds: int) -> list[TrainingRun]:
     """Return the trainings on each subset with each seed, subset by subset.
 
     Raises:
@@ -63,14 +64,16 @@ def trials(subsets: Sequence[tuple[int, ...]], seeds: int) -> list[Trial]:
     if type(seeds) is not int or seeds < 1:
         raise ValueError(f"subset_seeds is {seeds!r}, expected a whole number from 1")
     return [
-        Trial(f"subset {s}", rows, seed) for s, rows in enumerate(subsets) for seed in range(seeds)
+        TrainingRun(f"subset {s}", rows, seed)
+        for s, rows in enumerate(subsets)
+        for seed in range(seeds)
     ]
 
 
-def measured(outcomes: Sequence[Outcome], S: int) -> np.ndarray:
-    """Return what queries had after each training of `trials`: [S, seeds, M] nats per token."""
-    values = np.stack([outcome.measures[MEASURE] for outcome in outcomes])
-    return values.reshape(S, len(outcomes) // S, -1)
+def measured(results: Sequence[RunResult], S: int) -> np.ndarray:
+    """Return queries' nats per token after each of `training_runs`: [S, seeds, M]."""
+    values = np.stack([result.measures[MEASURE] for result in results])
+    return values.reshape(S, len(results) // S, -1)
 
 
 def predicted(scores: np.ndarray, subsets: Sequence[tuple[int, ...]]) -> np.ndarray:
@@ -112,20 +115,15 @@ def scores(
 
     kind = np.repeat(["fisher", "normal"], [len(names), len(pairs)])
     estimate, low, high = statistics.bootstrap_ci(found, (S, M), rng, resamples, kind)
-    frame = pd.DataFrame(
+    differing = [int((np.ptp(total, axis=0) > 0).sum()) for total in sums]
+    differing += [min(differing[i], differing[j]) for i, j in zip(one, other, strict=True)]
+    return pd.DataFrame(
         {
             "method": [*names, *(f"{first} less {second}" for first, second in pairs)],
-            "estimate": estimate,
-            "low": low,
-            "high": high,
+            "estimate": estimate, "low": low, "high": high,
+            "subsets": S, "seeds": seeds, "queries": differing,
         }
-    )
-    differing = [int((np.ptp(total, axis=0) > 0).sum()) for total in sums]
-    queries = [
-        *differing,
-        *(min(differing[i], differing[j]) for i, j in zip(one, other, strict=True)),
-    ]
-    return frame.assign(subsets=S, seeds=seeds, queries=queries)
+    )  # fmt: skip
 
 
 def ceiling(measured: np.ndarray) -> float:

@@ -1,14 +1,16 @@
 """How a model is fine-tuned, as data: needs no torch."""
 
 import math
-import numbers
-from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
 # transformers' names; after the warm-up, down to zero after the last step but for the constant one
 SCHEDULES = ("linear", "cosine", "constant")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config={"strict": True})
 class Recipe:
     """How a model is trained: AdamW on weights in float32, no weight decay or clipping.
 
@@ -17,7 +19,7 @@ class Recipe:
         batch_size: Examples in one step, whose loss is the mean over their tokens.
         rate: Learning rate at its highest.
         schedule: One of `SCHEDULES`.
-        warmup: Share of the steps in which the rate rises to this, from 0 to below 1.
+        warmup: Fraction of the steps in which the rate rises to this, from 0 to below 1.
         lora_rank: Rank of the adapters that are trained beside all linear layers of the blocks
             (LoRA, Hu et al. 2021, scaled by 2); 0 trains all weights instead.
         saves: Checkpoints beside the start, evenly spaced, the last one is the end; 0 for none,
@@ -25,35 +27,17 @@ class Recipe:
         seed: Of the order of the examples, of adapters' start, and of dropout.
 
     Raises:
-        ValueError: If a field is out of range; names it.
+        pydantic.ValidationError: A ValueError, if a field is out of range; names it.
     """
 
-    epochs: int = 1
-    batch_size: int = 8
-    rate: float = 1e-4
-    schedule: str = "linear"
-    warmup: float = 0.0
-    lora_rank: int = 0
-    saves: int = 0
-    seed: int = 0
-
-    def __post_init__(self):
-        least = {"epochs": 1, "batch_size": 1, "lora_rank": 0, "saves": 0, "seed": 0}
-        for name, low in least.items():
-            value = getattr(self, name)
-            if type(value) is not int or not low <= value < 2**32:
-                raise ValueError(f"{name} is {value!r}, expected a whole number from {low}")
-        for name, fits, expected in (
-            ("rate", lambda value: 0 < value < math.inf, "a positive number"),
-            ("warmup", lambda value: 0 <= value < 1, "a share from 0 to below 1"),
-        ):
-            value = getattr(self, name)
-            number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-            if not number or not fits(value):
-                raise ValueError(f"{name} is {value!r}, expected {expected}")
-            object.__setattr__(self, name, float(value))  # 1 and 1.0 are one recipe
-        if self.schedule not in SCHEDULES:
-            raise ValueError(f"schedule is {self.schedule!r}, expected one of {SCHEDULES}")
+    epochs: int = Field(1, ge=1)
+    batch_size: int = Field(8, ge=1)
+    rate: float = Field(1e-4, gt=0, allow_inf_nan=False)
+    schedule: Literal[SCHEDULES] = "linear"
+    warmup: float = Field(0.0, ge=0, lt=1)
+    lora_rank: int = Field(0, ge=0)
+    saves: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
 
     def save_steps(self, n: int) -> list[int]:
         """Return after which steps (counted from 1) on n examples a checkpoint is saved.

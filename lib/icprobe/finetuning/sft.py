@@ -1,8 +1,7 @@
 """Supervised fine-tuning on selected examples with TRL, on the ids that all methods share.
 
 The loss of a step is the mean negative log-likelihood over the batch's completion tokens, in nats
-per token. Nothing is packed, cut or decayed, and nobody is told: what TRL or transformers would do
-otherwise is said in `_trainer`, setting by setting.
+per token. No packing, truncation, weight decay or telemetry: `_settings` has each setting.
 """
 
 import copy
@@ -12,8 +11,8 @@ import tempfile
 import warnings
 from collections.abc import Iterable
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import datasets
 import numpy as np
@@ -28,8 +27,7 @@ from transformers.utils import logging
 
 from icprobe import assets
 from icprobe import lm as language_model
-from icprobe.finetuning_recipe import SCHEDULES as SCHEDULES
-from icprobe.finetuning_recipe import Recipe
+from icprobe.finetuning.recipe import Recipe
 from icprobe.lm import LM
 from icprobe.methods.gradient import losses
 
@@ -42,8 +40,7 @@ TOKENS_KEPT = 2048
 TUNED = ", fine-tuned"  # how the name of a trained model ends
 
 
-@dataclass(frozen=True)
-class Trained:
+class Trained(NamedTuple):
     """What a run of fine-tuning leaves.
 
     Attributes:
@@ -89,39 +86,39 @@ def train(
     """
     rows = _rows(lm, examples, loss_on)
     save_steps = recipe.save_steps(len(rows))
-    if recipe.saves and folder is None:
-        raise ValueError(f"saves is {recipe.saves}, but there is no folder for checkpoints")
-    if recipe.saves and recipe.lora_rank and _changed(lm):
-        raise ValueError(
-            f"{lm.identity['name']}: checkpoints would hold adapters without the model that they "
-            "change, which is in no folder of its own: train all weights (lora_rank=0), or save it"
-        )
+    _check_saving(lm, recipe, folder)
     with tempfile.TemporaryDirectory(prefix="icprobe-") as temporary, _quietly(), _collecting():
-        folder = folder or temporary
+        folder = Path(folder or temporary)
+        names = [str(folder / f"checkpoint-{step}") for step in (0, *save_steps)]
         trainer = _trainer(lm, rows, folder, recipe, loss_on)
-        names = [str(Path(folder) / f"checkpoint-{step}") for step in (0, *save_steps)]
         if recipe.saves:
             trainer.save_model(names[0])
-        bar = tqdm(desc="fine-tuning", total=recipe.steps(len(rows)), unit=" steps", leave=False)
-        with bar:
+        steps = recipe.steps(len(rows))
+        with tqdm(desc="fine-tuning", total=steps, unit=" steps", leave=False) as bar:
             trainer.add_callback(_Watching(save_steps, bar))
             trainer.train()
-        logs = [entry for entry in trainer.state.log_history if "learning_rate" in entry]
+        log = pd.DataFrame(trainer.state.log_history).rename(columns={"learning_rate": "rate"})
         model = trainer.model
         del trainer  # it refers to itself, and holds gradients and the optimizer's state
-    curve = pd.DataFrame(
-        {
-            "step": [entry["step"] for entry in logs],
-            "loss": [entry["loss"] for entry in logs],
-            "rate": [entry["learning_rate"] for entry in logs],
-        }
-    )
+    curve = log[["step", "loss", "rate"]].dropna().reset_index(drop=True)
     if recipe.lora_rank:
         model = model.merge_and_unload()
     plain = _with_weights(lm.model, dict(model.named_parameters(remove_duplicate=False)))
     identity = {**lm.identity, "name": lm.identity["name"] + TUNED, "dtype": "float32"}
     trained = LM(plain.eval().requires_grad_(True), lm.tokenizer, identity)
     return Trained(trained, curve, _with_rates(names, curve, save_steps))
+
+
+def _check_saving(lm: LM, recipe: Recipe, folder: str | Path | None) -> None:
+    """Raise ValueError if checkpoints are wanted and cannot be kept, or not be read back."""
+    if recipe.saves and folder is None:
+        raise ValueError(f"saves is {recipe.saves}, but there is no folder for checkpoints")
+    changed = "base" in lm.identity or lm.identity["name"].endswith(TUNED)
+    if recipe.saves and recipe.lora_rank and changed:
+        raise ValueError(
+            f"{lm.identity['name']}: checkpoints would hold adapters without the model that they "
+            "change, which is in no folder of its own: train all weights (lora_rank=0), or save it"
+        )
 
 
 def _with_weights(model: nn.Module, weights: dict[str, nn.Parameter]) -> nn.Module:
@@ -133,7 +130,7 @@ def _with_weights(model: nn.Module, weights: dict[str, nn.Parameter]) -> nn.Modu
     return copy.deepcopy(model, memo).float()
 
 
-def precise(lm: LM) -> LM:
+def as_float32(lm: LM) -> LM:
     """Return the model in float32, as trained ones are: itself if it is, else a copy."""
     if lm.model.dtype == torch.float32:
         return lm
@@ -144,16 +141,9 @@ def precise(lm: LM) -> LM:
 def batches(
     lm: LM, examples: Iterable, recipe: Recipe, loss_on: str = "completion"
 ) -> list[dict[str, torch.Tensor]]:
-    """Return the batches of the first epoch as the trainer sees them, in their order.
+    """Return the batches of the first epoch as the trainer sees them, in their order; see `train`.
 
-    Args:
-        lm: The model.
-        examples: See `train`.
-        recipe: See `Recipe`.
-        loss_on: See `train`.
-
-    Returns:
-        input_ids, attention_mask and labels [n, T] each; labels are -100 where there is no loss.
+    Each has input_ids, attention_mask and labels [n, T]; labels are -100 where there is no loss.
     """
     with tempfile.TemporaryDirectory(prefix="icprobe-") as folder, _quietly():
         trainer = _trainer(lm, _rows(lm, examples, loss_on), folder, recipe, loss_on)
@@ -161,22 +151,13 @@ def batches(
 
 
 def _rows(lm: LM, examples: Iterable, loss_on: str) -> datasets.Dataset:
-    """Return the rows for the trainer.
-
-    Raises:
-        ValueError: If there are none, or loss_on is unknown.
-    """
+    """Return the rows for the trainer, or raise ValueError; see `train`."""
     if loss_on not in losses.LOSSES:
         raise ValueError(f"loss_on is {loss_on!r}, expected 'completion' or 'text'")
     rows = language_model.training_rows(lm, examples)
     if not len(rows):
         raise ValueError("there are no examples to train on")
     return rows
-
-
-def _changed(lm: LM) -> bool:
-    """Return whether the model is another than its files, which an adapter would name."""
-    return "base" in lm.identity or lm.identity["name"].endswith(TUNED)
 
 
 def _with_rates(
@@ -194,10 +175,6 @@ class _Watching(TrainerCallback):
     """Show progress, save after given steps, and stop where the loss is not finite.
 
     A trainer's own interval does not space checkpoints evenly to the end.
-
-    Attributes:
-        save_steps: Counted from 1.
-        bar: Progress, in steps.
     """
 
     def __init__(self, save_steps: list[int], bar: tqdm) -> None:
@@ -217,8 +194,8 @@ class _Watching(TrainerCallback):
 
 
 def _trainer(lm: LM, rows: datasets.Dataset, folder: str | Path, recipe: Recipe, loss_on: str):
-    """Return the trainer of a copy of the model, everything that matters said here."""
-    from trl import SFTConfig, SFTTrainer  # slow to import
+    """Return the trainer of a copy of the model."""
+    from trl import SFTTrainer  # slow to import
 
     class Trainer(SFTTrainer):
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -233,7 +210,24 @@ def _trainer(lm: LM, rows: datasets.Dataset, folder: str | Path, recipe: Recipe,
             return _mean_loss(LM(model, lm.tokenizer, lm.identity), inputs, num_items_in_batch)
 
         def _send_telemetry(self) -> None:
-            """Tell nobody about it."""
+            """Send none."""
+
+    settings = _settings(lm, rows, folder, recipe, loss_on)
+    tokenizer = copy.deepcopy(lm.tokenizer)  # it is given a padding token
+    if tokenizer.pad_token is None and tokenizer.eos_token is None:
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(0)  # it is masked: any will do
+    transformers.set_seed(recipe.seed)  # the adapters' start is random
+    model = copy.deepcopy(lm.model).float()
+    if recipe.lora_rank:
+        model = _with_adapters(lm, model, recipe.lora_rank)
+    trainer = Trainer(model, settings, train_dataset=rows, processing_class=tokenizer)
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _settings(lm: LM, rows: datasets.Dataset, folder: str | Path, recipe: Recipe, loss_on: str):
+    """Return the trainer's settings, with everything in them that matters."""
+    from trl import SFTConfig  # slow to import
 
     tokens = recipe.batch_size * max(map(len, rows["input_ids"]))
     warmup = int(recipe.warmup * recipe.steps(len(rows)))  # a single step has none
@@ -242,7 +236,7 @@ def _trainer(lm: LM, rows: datasets.Dataset, folder: str | Path, recipe: Recipe,
         schedule = "constant_with_warmup"
     settings = SFTConfig(
         output_dir=str(folder),
-        # what is learnt
+        # what is trained on
         completion_only_loss=loss_on == "completion",
         packing=False,
         max_length=None,
@@ -272,19 +266,7 @@ def _trainer(lm: LM, rows: datasets.Dataset, folder: str | Path, recipe: Recipe,
     )
     if settings.n_gpu > 1:  # else each of them would take a batch, and a step be another one
         settings._n_gpu = 1
-    tokenizer = copy.deepcopy(lm.tokenizer)  # it is given a padding token
-    if tokenizer.pad_token is None and tokenizer.eos_token is None:
-        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(0)  # it is masked: any will do
-    transformers.set_seed(recipe.seed)  # the adapters' start is random
-    model = copy.deepcopy(lm.model).float()
-    trainer = Trainer(
-        _with_adapters(lm, model, recipe.lora_rank) if recipe.lora_rank else model,
-        settings,
-        train_dataset=rows,
-        processing_class=tokenizer,
-    )
-    trainer.remove_callback(PrinterCallback)
-    return trainer
+    return settings
 
 
 def _with_adapters(lm: LM, model, rank: int):
@@ -317,9 +299,9 @@ def _mean_loss(lm: LM, inputs: dict, count: torch.Tensor | int | None) -> torch.
 
 @contextmanager
 def _collecting():
-    """Free at the end what refers to itself, and only look at what is new.
+    """Collect garbage once at the end, ignoring objects that existed before.
 
-    To look at all the objects of imported libraries takes a tenth of a small training.
+    Those of imported libraries would take a tenth of a small training.
     """
     gc.freeze()
     try:
@@ -349,8 +331,7 @@ def _quietly():
             yield
     finally:
         logging.set_verbosity(verbosity)
-        for were_shown, enable in zip(
-            shown, (datasets.enable_progress_bars, logging.enable_progress_bar), strict=True
-        ):
-            if were_shown:
-                enable()
+        if shown[0]:
+            datasets.enable_progress_bars()
+        if shown[1]:
+            logging.enable_progress_bar()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from icprobe.finetuning_recipe import Recipe
+from icprobe.finetuning.recipe import Recipe
 from icprobe.scores.method import Examples, Method, setting
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class TracIn(Method):
         Raises:
             FloatingPointError: If a loss or a gradient is not finite.
         """
-        from icprobe import finetuning
+        from icprobe.finetuning import sft
         from icprobe.methods.gradient import gradient_dot, tracin
 
         lm, queries = prepared
@@ -83,7 +83,7 @@ class TracIn(Method):
         if start is None:  # before the training, so that wrong options show at once
             start = gradient_dot(lm, *pairs, **how)
         with tempfile.TemporaryDirectory(prefix="icprobe-") as folder:
-            run = finetuning.train(lm, train.tokens, self.recipe, folder, self.loss_on)
+            run = sft.train(lm, train.tokens, self.recipe, folder, self.loss_on)
             (_, rate), *later = run.checkpoints
             dtype, device = lm.identity["dtype"], str(lm.device)
             return rate * start + tracin(later, *pairs, dtype, device, **how)

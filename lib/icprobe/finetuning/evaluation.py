@@ -29,7 +29,7 @@ MEASURES = {
 VERSION = 1  # raise it when the same model begins to get other numbers
 
 ANSWER_TOKENS = 24  # most tokens of an answer; the suites' completions have 7 on average
-TOGETHER = 64  # answers written at once: each step reads all weights, however many answers
+ANSWERS_AT_ONCE = 64  # answers written at once: each step reads all weights, however many answers
 
 
 def evaluate(
@@ -108,8 +108,8 @@ def answers(
     """
     found = [""] * len(queries)
     order = sorted(range(len(queries)), key=lambda k: len(queries[k].prompt))
-    for start in range(0, len(order), TOGETHER):
-        batch = order[start : start + TOGETHER]
+    for start in range(0, len(order), ANSWERS_AT_ONCE):
+        batch = order[start : start + ANSWERS_AT_ONCE]
         texts = _continued(lm, [queries[k] for k in batch], new_tokens, several_lines)
         for k, text in zip(batch, texts, strict=True):
             found[k] = text.strip() if several_lines else text.strip().partition("\n")[0].strip()

@@ -12,8 +12,8 @@ import huggingface_hub
 import numpy as np
 import pytest
 
-from icprobe import judge as judging
-from icprobe.judge import Judge, JudgeError, win_rates
+from icprobe.finetuning import judge as judging
+from icprobe.finetuning.judge import Judge, JudgeError, win_rates
 
 PROMPTS = ["What is {2} + 2?", "Name a colour.", "Say hello.", "Name a day."]
 REFERENCES = ["four", "red", "hello", "Monday"]
@@ -68,7 +68,7 @@ def server(monkeypatch):
         served.handle_error = lambda *_: None  # a client that gave up waiting
         threading.Thread(target=served.serve_forever, args=(0.01,), daemon=True).start()
         state.url = f"http://127.0.0.1:{served.server_port}/v1"
-        state.judge = Judge(state.url, "tiny-judge")
+        state.judge = Judge(url=state.url, model="tiny-judge")
         yield state
         huggingface_hub.close_session()
         served.shutdown()
@@ -79,23 +79,26 @@ def rates(server, first=LONG, second=SHORT, cache=None, **changed):
     return win_rates(asked, PROMPTS, REFERENCES, first, second, cache)
 
 
+def compare(server, prompt="p", reference="r", first="one", second="other"):
+    (share,) = win_rates(server.judge, [prompt], [reference], [first], [second])
+    return share
+
+
 def test_the_better_answer_wins_in_both_orders(server):
     mixed = [LONG[0], SHORT[1], "Ho!", LONG[3]]
     shares = rates(server, mixed, [SHORT[0], LONG[1], "Hi!", LONG[3]])
     assert shares.dtype == np.float64
     np.testing.assert_array_equal(shares, [1, 0, 0.5, 0.5])
     assert len(server.requests) == 2 * 3  # equal answers are not shown
-
-
-def test_a_judge_that_prefers_a_position_finds_nothing(server):
-    server.rule = lambda a, b: "A"
-    np.testing.assert_array_equal(rates(server), [0.5] * 4)
+    assert win_rates(server.judge, [], [], [], []).shape == (0,)
+    with pytest.raises(ValueError, match="argument 3 is shorter"):
+        rates(server, LONG[:3])
 
 
 @pytest.mark.parametrize(
     ("there", "back", "share"),
     [
-        ("A", "B", 1),
+        (" A\n", "**B**", 1),
         ("A", "T", 0.75),
         ("T", "B", 0.75),
         ("B", "B", 0.5),
@@ -107,43 +110,26 @@ def test_a_judge_that_prefers_a_position_finds_nothing(server):
 )
 def test_a_share_is_the_mean_over_both_orders(server, there, back, share):
     server.rule = lambda a, b: there if a == "first" else back
-    assert server.judge.compare("prompt", "reference", "first", "second") == share
+    assert compare(server, first="first", second="second") == share
 
 
-def test_what_is_sent(server, monkeypatch):
-    monkeypatch.setenv("ICPROBE_JUDGE_KEY", " secret-key\n")
-    server.judge.compare("the {prompt}", "the reference", "one", "other")
-    assert len(server.requests) == 2
-    for (path, headers, body), answers in zip(
-        server.requests, [("one", "other"), ("other", "one")], strict=True
-    ):
+@pytest.mark.parametrize(("key", "sent"), [(" secret-key\n", "secret-key"), (None, "none")])
+def test_what_is_sent(server, monkeypatch, key, sent):
+    monkeypatch.setenv("HF_TOKEN", "hf_private")  # which is nobody's business
+    if key:
+        monkeypatch.setenv(judging.KEY_VARIABLE, key)
+    compare(server, "the {prompt}", "the reference")
+    orders = [("one", "other"), ("other", "one")]
+    for (path, headers, body), answers in zip(server.requests, orders, strict=True):
         assert path == "/v1/chat/completions"
-        assert {name.lower(): value for name, value in headers.items()}["authorization"] == (
-            "Bearer secret-key"
-        )
+        named = {name.lower(): value for name, value in headers.items()}
+        assert named["authorization"] == f"Bearer {sent}"
         [message] = body.pop("messages")
         assert body.pop("max_tokens") < 20
-        assert body.pop("stream") is False
-        assert body == {"model": "tiny-judge", "temperature": 0.0}
-        assert message["role"] == "user"
-        places = [message["content"].index(f"\n{text}\n") for text in ("the {prompt}", *answers)]
+        assert body == {"model": "tiny-judge", "temperature": 0.0, "stream": False}
+        texts = ("the {prompt}", "the reference", *answers)
+        places = [message["content"].index(f"\n{text}\n") for text in texts]
         assert places == sorted(places)
-        assert "\nthe reference\n" in message["content"]
-    assert "secret" not in repr(server.judge)
-
-
-def test_without_a_key_no_other_token_is_sent(server, monkeypatch):
-    monkeypatch.setenv("HF_TOKEN", "hf_private")
-    server.judge.compare("p", "r", "one", "other")
-    assert {name.lower(): v for name, v in server.requests[0][1].items()}["authorization"] == (
-        "Bearer none"
-    )
-
-
-def test_the_key_comes_from_the_variable_that_is_named(server, monkeypatch):
-    monkeypatch.setenv("OTHER_KEY", "other")
-    Judge(server.url, "m", key_variable="OTHER_KEY").compare("p", "r", "one", "other")
-    assert "Bearer other" in server.requests[0][1].values()
 
 
 def test_the_cache_answers_what_was_asked_before(server, tmp_path):
@@ -225,52 +211,37 @@ def test_other_damage_is_an_error_that_names_the_line(server, tmp_path, damage):
     assert cache.read_text(encoding="utf-8") == content
 
 
-@pytest.mark.parametrize("reply", [" A\n", "**A**", "A."])
-def test_a_letter_may_be_dressed_up(server, reply):
-    server.rule = lambda a, b: reply if a == "one" else "B"
-    assert server.judge.compare("p", "r", "one", "other") == 1
-
-
 @pytest.mark.parametrize(
     ("reply", "shown"),
     [
         ("Both answers are " + "very " * 500, "Both answers are very"),
         ("AB", "AB"),
-        ("C", "C"),
         (completion(None), "finish_reason='length'"),
-        ({"choices": []}, "no chat completion"),
         ({"error": "busy"}, "no chat completion"),
-        ([], "no chat completion"),
         (b"<html>a page</html>", "no chat completion"),
     ],
 )
 def test_a_reply_that_is_no_verdict_is_an_error_the_second_time(server, reply, shown):
     server.rule = lambda a, b: reply
-    with pytest.raises(JudgeError, match="twice no verdict") as caught:
-        server.judge.compare("p", "r", "one", "other")
-    assert shown in str(caught.value)
-    assert len(str(caught.value)) < 500
-    assert len(server.requests) == 2
+    with pytest.raises(JudgeError, match=re.escape(shown)) as caught:
+        compare(server)
+    assert len(str(caught.value)) < 500 and len(server.requests) == 2
     server.rule = lambda a, b: reply if len(server.requests) == 3 else longer(a, b)
-    assert server.judge.compare("p", "r", "one", "other") == 0
-    assert len(server.requests) == 5
+    assert compare(server) == 0 and len(server.requests) == 5
 
 
 def test_a_busy_server_is_asked_again(server):
     server.rule = lambda a, b: 503 if len(server.requests) in (1, 2) else longer(a, b)
-    assert server.judge.compare("p", "r", "longest", "long") == 1
+    assert compare(server, first="longest", second="long") == 1
     assert server.waits == [1, 2]
 
 
 @pytest.mark.parametrize(("status", "asked"), [(400, 1), (401, 1), (404, 1), (429, 4), (500, 4)])
 def test_a_server_that_refuses_is_a_clear_error_without_the_key(server, monkeypatch, status, asked):
-    named = "Bad request" if status == 400 else status
     monkeypatch.setenv("ICPROBE_JUDGE_KEY", "secret-key")
     server.rule = lambda a, b: status
-    with pytest.raises(
-        JudgeError, match=rf'{server.url}: .*{named}.* judge_url "" turns'
-    ) as caught:
-        server.judge.compare("p", "r", "one", "other")
+    with pytest.raises(JudgeError, match=server.url) as caught:
+        compare(server)
     assert "refused Bearer ***" in str(caught.value)
     assert caught.value.__cause__ is None and caught.value.__context__ is None
     assert len(server.requests) == asked
@@ -283,52 +254,32 @@ def test_a_dead_port_is_a_clear_error_and_finished_verdicts_stay(server, tmp_pat
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))  # and does not listen
         url = f"http://127.0.0.1:{bound.getsockname()[1]}/v1"
-        with pytest.raises(JudgeError, match=rf'{url}: .*refused.* optional: judge_url "" turns'):
+        with pytest.raises(JudgeError, match=rf"{url}: .*refused"):
             rates(server, cache=cache, url=url)
     assert server.waits == [1, 2, 4]
     assert cache.read_bytes() == before
 
 
-def test_a_server_that_does_not_answer_in_time_is_an_error(server):
+def test_offline_mode_is_named(server, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(JudgeError, match="HF_HUB_OFFLINE"):
+        compare(server)
+    assert server.waits == []
+
+
+def test_a_server_that_does_not_answer_in_time_is_an_error(server, monkeypatch):
+    monkeypatch.setattr(judging, "TIMEOUT", 0.1)
+    monkeypatch.setattr(judging, "RETRIES", 1)
     ready = threading.Event()
     server.rule = lambda a, b: ready.wait(10) and "A"
     start = time.monotonic()
     with pytest.raises(JudgeError, match="timed out"):
-        Judge(server.url, "m", timeout=0.1, retries=1).compare("p", "r", "one", "other")
-    assert time.monotonic() - start < 5
-    assert len(server.requests) == 2
+        compare(server)
+    assert time.monotonic() - start < 5 and len(server.requests) == 2
     ready.set()
 
 
-def test_offline_mode_is_named(server, monkeypatch):
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(JudgeError, match="HF_HUB_OFFLINE"):
-        server.judge.compare("p", "r", "one", "other")
-    assert server.waits == []
-
-
-def test_lists_of_different_lengths_are_refused_before_asking(server):
-    with pytest.raises(ValueError, match=r"have lengths \[4, 4, 3, 4\]"):
-        rates(server, LONG[:3])
-    assert not server.requests
-
-
-def test_no_pairs_have_no_shares(server):
-    assert win_rates(server.judge, [], [], [], []).shape == (0,)
-
-
-@pytest.mark.parametrize(
-    "field",
-    [
-        {"url": ""},
-        {"url": "some/model"},
-        {"model": ""},
-        {"timeout": 0},
-        {"timeout": float("inf")},
-        {"retries": -1},
-        {"retries": 1.5},
-    ],
-)
-def test_fields_out_of_range_are_named(field):
-    with pytest.raises(ValueError, match=f"^{next(iter(field))} is "):
-        Judge(**{"url": "http://127.0.0.1/v1", "model": "m", **field})
+@pytest.mark.parametrize(("field", "value"), [("url", "some/model"), ("url", ""), ("model", "")])
+def test_fields_out_of_range_are_named(field, value):
+    with pytest.raises(ValueError, match=f"(?s){field}.*'{value}'"):
+        Judge(**{"url": "http://127.0.0.1/v1", "model": "m", field: value})

@@ -3,15 +3,18 @@
 import json
 from collections import Counter
 
+import datasets
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import ATOL, RTOL
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from icprobe import data, selection
-from icprobe.selection import Budget
+from icprobe import data
+from icprobe.finetuning import selection
+from icprobe.finetuning.selection import Budget
 
 seeds = st.integers(0, 2**32 - 1)
 several_runs = settings(max_examples=150, deadline=None)
@@ -55,12 +58,12 @@ def test_ties_of_whole_numbers_stay_ties(rng, M):
 @pytest.mark.parametrize(
     ("shape", "columns", "said"),
     [
-        ((5, 4), None, r"shape \(5, 4\), expected \[6, M\]"),
-        ((6,), None, r"shape \(6,\), expected \[6, M\]"),
-        ((6, 4), [0, 4], "scores of 4 queries, and asked for are 2 queries up to number 4"),
-        ((6, 4), [-1, 2], "scores of 4 queries"),
-        ((6, 4), [], "asked for are 0 queries"),
-        ((6, 0), None, "scores of 0 queries"),
+        ((5, 4), None, r"\(5, 4\), expected \[6, M\]"),
+        ((6,), None, r"\(6,\), expected \[6, M\]"),
+        ((6, 4), [0, 4], "4 queries.* number 4"),
+        ((6, 4), [-1, 2], "4 queries"),
+        ((6, 4), [], "4 queries.* 0 queries"),
+        ((6, 0), None, "0 queries"),
     ],
 )
 def test_scores_that_do_not_cover_pool_or_queries(shape, columns, said):
@@ -73,31 +76,25 @@ def test_scores_that_are_not_finite_are_named_where_they_count(bad):
     scores = np.zeros((6, 4))
     scores[2, 1] = bad
     assert not selection.values(scores, 6, [0, 2, 3]).any()
-    with pytest.raises(ValueError, match="row 2 and query 1 is not finite"):
+    with pytest.raises(ValueError, match="row 2 and query 1"):
         selection.values(scores, 6, [3, 1])
 
 
-@pytest.mark.parametrize("share", [0, -0.1, 1.01, 12, np.nan, "0.1", None])
-def test_a_share_is_above_zero_up_to_one(share):
-    with pytest.raises(ValueError, match=r"budget is .*up to 1 \(the whole pool\)"):
-        Budget(share)
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [*(("fraction", x) for x in (0, -0.1, 1.01, np.nan, "0.1", None, True)), ("unit", "words")],
+)
+def test_a_budget_out_of_range_is_named(field, value):
+    with pytest.raises(ValueError, match=rf"(?s){field}.*{value}"):
+        Budget(**{"fraction": 0.1, field: value})
 
 
-def test_a_budget_has_one_of_two_units():
-    with pytest.raises(ValueError, match="unit is 'words', expected 'examples' or 'tokens'"):
-        Budget(0.1, "words")
-    sizes = [Budget(share).examples(90) for share in (0.0001, 0.12, 0.5, 1)]
+def test_a_budget_is_a_whole_number_of_examples_and_at_least_one():
+    sizes = [Budget(fraction=share).examples(90) for share in (0.0001, 0.12, 0.5, 1)]
     assert sizes == [1, 11, 45, 90]
 
 
 # ------------------------------------------------------------------------------------- the best
-
-
-@pytest.mark.parametrize("share", [0.001, 0.1, 0.5, 1.0])
-def test_the_best_are_those_of_a_sort(methods, tokens, rng, share):
-    values, k = methods["first"], Budget(share).examples(90)
-    expected = sorted(sorted(range(90), key=lambda i: -values[i])[:k])
-    assert selection.best(values, tokens, Budget(share), rng).tolist() == expected
 
 
 @several_runs
@@ -107,7 +104,7 @@ def test_the_best_are_those_of_a_sort(methods, tokens, rng, share):
     seed=seeds,
 )
 def test_a_lower_value_never_comes_before_a_higher(values, share, seed):
-    values, budget = np.array(values) / 3, Budget(share)
+    values, budget = np.array(values) / 3, Budget(fraction=share)
     rows = selection.best(values, np.ones(len(values)), budget, np.random.default_rng(seed))
     assert len(rows) == budget.examples(len(values))
     assert (np.diff(rows) > 0).all()
@@ -121,7 +118,7 @@ def test_ties_are_broken_at_random(rng):
     counts = Counter(
         row
         for _ in range(runs)
-        for row in selection.best(values, np.ones(6), Budget(0.5), rng).tolist()
+        for row in selection.best(values, np.ones(6), Budget(fraction=0.5), rng).tolist()
     )
     assert counts[1] == runs
     assert not counts[0] and not counts[5]
@@ -138,9 +135,9 @@ def test_ties_are_broken_at_random(rng):
 def test_a_budget_of_tokens_is_never_exceeded_and_nearly_used_up(examples, share, seed):
     values, tokens = (np.array(column) for column in zip(*examples, strict=True))
     room = share * tokens.sum()
-    arguments = values, tokens, Budget(share, "tokens"), np.random.default_rng(seed)
+    arguments = values, tokens, Budget(fraction=share, unit="tokens"), np.random.default_rng(seed)
     if tokens.min() > room:
-        with pytest.raises(ValueError, match=f"its shortest example has {tokens.min()}"):
+        with pytest.raises(ValueError, match=f"shortest.* {tokens.min()}"):
             selection.best(*arguments)
         return
     rows = selection.best(*arguments)
@@ -148,12 +145,6 @@ def test_a_budget_of_tokens_is_never_exceeded_and_nearly_used_up(examples, share
     assert over >= -1e-9
     assert (np.delete(tokens, rows) > over - 1e-9).all()  # no other one fits
     assert values[rows].max() == values[tokens <= room].max()
-
-
-def test_with_a_budget_of_tokens_those_that_do_not_fit_are_passed_over(rng):
-    values, tokens = np.array([5.0, 4, 3, 2, 1]), np.array([60, 50, 30, 11, 10])
-    rows = selection.best(values, tokens, Budget(100.5 / 161, "tokens"), rng)
-    assert rows.tolist() == [0, 2, 4]
 
 
 # ------------------------------------------------------------------------------------- in turn
@@ -174,23 +165,11 @@ def taken_in_turn(scores, k, rng):
 @pytest.mark.parametrize("M", [1, 2, 7, 40])
 @pytest.mark.parametrize("share", [0.01, 0.3, 1])
 def test_queries_choose_in_turn_what_is_left(rng, M, share):
-    scores, budget = rng.integers(5, size=(30, M)).astype(float), Budget(share)
+    scores, budget = rng.integers(5, size=(30, M)).astype(float), Budget(fraction=share)
     for seed in range(5):
         found = selection.in_turn(scores, np.ones(30), budget, np.random.default_rng(seed))
         expected = taken_in_turn(scores, budget.examples(30), np.random.default_rng(seed))
         assert found.tolist() == expected
-
-
-def test_of_like_queries_the_best_are_chosen_and_of_others_each_ones_best(methods, tokens, rng):
-    values = methods["first"]
-    for M in (1, 4):
-        found = selection.in_turn(np.stack([values] * M, axis=1), tokens, Budget(0.2), rng)
-        assert found.tolist() == selection.best(values, tokens, Budget(0.2), rng).tolist()
-    scores = rng.normal(size=(90, 9)) * 10.0 ** np.arange(9)
-    scores[np.arange(9), np.arange(9)] = 1e12
-    assert selection.in_turn(scores, tokens, Budget(0.1), rng).tolist() == list(range(9))
-    rows = selection.in_turn(scores, tokens, Budget(0.1, "tokens"), rng)
-    assert 0.1 * tokens.sum() - 20 < tokens[rows].sum() <= 0.1 * tokens.sum()
 
 
 # ------------------------------------------------------------------------------ of like lengths
@@ -209,40 +188,11 @@ def test_a_matched_choice_has_as_many_of_each_length(rng, size):
     assert shortest <= tokens[found].sum() <= longest
 
 
-def test_of_a_part_that_is_taken_whole_a_matched_choice_is_the_same(rng):
-    tokens = rng.permutation(np.arange(100))
-    rows = np.flatnonzero((tokens < 10) | (tokens == 40))
-    found = selection.length_matched(rows, tokens, rng)
-    assert set(np.flatnonzero(tokens < 10)) < set(found.tolist())
-    whole = np.arange(100)
-    assert selection.length_matched(whole, tokens, rng).tolist() == whole.tolist()
-
-
-@pytest.mark.parametrize("N", [3, 17])
-def test_small_pools_are_matched_too(rng, N):
-    tokens = np.full(N, 5)
-    for size in range(1, N + 1):
-        assert len(set(selection.length_matched(np.arange(size), tokens, rng))) == size
-    # and not by the selection itself
-    drawn = {tuple(selection.length_matched([0, 1], tokens, rng)) for _ in range(30)}
-    assert len(drawn) > 1
-
-
-def test_a_matched_choice_is_random_and_about_as_long(rng):
-    tokens = np.exp(rng.normal(4, 0.6, size=1000)).astype(int)
-    rows = np.argsort(-tokens + rng.normal(scale=40, size=1000))[:120]  # rather long ones
-    means = [tokens[selection.length_matched(rows, tokens, rng)].mean() for _ in range(40)]
-    assert len(set(means)) > 30
-    # the longest tenth is wide, and the selection has the longest of it
-    assert np.mean(means) == pytest.approx(tokens[rows].mean(), rel=0.08)
-    assert tokens[rows].mean() > 1.5 * tokens.mean(), "or this would say nothing"
-
-
 # ------------------------------------------------------------------------------------ all at once
 
 
 def chosen(methods, tokens, low=("first",), matched=("second",), budget=None, seed=0, turns=None):
-    budget = budget or Budget(0.2)
+    budget = budget or Budget(fraction=0.2)
     return selection.choose(methods, low, matched, tokens, budget, seed + 1, turns)[seed]
 
 
@@ -261,27 +211,6 @@ def test_choose_names_all_selections(methods, tokens):
     ].min()  # fmt: skip
 
 
-def test_each_seed_draws_anew(methods, tokens):
-    found = selection.choose(methods, [], ["first"], tokens, Budget(0.2), 3)
-    assert len(found) == 3
-    for name, same in {
-        "random": False,
-        "random, as long as first": False,
-        "first, top": True,
-    }.items():
-        assert (len({tuple(each[name]) for each in found}) == 1) is same
-    for seeds in (0, -1, 2.0, None):
-        with pytest.raises(ValueError, match=f"seeds is {seeds}, expected a whole number from 1"):
-            selection.choose(methods, [], [], tokens, Budget(0.2), seeds)
-
-
-def test_budgets_of_tokens_hold_for_all_that_are_ranked(methods, tokens):
-    found = chosen(methods, tokens, methods, [], Budget(0.2, "tokens"))
-    del found["full pool"]
-    for name, rows in found.items():
-        assert 0.2 * tokens.sum() - 20 < tokens[rows].sum() <= 0.2 * tokens.sum(), name
-
-
 def test_each_selection_has_a_stream_of_its_own(methods, tokens):
     turns = {"first": np.eye(90, 3)}
     every = chosen(methods, tokens, methods, methods, turns=turns)
@@ -296,6 +225,8 @@ def test_each_selection_has_a_stream_of_its_own(methods, tokens):
 
 def test_another_seed_changes_what_is_random_and_nothing_else(methods, tokens):
     one, again, other = (chosen(methods, tokens, methods, methods, seed=s) for s in (0, 0, 1))
+    with pytest.raises(ValueError, match="seeds is 0"):
+        selection.choose(methods, [], [], tokens, Budget(fraction=0.2), 0)
     same = {name for name in one if one[name].tolist() == other[name].tolist()}
     certain = [f"{name}, {end}" for name in ("first", "second") for end in ("top", "bottom")]
     assert same == {"full pool", *certain}
@@ -311,6 +242,56 @@ def test_selections_are_reproducible():
         "tied, bottom": [0, 3, 6, 18],
         "random, as long as tied": [0, 2, 14, 18],
     }
+
+
+# ------------------------------------------------------------------------- a data set for trainers
+
+
+@pytest.fixture
+def pool():
+    rows = [{"id": f"r{k}", "prompt": f"p{k}", "completion": f" c{k}"} for k in range(20)]
+    return datasets.Dataset.from_list(rows)
+
+
+@several_runs
+@given(n=st.integers(1, 20), seed=seeds)
+def test_selected_are_the_best_means_best_first(n, seed):
+    scores = np.random.default_rng(seed).integers(3, size=(20, 4)).astype(float)
+    ids = [f"r{k}" for k in range(20)]
+    found = selection.select(datasets.Dataset.from_dict({"id": ids}), scores, n, columns=[3, 1])
+    means = (scores[:, 1] + scores[:, 3]) / 2
+    assert found["score"][:] == sorted(means, reverse=True)[:n]
+    assert [means[ids.index(name)] for name in found["id"]] == found["score"][:]
+    assert len(set(found["id"])) == n
+
+
+def test_what_is_selected_has_the_pools_columns_and_is_the_same_each_time(pool):
+    scores = pd.DataFrame(np.ones((20, 2)), index=pool["id"])
+    found = selection.select(pool, scores, fraction=0.25)
+    assert found.column_names == [*pool.column_names, "score"] and len(found) == 5
+    assert found.to_list() == selection.select(pool, scores, n=5).to_list()
+    assert all(row["prompt"][1:] == row["id"][1:] for row in found)
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [({}, "n is None"), ({"n": 1, "fraction": 0.5}, "0.5"), ({"n": 0}, "n is 0.* to 20"),
+     ({"n": 21}, "n is 21"), ({"n": 1.0}, "n is 1.0"), ({"fraction": 2.0}, "(?s)fraction.*2.0")],
+)  # fmt: skip
+def test_how_much_is_selected_is_said_once_and_possible(pool, asked, said):
+    with pytest.raises(ValueError, match=said):
+        selection.select(pool, np.ones((20, 2)), **asked)
+
+
+def test_scores_of_other_examples_are_an_error_that_names_the_first(pool):
+    ids = pool["id"][:]
+    for index, said in (
+        (ids[:3] + ids[:2:-1], "row 3 .*'r19'.*'r3'"),
+        (ids[:19], "row 19 .*None.*'r19'"),
+        ([*ids, "x"], "row 20 .*'x'.*None"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            selection.select(pool, pd.DataFrame(np.ones((len(index), 2)), index=index), n=1)
 
 
 # ------------------------------------------------------------------- what they are, and their files
@@ -355,16 +336,6 @@ def test_what_is_written_comes_back_best_first(tmp_path, rng):
         assert "score" not in back.column_names
 
 
-def test_one_selection_is_written_best_first_or_as_it_is(tmp_path):
-    pool = data.load("data/demo.jsonl")
-    values = np.arange(len(pool), dtype=float)
-    file = selection.write_one(pool, [3, 9, 5], tmp_path / "new" / "chosen.jsonl", values)
-    assert data.load(file)["score"] == [9, 5, 3]
-    selection.write_one(pool, [9, 3, 5], file)
-    assert data.load(file)["id"] == [pool[i]["id"] for i in (9, 3, 5)]
-    assert [one.name for one in file.parent.iterdir()] == ["chosen.jsonl"]
-
-
 def test_a_ranking_has_means_with_students_intervals(rng):
     scores = rng.normal(size=(6, 9))
     found = selection.ranking(scores)
@@ -404,19 +375,23 @@ def test_selections_take_the_place_of_earlier_ones(tmp_path):
 def test_rivals_are_known_by_name():
     known = {"length": np.zeros(2), "random": np.ones(2)}
     assert list(selection.named(known, ["random"])) == ["random"]
-    with pytest.raises(ValueError, match="rivals: 'words' is unknown, there are: length, random"):
+    with pytest.raises(ValueError, match="'words' is unknown, there are: length, random"):
         selection.named(known, ["length", "words"])
 
 
 def test_lengths_of_what_is_learnt_can_be_matched(methods, tokens, rng):
     learnt = rng.permutation(90)
     of_all, of_learnt = (
-        selection.choose(methods, [], ["first"], tokens, Budget(0.2), 1, lengths=lengths)[0]
+        selection.choose(methods, [], ["first"], tokens, Budget(fraction=0.2), 1, lengths=lengths)[
+            0
+        ]
         for lengths in (None, learnt)
     )
     name = "random, as long as first"
     assert of_all[name].tolist() != of_learnt.pop(name).tolist()
     assert all(rows.tolist() == of_all[key].tolist() for key, rows in of_learnt.items())
-    again = selection.choose(methods, [], ["first"], learnt, Budget(0.2), 1)[0]
-    found = selection.choose(methods, [], ["first"], tokens, Budget(0.2), 1, lengths=learnt)[0]
+    again = selection.choose(methods, [], ["first"], learnt, Budget(fraction=0.2), 1)[0]
+    found = selection.choose(
+        methods, [], ["first"], tokens, Budget(fraction=0.2), 1, lengths=learnt
+    )[0]
     assert found[name].tolist() == again[name].tolist()

@@ -4,54 +4,86 @@ Scores are matrices [N, M] whose mean over the queries ranks the N examples of t
 helps. A selection is the row numbers of the chosen ones, in the order of the pool.
 """
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import datasets
 import numpy as np
 import pandas as pd
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 from scipy import stats
 
 from icprobe import paths
 from icprobe.data import COLUMNS
 
 LENGTH_BINS = 10  # of a pool, within which a length-matched random choice is made
-LEAST_IN_BIN = 10  # examples: in smaller ones hardly anything is left to chance
+MIN_IN_BIN = 10  # examples: in smaller ones hardly anything is left to chance
 
 TOP, BOTTOM, IN_TURN = "top", "bottom", "in turn"
 WRITTEN = "written.json"  # the names of the files that `write` left in a folder
 UNITS = ("examples", "tokens")  # of a budget
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True, config={"strict": True})
 class Budget:
-    """How much may be chosen: a share of the pool's examples, or of its tokens.
+    """How much may be chosen: a fraction of the pool's examples, or of its tokens.
 
     Attributes:
-        share: Above 0, up to 1.
+        fraction: Above 0, up to 1 (the whole pool).
         unit: "examples" or "tokens" (of prompt and completion).
 
     Raises:
-        ValueError: If a field is out of range; names it. A share above 1 would be more than the
-            pool has.
+        pydantic.ValidationError: A ValueError, if a field is out of range; names it.
     """
 
-    share: float
-    unit: str = "examples"
-
-    def __post_init__(self):
-        if not isinstance(self.share, int | float) or not 0 < self.share <= 1:
-            raise ValueError(
-                f"budget is {self.share!r}, expected a share above 0, up to 1 (the whole pool)"
-            )
-        if self.unit not in UNITS:
-            raise ValueError(f"unit is {self.unit!r}, expected 'examples' or 'tokens'")
+    fraction: float = Field(gt=0, le=1)
+    unit: Literal[UNITS] = "examples"
 
     def examples(self, N: int) -> int:
         """Return k, the number of examples of a pool of N; at least one."""
-        return max(1, round(self.share * N))
+        return max(1, round(self.fraction * N))
+
+
+def select(
+    pool: datasets.Dataset,
+    scores: np.ndarray | pd.DataFrame,
+    n: int | None = None,
+    fraction: float | None = None,
+    columns: Sequence[int] | None = None,
+) -> datasets.Dataset:
+    """Return the examples with the highest mean scores, best first, ready to train on with TRL.
+
+    Args:
+        pool: N training examples.
+        scores: [N, M], positive = helps; a data frame's index has the pool's ids, in their order.
+        n: How many examples, or
+        fraction: what fraction of the pool; just one of the two is given.
+        columns: Numbers of the queries whose mean counts; all by default.
+
+    Returns:
+        The rows of the pool, with their mean as a column score. Ties are broken at random, but
+        every time alike.
+
+    Raises:
+        ValueError: If ids differ (names the first), n or fraction is out of range, or as `values`.
+    """
+    if isinstance(scores, pd.DataFrame) and list(scores.index) != list(pool["id"]):
+        pairs = itertools.zip_longest(pool["id"], scores.index)
+        row, (ours, other) = next(both for both in enumerate(pairs) if len({*both[1]}) > 1)
+        raise ValueError(f"row {row} of the scores is {other!r}, expected the pool's id {ours!r}")
+    if (n is None) == (fraction is None):
+        raise ValueError(f"n is {n!r} and fraction is {fraction!r}, expected just one of them")
+    if n is not None and (type(n) is not int or not 0 < n <= len(pool)):
+        raise ValueError(f"n is {n!r}, expected a whole number from 1 to {len(pool)}")
+    budget = Budget(fraction=fraction if n is None else n / len(pool))
+    mean = values(scores, len(pool), columns)
+    rows = best(mean, np.ones(len(pool)), budget, np.random.default_rng(0))
+    rows = rows[np.argsort(-mean[rows], kind="stable")]
+    return pool.add_column("score", mean).select(rows)
 
 
 def values(scores: np.ndarray, N: int, columns: Sequence[int] | None = None) -> np.ndarray:
@@ -133,7 +165,7 @@ def best(
     """Return the row numbers of the highest values within a budget, ties in random order.
 
     With a budget of tokens, examples are taken from the highest down, and one that no longer fits
-    is left out: so no selection is above the budget, and none far below it.
+    is left out: no selection is above the budget, and none far below it.
 
     Args:
         values: [N].
@@ -149,14 +181,14 @@ def best(
     order = np.lexsort((rng.random(len(values)), -values))
     if budget.unit == "examples":
         return np.sort(order[: budget.examples(len(values))])
-    room, chosen = budget.share * tokens.sum(), []
+    room, chosen = budget.fraction * tokens.sum(), []
     for row in order:
         if tokens[row] <= room:
             chosen.append(row)
             room -= tokens[row]
     if not chosen:
         raise ValueError(
-            f"a share of {budget.share} of the pool's tokens is {budget.share * tokens.sum():.0f}, "
+            f"a fraction of {budget.fraction} of the pool's tokens is {room:.0f}, "
             f"its shortest example has {tokens.min()}"
         )
     return np.sort(chosen)
@@ -199,7 +231,7 @@ def length_matched(rows: np.ndarray, tokens: np.ndarray, rng: np.random.Generato
     """Return random row numbers, as many of about each length as a selection has.
 
     The pool is cut into `LENGTH_BINS` equal parts by length (fewer where they would have less than
-    `LEAST_IN_BIN` examples), and as many are drawn from each as the selection has there (so from a
+    `MIN_IN_BIN` examples), and as many are drawn from each as the selection has there (so from a
     part that it takes whole, the same).
 
     Args:
@@ -209,7 +241,7 @@ def length_matched(rows: np.ndarray, tokens: np.ndarray, rng: np.random.Generato
     """
     order = np.lexsort((rng.random(len(tokens)), tokens))
     bins = np.empty(len(tokens), dtype=int)
-    parts = max(1, min(LENGTH_BINS, len(tokens) // LEAST_IN_BIN))
+    parts = max(1, min(LENGTH_BINS, len(tokens) // MIN_IN_BIN))
     bins[order] = np.arange(len(tokens)) * parts // len(tokens)
     wanted = np.bincount(bins[rows], minlength=parts)
     drawn = [
@@ -242,7 +274,7 @@ def choose(
             that leaving one out changes no other.
         turns: By name, scores [N, M] by which queries choose in turn, see `in_turn`.
         lengths: [N], in which random selections are matched, such as the number of tokens that are
-            learnt; `tokens` by default.
+            trained on; `tokens` by default.
 
     Returns:
         Row numbers by name: "full pool", "random", "<method>, top", "<method>, in turn", "<method>,
@@ -264,17 +296,17 @@ def _chosen(methods, low, matched, tokens, budget, turns, lengths, seed) -> dict
     def rng(name: str) -> np.random.Generator:
         return np.random.default_rng([seed, *name.encode()])
 
+    def of_best(ranked: np.ndarray, name: str) -> np.ndarray:
+        return best(ranked, tokens, budget, rng(name))
+
     N = len(tokens)
-    found = {
-        "full pool": np.arange(N),
-        "random": best(np.zeros(N), tokens, budget, rng("random")),
-    }
+    found = {"full pool": np.arange(N), "random": of_best(np.zeros(N), "random")}
     for name, ranked in methods.items():
-        found[f"{name}, {TOP}"] = best(ranked, tokens, budget, rng(name))
+        found[f"{name}, {TOP}"] = of_best(ranked, name)
     for name, scores in turns.items():
         found[f"{name}, {IN_TURN}"] = in_turn(scores, tokens, budget, rng(f"{name} {IN_TURN}"))
     for name in low:
-        found[f"{name}, {BOTTOM}"] = best(-methods[name], tokens, budget, rng(f"{name} {BOTTOM}"))
+        found[f"{name}, {BOTTOM}"] = of_best(-methods[name], f"{name} {BOTTOM}")
     for name in matched:
         of_length = length_matched(found[f"{name}, {TOP}"], lengths, rng(f"as long as {name}"))
         found[f"random, as long as {name}"] = of_length
@@ -282,17 +314,16 @@ def _chosen(methods, low, matched, tokens, budget, turns, lengths, seed) -> dict
 
 
 def overlaps(selections: Mapping[str, np.ndarray]) -> pd.DataFrame:
-    """Return which share of each selection (row) is in each other one (column)."""
-    return pd.DataFrame(
-        {
-            other: {name: np.isin(rows, theirs).mean() for name, rows in selections.items()}
-            for other, theirs in selections.items()
-        }
-    )
+    """Return which fraction of each selection (row) is in each other one (column)."""
+    found = {
+        other: {name: np.isin(rows, theirs).mean() for name, rows in selections.items()}
+        for other, theirs in selections.items()
+    }
+    return pd.DataFrame(found)
 
 
 def composition(selections: Mapping[str, np.ndarray], tasks: Sequence[str]) -> pd.DataFrame:
-    """Return the share of each task (column) in each selection (row)."""
+    """Return the fraction of each task (column) in each selection (row)."""
     tasks = np.asarray(tasks)
     return pd.DataFrame(
         {

@@ -14,26 +14,17 @@ from conftest import ATOL, RTOL, save_tiny
 from test_evaluation import questions
 from test_lm import examples
 
-from icprobe import evaluation, finetuning, paths, trials
 from icprobe import lm as language_model
-from icprobe.evaluation import MEASURES
-from icprobe.finetuning import Recipe
+from icprobe import paths
+from icprobe.finetuning import evaluation, sft, training_runs
+from icprobe.finetuning.evaluation import MEASURES
+from icprobe.finetuning.recipe import Recipe
+from icprobe.finetuning.training_runs import UNTOUCHED, Runs, TrainingRun
 from icprobe.scores import StoreError
-from icprobe.trials import UNTOUCHED, Bench, Trial
 
 RECIPE = Recipe(batch_size=2, rate=1e-2)
-ONE, TWO = Trial("one", (0, 3, 5)), Trial("two", (4, 1))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def frozen():
-    """Spare the garbage collector what is imported: most of the time of a tiny training."""
-    import torchmetrics.functional.text  # noqa: F401
-    import trl.trainer.sft_trainer  # noqa: F401
-
-    gc.freeze()
-    yield
-    gc.unfreeze()
+pytestmark = pytest.mark.usefixtures("frozen")
+ONE, TWO = TrainingRun("one", (0, 3, 5)), TrainingRun("two", (4, 1))
 
 
 def rows(n, seed, options=()):
@@ -51,7 +42,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def bench(folder, tmp_path):
-    return Bench(
+    return Runs(
         scores_dir=str(tmp_path / "scores"),
         lm=language_model.load(str(folder), device="cpu"),
         pool=rows(8, 1),
@@ -63,7 +54,7 @@ def bench(folder, tmp_path):
 @pytest.fixture
 def calls(monkeypatch):
     """Ids and seeds of the trainings that are made; one that is None is interrupted."""
-    made, train = [], finetuning.train
+    made, train = [], sft.train
 
     def counted(lm, chosen, recipe, *more):
         if None in made:
@@ -72,21 +63,21 @@ def calls(monkeypatch):
         made.append(([row.id for row in chosen], recipe.seed))
         return train(lm, chosen, recipe, *more)
 
-    monkeypatch.setattr(finetuning, "train", counted)
+    monkeypatch.setattr(sft, "train", counted)
     return made
 
 
 def files(bench):
-    kept = Path(bench.scores_dir) / trials.FOLDER
+    kept = Path(bench.scores_dir) / training_runs.FOLDER
     return {str(f.relative_to(kept)): f.read_bytes() for f in kept.rglob("*") if f.is_file()}
 
 
 def keys(bench, *asked):
-    return [bench._key(trial) for trial in asked]
+    return [bench._key(run) for run in asked]
 
 
-def record(bench, trial):
-    return Path(bench.scores_dir) / trials.FOLDER / f"{bench._key(trial)}.json"
+def record(bench, run):
+    return Path(bench.scores_dir) / training_runs.FOLDER / f"{bench._key(run)}.json"
 
 
 def same(one, other):
@@ -99,15 +90,15 @@ def same(one, other):
 
 @pytest.mark.filterwarnings("ignore:.* prompts lost tokens at the left")
 @pytest.mark.parametrize("options", [{}, {"loss_on": "text"}, {"max_length": 18}])
-def test_an_outcome_is_that_of_training_and_evaluating(bench, options):
+def test_an_result_is_that_of_training_and_evaluating(bench, options):
     bench, loss_on = dataclasses.replace(bench, **options), options.get("loss_on", "completion")
-    before, outcome = bench.run([UNTOUCHED, dataclasses.replace(ONE, seed=3)])
+    before, result = bench.run([UNTOUCHED, dataclasses.replace(ONE, seed=3)])
     recipe, most = dataclasses.replace(RECIPE, seed=3), options.get("max_length")
     chosen = language_model.encode(bench.lm, bench.pool.select(ONE.rows), most)
     assert any(row.truncated for row in chosen) == (most is not None)
-    trained = finetuning.train(bench.lm, chosen, recipe, loss_on=loss_on)
-    assert outcome.curve.equals(trained.curve) and len(before.curve) == 0
-    for found, lm, n in ((before, bench.lm, None), (outcome, trained.lm, 0)):
+    trained = sft.train(bench.lm, chosen, recipe, loss_on=loss_on)
+    assert result.curve.equals(trained.curve) and len(before.curve) == 0
+    for found, lm, n in ((before, bench.lm, None), (result, trained.lm, 0)):
         expected = evaluation.evaluate(lm, bench.queries, most, n)[list(MEASURES)]
         assert list(found.measures.index) == bench.queries["id"] == list(expected.index)
         np.testing.assert_allclose(found.measures, expected, rtol=RTOL, atol=ATOL)
@@ -117,12 +108,11 @@ def test_an_outcome_is_that_of_training_and_evaluating(bench, options):
 def test_a_finished_training_is_never_made_again(bench, calls, capsys, monkeypatch):
     found = bench.run([ONE, UNTOUCHED, TWO])
     assert calls == [(["1-0", "1-3", "1-5"], 0), (["1-4", "1-1"], 0)]
-    assert "trainings: reused 0 of 3 from" in capsys.readouterr().out
     kept = files(bench)
     monkeypatch.setattr(evaluation, "evaluate", None)
-    for outcome, again in zip(found[::-1], bench.run([TWO, UNTOUCHED, ONE]), strict=True):
-        same(outcome, again)
-    assert "trainings: reused 3 of 3 from" in capsys.readouterr().out
+    for result, again in zip(found[::-1], bench.run([TWO, UNTOUCHED, ONE]), strict=True):
+        same(result, again)
+    assert "reused 3 of 3" in capsys.readouterr().out
     assert len(calls) == 2 and files(bench) == kept
 
 
@@ -139,20 +129,10 @@ def test_reference_records_are_read_and_never_written(bench, calls, monkeypatch,
     assert {path: path.read_bytes() for path in reference.rglob("*.json")} == before
 
 
-def test_the_untouched_model_trains_nothing(bench, calls):
-    bench.run([UNTOUCHED])
-    assert calls == [] and len(files(bench)) == 1
-    other = dataclasses.replace(bench, recipe=Recipe(rate=1, epochs=9), loss_on="text")
-    assert keys(bench, UNTOUCHED) == keys(other, UNTOUCHED), "nor depends on how it would be"
-
-
-def test_equal_selections_share_one_record(bench, calls, capsys):
-    other = Trial("another name", ONE.rows)
-    one, two = bench.run([ONE, other])
+def test_equal_selections_share_one_record(bench, calls):
+    one, two = bench.run([ONE, TrainingRun("another name", ONE.rows)])
     same(one, two)
-    bench.run([dataclasses.replace(other, name="a third")])
     assert len(calls) == len(files(bench)) == 1
-    assert "trainings: reused 0 of 1 from" in capsys.readouterr().out
 
 
 def test_records_hold_no_text(bench):
@@ -170,21 +150,21 @@ def test_checkpoints_stay_beside_the_record(bench, calls, rank, saves):
     bench = dataclasses.replace(
         bench, recipe=dataclasses.replace(RECIPE, lora_rank=rank, saves=saves)
     )
-    (outcome,) = bench.run([ONE])
-    assert len(outcome.checkpoints) == saves + 1
-    beside = {Path(folder).parent for folder, _ in outcome.checkpoints}
+    (result,) = bench.run([ONE])
+    assert len(result.checkpoints) == saves + 1
+    beside = {Path(folder).parent for folder, _ in result.checkpoints}
     assert beside == {record(bench, ONE).with_suffix("")}
-    last = language_model.load(outcome.checkpoints[-1][0], device="cpu")
+    last = language_model.load(result.checkpoints[-1][0], device="cpu")
     found = evaluation.evaluate(last, bench.queries, n_answered=0)
     np.testing.assert_allclose(
-        outcome.measures[["nats_per_token", "correct"]],
+        result.measures[["nats_per_token", "correct"]],
         found[["nats_per_token", "correct"]],
         rtol=RTOL,
         atol=ATOL,
     )
-    shutil.rmtree(outcome.checkpoints[0][0])
-    same(outcome, *bench.run([ONE]))
-    assert len(calls) == 2 and all(Path(folder).is_dir() for folder, _ in outcome.checkpoints)
+    shutil.rmtree(result.checkpoints[0][0])
+    same(result, *bench.run([ONE]))
+    assert len(calls) == 2 and all(Path(folder).is_dir() for folder, _ in result.checkpoints)
     bench.run([ONE])
     assert len(calls) == 2
 
@@ -193,43 +173,39 @@ def test_answers_are_kept_where_they_are_asked_for(bench, calls):
     bench.run([UNTOUCHED, ONE])
     kept = files(bench)
     talking = dataclasses.replace(bench, keep_answers=True)
-    before, outcome = talking.run([UNTOUCHED, ONE])
-    open_ones = [row["id"] for row in bench.queries if not row["options"]]
-    assert list(before.answers) == list(outcome.answers) == open_ones
+    asked = [UNTOUCHED, ONE, dataclasses.replace(ONE, seed=1)]
+    results = talking.run(asked)
     expected = evaluation.evaluate(bench.lm, bench.queries)["answer"].dropna().to_dict()
-    assert before.answers == expected != outcome.answers
+    assert results[0].answers == expected != results[1].answers
+    assert list(results[1].answers) == list(expected) and results[2].answers == {}
     now = files(bench)
-    assert len(now) == 4 and kept.items() <= now.items()
-    later = dataclasses.replace(ONE, seed=1)
-    assert talking.run([later])[0].answers == {}, "others do not answer"
-    now = files(bench)
-    for made, again in zip((before, outcome), talking.run([UNTOUCHED, ONE]), strict=True):
+    assert len(now) == 5 and kept.items() <= now.items() and len(calls) == 3
+    for made, again in zip(results, talking.run(asked), strict=True):
         same(made, again)
-    assert all(silent.answers == {} for silent in bench.run([UNTOUCHED, ONE]))
-    same(talking.run([later])[0], bench.run([later])[0])
-    assert len(calls) == 3 and files(bench) == now and len(now) == 5
+    assert all(silent.answers == {} for silent in bench.run(asked))
+    assert len(calls) == 3 and files(bench) == now
 
 
+@pytest.mark.slow
 def test_models_of_the_first_seed_answer(bench):
-    fewer = dataclasses.replace(bench, n_answered=1)
-    for what, n in ((bench, 2), (fewer, 1)):
-        before, first, second = what.run([UNTOUCHED, ONE, dataclasses.replace(ONE, seed=1)])
-        for measure in ("exact_match", "rouge_l"):
-            counts = [outcome.measures[measure].count() for outcome in (before, first, second)]
-            assert counts == [n, n, 0]
-    assert keys(bench, ONE) != keys(fewer, ONE)
-    second = dataclasses.replace(ONE, seed=1)
-    assert keys(bench, second) == keys(fewer, second), "which makes no difference to others"
-    all_of_them = dataclasses.replace(bench, n_answered=2)
-    assert keys(bench, ONE) == keys(all_of_them, ONE)
-    assert keys(all_of_them, ONE) == keys(dataclasses.replace(bench, n_answered=9), ONE)
+    asked = [UNTOUCHED, ONE, dataclasses.replace(ONE, seed=1)]
+    for n, expected in ((None, 2), (1, 1), (9, 2)):
+        what = dataclasses.replace(bench, n_answered=n)
+        counts = [result.measures["rouge_l"].count() for result in what.run(asked)]
+        assert counts == [expected, expected, 0]
+        # the number is in the key of those that answer
+        assert (keys(what, *asked[:2]) == keys(bench, *asked[:2])) == (expected == 2)
+        assert keys(what, asked[2]) == keys(bench, asked[2])
     short = dataclasses.replace(bench, answer_tokens=1, keep_answers=True)
-    assert keys(short, ONE) != keys(bench, ONE) and keys(short, second) == keys(bench, second)
-    silent = dataclasses.replace(bench, n_answered=0)
-    assert keys(silent, ONE) == keys(dataclasses.replace(silent, answer_tokens=1), ONE)
-    (outcome,) = short.run([ONE])
-    found = {len(language_model.text_ids(bench.lm, text)) for text in outcome.answers.values()}
-    assert len(outcome.answers) == 2 and max(found) <= 3, "one token, or the sign for half a letter"
+    (result,) = short.run([ONE])
+    found = {len(language_model.text_ids(bench.lm, text)) for text in result.answers.values()}
+    assert len(result.answers) == 2 and max(found) <= 3, "one token, or the sign for half a letter"
+
+
+@pytest.mark.parametrize(("field", "value"), [("n_answered", -1), ("answer_tokens", 0)])
+def test_options_out_of_range_are_named(bench, field, value):
+    with pytest.raises(ValueError, match=f"(?s){field}.*{value}"):
+        dataclasses.replace(bench, **{field: value})
 
 
 def test_selections_by_seed(bench, calls):
@@ -242,10 +218,10 @@ def test_selections_by_seed(bench, calls):
         (["1-0", "1-3", "1-5"], 0), (["1-1", "1-2"], 0), (["1-6"], 1), (["1-1", "1-2"], 1),
     ]  # fmt: skip
     assert list(found) == ["x", "y"]
-    for name, outcomes in found.items():
-        asked = [Trial(name, tuple(map(int, rows[name])), k) for k, rows in enumerate(chosen)]
-        for outcome, again in zip(outcomes, bench.run(asked), strict=True):
-            same(outcome, again)
+    for name, results in found.items():
+        asked = [TrainingRun(name, tuple(map(int, rows[name])), k) for k, rows in enumerate(chosen)]
+        for result, again in zip(results, bench.run(asked), strict=True):
+            same(result, again)
     assert len(calls) == 4
     bench.run_selections(chosen[:1], fresh=True)
     assert len(calls) == 6
@@ -272,37 +248,26 @@ def test_the_key_changes_with_the_texts(bench, name):
     assert keys(bench, TWO, UNTOUCHED) == keys(pool, TWO, UNTOUCHED), "others are not"
 
 
-@pytest.mark.parametrize(
-    "recipe",
-    [{"epochs": 2}, {"batch_size": 3}, {"rate": 1e-3}, {"schedule": "cosine"}, {"warmup": 0.5},
-     {"lora_rank": 2}, {"saves": 1}],
-)  # fmt: skip
-def test_the_key_changes_with_the_recipe(bench, recipe):
-    other = dataclasses.replace(bench, recipe=dataclasses.replace(RECIPE, **recipe))
-    assert keys(bench, ONE) != keys(other, ONE)
-
-
-def test_the_key_changes_with_all_else_that_matters(bench, tiny, monkeypatch):
+def test_the_key_changes_with_all_that_matters(bench, tiny, monkeypatch):
     others = [
         ONE,
         dataclasses.replace(ONE, seed=1),
         dataclasses.replace(ONE, rows=ONE.rows[::-1]),
         dataclasses.replace(ONE, rows=ONE.rows[:2]),
     ]
+    recipes = [{"epochs": 2}, {"batch_size": 3}, {"rate": 1e-3}, {"schedule": "cosine"}]
+    recipes += [{"warmup": 0.5}, {"lora_rank": 2}, {"saves": 1}]
+    changes = [{"recipe": dataclasses.replace(RECIPE, **recipe)} for recipe in recipes]
+    changes += [{"loss_on": "text"}, {"max_length": 99}, {"n_answered": 1}, {"answer_tokens": 1}]
+    changes += [{"lm": tiny("qwen")}, {"queries": bench.queries.select([1, 0, 2, 3, 4])}]
     found = keys(bench, *others)
-    for change in (
-        {"loss_on": "text"},
-        {"max_length": 99},
-        {"n_answered": 1},
-        {"lm": tiny("qwen")},
-        {"queries": bench.queries.select([1, 0, 2, 3, 4])},
-    ):
+    for change in changes:
         found += keys(dataclasses.replace(bench, **change), ONE)
-    for module in (trials, evaluation):
+    for module in (training_runs, evaluation):
         with monkeypatch.context() as patch:
             patch.setattr(module, "VERSION", 99)
             found += keys(bench, ONE)
-    assert len(set(found)) == len(found) == 11
+    assert len(set(found)) == len(found) == 4 + len(changes) + 2
 
 
 def test_the_key_is_that_of_what_is_trained_not_of_its_name_or_place(bench, tmp_path):
@@ -314,7 +279,9 @@ def test_the_key_is_that_of_what_is_trained_not_of_its_name_or_place(bench, tmp_
         keep_answers=True,
     )
     assert keys(bench, ONE) == keys(other, dataclasses.replace(ONE, name="other"))
-    assert keys(bench, UNTOUCHED) == keys(other, Trial("", ()))
+    # the untouched model does not depend on how it would be trained
+    other = dataclasses.replace(other, recipe=Recipe(rate=1, epochs=9), loss_on="text")
+    assert keys(bench, UNTOUCHED) == keys(other, TrainingRun("", ()))
 
 
 # ------------------------------------------------------------------------------------ what breaks
@@ -347,7 +314,7 @@ def test_an_interrupted_run_goes_on_and_leaves_the_same_bytes(bench, calls, tmp_
 @pytest.mark.parametrize("where", ["evaluate", "_write"])
 def test_an_interruption_after_the_training_leaves_no_half_record(bench, calls, where, monkeypatch):
     bench = dataclasses.replace(bench, keep_answers=True)
-    owner = trials if where == "_write" else evaluation
+    owner = training_runs if where == "_write" else evaluation
     original, passed = getattr(owner, where), []
 
     def interrupted(*args):
@@ -386,10 +353,8 @@ def test_fresh_makes_anew(bench, calls):
     [
         lambda text: text[:-20],
         lambda text: "",
-        lambda text: "[]",
         lambda text: "{}",
         lambda text: text.replace('"correct": [', '"correct": [0.5, '),
-        lambda text: text.replace('"checkpoints": []', '"checkpoints": [3]'),
         lambda text: text.replace('"loss": [', '"loss": [0.5, '),
         lambda text: text.replace('"batch_size": 2', '"batch_size": 3'),
         lambda text: text.replace('"nats_per_token": [', '"nats_per_token": ["x", '),
@@ -400,7 +365,7 @@ def test_a_damaged_record_is_named(bench, calls, damage):
     file = record(bench, ONE)
     whole = file.read_text()
     file.write_text(damage(whole))
-    with pytest.raises(StoreError, match=rf"{file.name} is damaged or foreign: .*Delete this file"):
+    with pytest.raises(StoreError, match=file.name):
         bench.run([TWO, ONE])
     assert len(calls) == 2
     file.unlink()
@@ -408,39 +373,31 @@ def test_a_damaged_record_is_named(bench, calls, damage):
     assert len(calls) == 3 and file.read_text() == whole
 
 
-def test_a_record_in_bytes_that_are_no_text_is_named(bench):
-    bench.run([UNTOUCHED])
-    file = record(bench, UNTOUCHED)
-    file.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(StoreError, match=f"{file.name} is damaged"):
-        bench.run([UNTOUCHED])
-
-
 @pytest.mark.parametrize(
-    ("trial", "message"),
+    ("run", "message"),
     [
-        (dataclasses.replace(ONE, seed=2), r"one, seed 2: loss at step 2 is \S+: lower the learn"),
+        (dataclasses.replace(ONE, seed=2), "one, seed 2: loss at step 2"),
         (TWO, r"two, seed 0: log-likelihood of '2-0' .*is not finite"),  # after its only step
     ],
 )
-def test_a_training_that_diverges_is_named_and_others_stay(bench, calls, trial, message):
+def test_a_training_that_diverges_is_named_and_others_stay(bench, calls, run, message):
     wild = dataclasses.replace(bench, recipe=dataclasses.replace(RECIPE, rate=1e30))
     wild.run([UNTOUCHED])
     kept = files(wild)
-    with pytest.raises(FloatingPointError, match=rf"{message}.*\. Finished trainings are kept\."):
-        wild.run([UNTOUCHED, trial])
+    with pytest.raises(FloatingPointError, match=message):
+        wild.run([UNTOUCHED, run])
     assert files(wild) == kept and len(kept) == 1 and len(calls) == 1
     wild.run([UNTOUCHED])
 
 
 def test_what_cannot_be_written_is_named(bench, tmp_path):
     (tmp_path / "scores").write_text("a file")
-    with pytest.raises(StoreError, match=r"cannot write .*json: Not a directory"):
+    with pytest.raises(StoreError, match=r"json: Not a directory"):
         bench.run([UNTOUCHED])
 
 
 def test_models_of_past_trainings_are_gone(bench, monkeypatch):
-    train, alive = finetuning.train, weakref.WeakSet()
+    train, alive = sft.train, weakref.WeakSet()
 
     def watched(*arguments, **more):
         found = train(*arguments, **more)
@@ -448,7 +405,7 @@ def test_models_of_past_trainings_are_gone(bench, monkeypatch):
         found.lm.model.__dict__["itself"] = found.lm.model  # as they do in a notebook's kernel
         return found
 
-    monkeypatch.setattr(finetuning, "train", watched)
+    monkeypatch.setattr(sft, "train", watched)
     gc.disable()  # whatever it would find by itself, and whenever
     try:
         bench.run([ONE, TWO])

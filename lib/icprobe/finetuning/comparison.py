@@ -4,15 +4,14 @@ What a selection brings is its models' mean measure over S seeds and Q evaluatio
 of the untouched model. All selections have the same seeds and queries, so differences are paired.
 Seeds and queries are resampled together (`statistics.bootstrap_ci`).
 
-Two selections are held to be equivalent if their difference is within a margin, a share of what the
-full pool brings that is fixed beforehand, by two one-sided tests (TOST, Schuirmann 1987): at 5 %,
-that is where the 90 % interval of their difference, as such a share, lies within the margin. The
+Two selections are held to be equivalent if their difference is within a margin, a fraction of what
+the full pool brings that is fixed beforehand, by two one-sided tests (TOST, Schuirmann 1987): at
+5 %, that is where the 90 % interval of their difference, as such a fraction, lies within it. The
 full pool's gain is resampled, too, so a gain that is uncertain itself makes no narrow margin.
 
-Resampling S seeds would give (S - 1) / S of the variance between them, and so few say little of
-it: deviations of resampled seeds from their mean are drawn out by the root of S / (S - 1), and by
-how much longer an interval of Student's t is than a normal one. With fewer than `LEAST_SEEDS` there
-is no verdict. Verdicts are not corrected for the number of pairs.
+Seed deviations are scaled by sqrt(S / (S - 1)) and by t / z quantiles (few-seed correction): S
+resampled seeds would give (S - 1) / S of the variance, and few say little of it. With fewer than
+`MIN_SEEDS` there is no verdict. Verdicts are not corrected for the number of pairs.
 
 Intervals are for new queries of the same tasks. Where differences are some tasks' alone, new tasks
 may turn them round: beside each verdict stands the interval from resampling tasks, too, and
@@ -26,26 +25,26 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm, t
 
-from icprobe import judge as judging
 from icprobe import statistics
-from icprobe.judge import Judge
-from icprobe.trials import Outcome
+from icprobe.finetuning import judge as judging
+from icprobe.finetuning.judge import Judge
+from icprobe.finetuning.training_runs import RunResult
 
 FULL = "full pool"
 LEVEL = 0.05  # of the equivalence test
-LEAST_SEEDS = 3  # below, the noise of training is not in the intervals, or hardly
-LEAST_QUERIES = 6  # below, intervals over them are far too short
+MIN_SEEDS = 3  # below, the noise of training is not in the intervals, or hardly
+MIN_QUERIES = 6  # below, intervals over them are far too short
 
-BETTER, WORSE, EQUIVALENT, INCONCLUSIVE = "better", "worse", "equivalent", "undecided"
+BETTER, WORSE, EQUIVALENT, UNDECIDED = "better", "worse", "equivalent", "undecided"
 
 
 def gains(
-    outcomes: Mapping[str, Sequence[Outcome]], untouched: Outcome, measure: str
+    results: Mapping[str, Sequence[RunResult]], untouched: RunResult, measure: str
 ) -> dict[str, np.ndarray]:
     """Return what each selection's models gain on each query: [S, Q] by name, positive = better.
 
     Args:
-        outcomes: By selection, one outcome for each of S seeds.
+        results: By selection, one result for each of S seeds.
         untouched: Of the model before training.
         measure: One of `evaluation.MEASURES`; queries it does not apply to are left out of Q, and
             seeds whose models it was not taken of out of S.
@@ -56,7 +55,7 @@ def gains(
     before = untouched.measures[measure]
     before = before[before.notna()]
     found, taken = {}, {}
-    for name, runs in outcomes.items():
+    for name, runs in results.items():
         for run in runs:
             if not run.measures.index.equals(untouched.measures.index):
                 raise ValueError(f"{name} was evaluated on other queries than the untouched model")
@@ -68,9 +67,9 @@ def gains(
     return found
 
 
-def seeds_mean(outcomes: Sequence[Outcome]) -> pd.DataFrame:
+def seeds_mean(results: Sequence[RunResult]) -> pd.DataFrame:
     """Return each query's measures, averaged over the seeds that have them: Q rows."""
-    measures = [outcome.measures for outcome in outcomes]
+    measures = [outcome.measures for outcome in results]
     together = pd.concat(measures).groupby(level=0, sort=False).mean(numeric_only=True)
     return together.loc[measures[0].index]
 
@@ -86,14 +85,13 @@ def summary(
         resamples: How many.
 
     Returns:
-        One row each: selection, estimate, low, high (not numbers with fewer than `LEAST_QUERIES`),
-        seed_sd, seeds, queries. seed_sd is the
-        standard deviation between seeds of the mean over queries; with one seed it is not known,
-        and not in the interval.
+        One row each: selection, estimate, low, high (not numbers with fewer than `MIN_QUERIES`),
+        seed_sd, seeds, queries. seed_sd is the standard deviation between seeds of the mean over
+        queries; with one seed it is not known, and not in the interval.
     """
     names, measure, shape = _means(gains)
     estimate, low, high = statistics.bootstrap_ci(measure, shape, rng, resamples)
-    if shape[1] < LEAST_QUERIES:
+    if shape[1] < MIN_QUERIES:
         low = high = np.nan
     frame = pd.DataFrame({"selection": names, "estimate": estimate, "low": low, "high": high})
     of_seeds = np.stack(list(gains.values())).mean(2)
@@ -114,84 +112,86 @@ def differences(
     Args:
         gains: [S, Q] by selection, `FULL` among them.
         pairs: Names of the first and the second of each comparison.
-        margin: Of equivalence, a share of what the full pool brings.
+        margin: Of equivalence, a fraction of what the full pool brings.
         rng: For the bootstrap.
         resamples: How many.
         tasks: [Q] of the queries; one for all by default.
 
     Returns:
         One row a pair: first, second; estimate, low, high (95 %) of the difference; share,
-        share_low, share_high (95 %), tost_low, tost_high (90 %), the same as shares of what the
+        share_low, share_high (95 %), tost_low, tost_high (90 %), the same as fractions of what the
         full pool brings, not a number where that is not positive (and where it is not in some
         resamples, wider, up to no 95 % and an infinite 90 %); p_equivalent, of TOST; verdict:
         "better" or "worse" where the 95 % interval does not hold zero, "equivalent" where TOST's
         p is below 5 %, both, or "undecided"; tasks_low and tasks_high, the 95 % interval of share
-        where tasks are drawn, too (not a number with a single task). With fewer than `LEAST_SEEDS`
-        or `LEAST_QUERIES` all are undecided, and intervals of shares and p not numbers.
+        where tasks are drawn, too (not a number with a single task). With fewer than `MIN_SEEDS`
+        or `MIN_QUERIES` all are undecided, and intervals of fractions and p not numbers.
 
     Raises:
         ValueError: As `check`, or if a name is unknown.
     """
     check(margin, resamples)
-    names, measure, shape = _means(gains)
-    unknown = {name for pair in (*pairs, (FULL,)) for name in pair} - set(names)
-    if unknown:
-        raise ValueError(f"no selection {sorted(unknown)[0]!r}, there are: {', '.join(names)}")
-    first, second = ([names.index(pair[k]) for pair in pairs] for k in (0, 1))
-    full = names.index(FULL)
-
-    def compared(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        means = measure(rows, columns)
-        difference = means[first] - means[second]
-        share = difference / means[full] if means[full] > 0 else np.full(len(pairs), np.nan)
-        return np.stack([difference, share])
-
+    compared, shape = _compared(gains, pairs)
     values = statistics.bootstrap_replicates(compared, shape, rng, resamples)
     estimate, share = compared(*map(np.arange, shape))
     low, high = _tested(estimate, values[:, 0], LEVEL / 2)
-    p_equivalent = tost(share, values[:, 1], margin)
+    share_low, share_high = _tested(share, values[:, 1], LEVEL / 2)
     tost_low, tost_high = _tested(share, values[:, 1], LEVEL)
-    share_low, share_high = (
-        np.where(np.isinf(end), np.nan, end) for end in _tested(share, values[:, 1], LEVEL / 2)
-    )
-    verdicts = [_verdict(*row) for row in zip(low, high, p_equivalent, strict=True)]
-    tasks_low = tasks_high = np.full(len(pairs), np.nan)
-    labels = np.zeros(shape[1]) if tasks is None else np.asarray(tasks)
-    members = [np.flatnonzero(labels == task) for task in pd.unique(labels)]
-    if len(members) > 1:
-        values = [
-            compared(rng.integers(shape[0], size=shape[0]), _of_new_tasks(members, rng))[1]
-            for _ in range(resamples)
-        ]
-        tasks_low, tasks_high = statistics.confidence_interval(share, np.array(values))
-    if shape[0] < LEAST_SEEDS or shape[1] < LEAST_QUERIES:
-        share_low = share_high = tost_low = tost_high = p_equivalent = np.nan
-        tasks_low = tasks_high = np.nan
-        verdicts = INCONCLUSIVE
-    return pd.DataFrame(
-        {
-            "first": [pair[0] for pair in pairs],
-            "second": [pair[1] for pair in pairs],
-            "estimate": estimate, "low": low, "high": high,
-            "share": share, "share_low": share_low, "share_high": share_high,
-            "tost_low": tost_low, "tost_high": tost_high, "p_equivalent": p_equivalent,
-            "margin": margin, "verdict": verdicts, "tasks_low": tasks_low, "tasks_high": tasks_high,
-        }
-    )  # fmt: skip
+    tasks_low, tasks_high = _over_tasks(compared, shape, share, tasks, rng, resamples)
+    columns = {
+        "estimate": estimate, "low": low, "high": high, "share": share,
+        "share_low": np.where(np.isinf(share_low), np.nan, share_low),
+        "share_high": np.where(np.isinf(share_high), np.nan, share_high),
+        "tost_low": tost_low, "tost_high": tost_high,
+        "p_equivalent": tost(share, values[:, 1], margin), "margin": margin,
+        "verdict": "", "tasks_low": tasks_low, "tasks_high": tasks_high,
+    }  # fmt: skip
+    table = pd.DataFrame(pairs, columns=["first", "second"]).assign(**columns)
+    table["verdict"] = [_verdict(row) for row in table.itertuples()]
+    if shape[0] < MIN_SEEDS or shape[1] < MIN_QUERIES:
+        unknown = table.loc[:, "share_low":"p_equivalent"].columns
+        table[[*unknown, "tasks_low", "tasks_high"]] = np.nan
+        table["verdict"] = UNDECIDED
+    return table
 
 
 def check(margin: float, resamples: int) -> None:
     """Raise ValueError if the margin is not positive, or there are too few resamples."""
     if not margin > 0:
-        raise ValueError(f"margin is {margin!r}, expected a positive share")
+        raise ValueError(f"margin is {margin!r}, expected a positive fraction")
     if resamples < 2:
         raise ValueError(f"there are {resamples} resamples, expected at least 2")
 
 
-def _of_new_tasks(members: Sequence[np.ndarray], rng: np.random.Generator) -> np.ndarray:
-    """Draw tasks, and queries of each: column numbers, from those of each task."""
-    drawn = (members[task] for task in rng.integers(len(members), size=len(members)))
-    return np.concatenate([rng.choice(mine, len(mine)) for mine in drawn])
+def _compared(gains: Mapping[str, np.ndarray], pairs: Sequence[tuple[str, str]]):
+    """Return the measure of all differences and their fractions [2, P], and the shape (S, Q)."""
+    names, measure, shape = _means(gains)
+    unknown = {name for pair in (*pairs, (FULL,)) for name in pair} - set(names)
+    if unknown:
+        raise ValueError(f"no selection {sorted(unknown)[0]!r}, there are: {', '.join(names)}")
+    first, second = ([names.index(pair[k]) for pair in pairs] for k in (0, 1))
+
+    def compared(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        means = measure(rows, columns)
+        difference, full = means[first] - means[second], means[names.index(FULL)]
+        return np.stack([difference, difference / full if full > 0 else difference * np.nan])
+
+    return compared, shape
+
+
+def _over_tasks(compared, shape, share, tasks, rng, resamples) -> tuple[np.ndarray, np.ndarray]:
+    """Return the 95 % interval [P] of fractions where tasks are drawn, too; see `differences`."""
+    labels = np.zeros(shape[1]) if tasks is None else np.asarray(tasks)
+    members = [np.flatnonzero(labels == task) for task in pd.unique(labels)]
+    if len(members) < 2:
+        return np.full(len(share), np.nan), np.full(len(share), np.nan)
+    values = []
+    for _ in range(resamples):
+        seeds = rng.integers(shape[0], size=shape[0])
+        drawn = [members[task] for task in rng.integers(len(members), size=len(members))]
+        queries = np.concatenate([rng.choice(mine, len(mine)) for mine in drawn])
+        values.append(compared(seeds, queries)[1])
+    return statistics.confidence_interval(share, np.array(values))
 
 
 def by_task(
@@ -200,13 +200,13 @@ def by_task(
     """Return what each task contributes to differences of selections.
 
     Args:
-        gains: See `differences`.
-        pairs: The same.
+        gains: [S, Q] by selection, `FULL` among them.
+        pairs: Names of the first and the second of each comparison.
         tasks: [Q] of the queries.
 
     Returns:
         One row a pair and task: first, second, task, queries, estimate (mean difference there),
-        and contribution, as a share of what the full pool brings: these sum to the pair's share.
+        and contribution, as a fraction of what the full pool brings: these sum to the pair's.
     """
     tasks = np.asarray(tasks)
     full = np.mean(gains[FULL])
@@ -225,7 +225,7 @@ def tost(estimate: np.ndarray, values: np.ndarray, margin: float) -> np.ndarray:
     """Return the bootstrap p-values [P] of two one-sided tests for being within +-margin.
 
     The larger of two: of the hypothesis that the truth is at or below -margin, and at or above
-    margin, each the share of resamples there (unknown ones are on both sides).
+    margin, each the fraction of resamples there (unknown ones are on both sides).
 
     Args:
         estimate: [P] of the sample; where it is unknown, so is p.
@@ -253,9 +253,9 @@ def _tested(estimate: np.ndarray, values: np.ndarray, level: float) -> tuple:
     return np.where(known, low, np.nan), np.where(known, -low_of_negated, np.nan)
 
 
-def _verdict(low: float, high: float, p_equivalent: float) -> str:
-    holds = {BETTER: low > 0, WORSE: high < 0, EQUIVALENT: p_equivalent < LEVEL}
-    return " and ".join(name for name, true in holds.items() if true) or INCONCLUSIVE
+def _verdict(row) -> str:
+    holds = {BETTER: row.low > 0, WORSE: row.high < 0, EQUIVALENT: row.p_equivalent < LEVEL}
+    return " and ".join(name for name, true in holds.items() if true) or UNDECIDED
 
 
 def _means(gains: Mapping[str, np.ndarray]):
@@ -288,8 +288,8 @@ def findings(table: pd.DataFrame, margin: float, n: int) -> pd.DataFrame:
     Returns:
         For each pair "<first> less <second>" with its 95 % interval, and "room within the margin"
         of this difference: how far inside +-margin it is, the 90 % interval's nearer end as the
-        low one, so that this is above zero where TOST finds equivalence. As shares of what the full
-        pool brings: quantity, unit, estimate, low, high, n.
+        low one, so that this is above zero where TOST finds equivalence. As fractions of what the
+        full pool brings: quantity, unit, estimate, low, high, n.
     """
     rows = []
     for row in table.itertuples():
@@ -324,7 +324,7 @@ def by_size(summaries: Sequence[pd.DataFrame], names: Sequence[str]) -> pd.DataF
 def win_rates(
     judge: Judge,
     queries: Sequence[dict],
-    outcomes: Mapping[str, Sequence[Outcome]],
+    results: Mapping[str, Sequence[RunResult]],
     pairs: Sequence[tuple[str, str]],
     cache: str | Path,
     rng: np.random.Generator,
@@ -335,21 +335,21 @@ def win_rates(
     Args:
         judge: See `judge.Judge`.
         queries: The evaluation queries.
-        outcomes: By selection, one outcome a seed, with answers.
+        results: By selection, one result a seed, with answers.
         pairs: Names of the first and the second of each comparison.
         cache: File of finished verdicts.
         rng: For the bootstrap over seeds and queries.
         resamples: How many.
 
     Returns:
-        One row a pair: first, second, estimate (share of wins, 0.5 = neither is better), low, high,
-        seeds, queries.
+        One row a pair: first, second, estimate (fraction of wins, 0.5 = neither is better), low,
+        high, seeds, queries.
 
     Raises:
         ValueError: If no open query was answered.
         judge.JudgeError: If the judge cannot be asked; finished verdicts are kept.
     """
-    answering = {n: [run for run in runs if run.answers] for n, runs in outcomes.items()}
+    answering = {n: [run for run in runs if run.answers] for n, runs in results.items()}
     answered = [set(run.answers) for runs in answering.values() for run in runs]
     asked = [query for query in queries if all(query["id"] in ids for ids in answered)]
     if not answered or not asked:
@@ -357,11 +357,11 @@ def win_rates(
     prompts, completions = ([query[name] for query in asked] for name in ("prompt", "completion"))
     rows = []
     for first, second in pairs:
-        shares = []
+        wins = []
         for one, other in zip(answering[first], answering[second], strict=True):
             texts = ([run.answers[query["id"]] for query in asked] for run in (one, other))
-            shares.append(judging.win_rates(judge, prompts, completions, *texts, cache=cache))
-        won = np.stack(shares)
+            wins.append(judging.win_rates(judge, prompts, completions, *texts, cache=cache))
+        won = np.stack(wins)
         measure = statistics.pair_mean(won, np.ones(won.shape, dtype=bool))
         found = statistics.bootstrap_ci(measure, won.shape, rng, resamples)
         rows.append((first, second, *found, *won.shape))
@@ -369,15 +369,15 @@ def win_rates(
     return pd.DataFrame(rows, columns=names)
 
 
-def in_words(table: pd.DataFrame, margin: float) -> list[str]:
+def as_text(table: pd.DataFrame, margin: float) -> list[str]:
     """Return a sentence for each difference, see `differences`."""
     said = {
         BETTER: "better models than",
         WORSE: "worse models than",
         EQUIVALENT: f"models equivalent (within {margin:.0%} of the full pool's gain) to those of",
-        INCONCLUSIVE: "models that cannot be told from, nor called equivalent to, those of",
+        UNDECIDED: "models that cannot be distinguished from, nor called equivalent to, those of",
     }
-    few = f"fewer than {LEAST_SEEDS} seeds or {LEAST_QUERIES} queries: no interval"
+    few = f"fewer than {MIN_SEEDS} seeds or {MIN_QUERIES} queries: no interval"
     return [
         f"{row.first}: {' and '.join(said[part] for part in row.verdict.split(' and '))} "
         f"{row.second} ({row.share:+.2f}, "

@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import gc
 import json
 import math
 import tempfile
@@ -16,12 +15,13 @@ from conftest import ATOL, FAMILIES, RTOL
 from methods.test_gradient_dot import close, encoded
 from test_lm import examples
 
-from icprobe import finetuning
 from icprobe import lm as language_model
-from icprobe.finetuning import SCHEDULES, Recipe
+from icprobe.finetuning import sft
+from icprobe.finetuning.recipe import SCHEDULES, Recipe
 from icprobe.methods import gradient
 
 RECIPE = Recipe(batch_size=4, rate=1e-3)
+pytestmark = pytest.mark.usefixtures("frozen")
 
 
 def load(folder):
@@ -44,16 +44,6 @@ def alike(one, other):
 
 def losses(lm, rows):
     return np.array([-language_model.token_log_likelihoods(lm, row).sum() for row in rows])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def frozen():
-    """Spare the garbage collector what is imported: most of the time of a tiny training."""
-    import trl.trainer.sft_trainer  # noqa: F401
-
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)
@@ -85,23 +75,23 @@ def test_the_loss_is_trls(tiny, monkeypatch, family, rank, loss_on):
     for rounding.
     """
     lm = tiny(family, bos=True)
-    monkeypatch.setattr(finetuning, "OPTIMIZER", "sgd")
+    monkeypatch.setattr(sft, "OPTIMIZER", "sgd")
     recipe = Recipe(epochs=2, batch_size=4, rate=0.5 if rank else 0.02, lora_rank=rank)
-    ours = finetuning.train(lm, examples(7, 1), recipe, loss_on=loss_on)
+    ours = sft.train(lm, examples(7, 1), recipe, loss_on=loss_on)
     moved = [abs(w - before).max() for w, before in zip(
         weights(ours.lm).values(), weights(lm).values(), strict=True
     )]  # fmt: skip
     assert max(moved) > 100 * ATOL
-    made, make = [], finetuning._trainer
+    made, make = [], sft._trainer
 
     def with_trls_loss(*args):
         made.append(make(*args))
         made[0].compute_loss = super(type(made[0]), made[0]).compute_loss
         return made[0]
 
-    monkeypatch.setattr(finetuning, "_trainer", with_trls_loss)
-    monkeypatch.setattr(finetuning, "_mean_loss", None)
-    theirs = finetuning.train(lm, examples(7, 1), recipe, loss_on=loss_on)
+    monkeypatch.setattr(sft, "_trainer", with_trls_loss)
+    monkeypatch.setattr(sft, "_mean_loss", None)
+    theirs = sft.train(lm, examples(7, 1), recipe, loss_on=loss_on)
     np.testing.assert_allclose(ours.curve, theirs.curve, rtol=RTOL, atol=ATOL)
     alike(weights(ours.lm), weights(theirs.lm))
     assert made[0]._metrics, "TRL's loss also counts, and it has been here"
@@ -129,8 +119,8 @@ def share(recipe, step, steps):
 def test_equals_a_plain_loop_over_the_same_batches(tiny, schedule, warmup, loss_on):
     lm, rows = tiny(bos=True), examples(21, 1)
     recipe = dataclasses.replace(RECIPE, schedule=schedule, warmup=warmup)
-    trained = finetuning.train(lm, rows, recipe, loss_on=loss_on)
-    batches = finetuning.batches(lm, rows, recipe, loss_on)
+    trained = sft.train(lm, rows, recipe, loss_on=loss_on)
+    batches = sft.batches(lm, rows, recipe, loss_on)
     rates = [recipe.rate * share(recipe, step, len(batches)) for step in range(len(batches))]
     np.testing.assert_allclose(trained.curve["rate"], rates)
 
@@ -162,7 +152,7 @@ def test_batches_are_of_the_ids_that_all_methods_share(tiny, loss_on):
     found, orders = {}, set()
     for seed in (0, 0, 1):
         recipe = dataclasses.replace(RECIPE, seed=seed, epochs=3)
-        batches = finetuning.batches(lm, rows, recipe, loss_on)
+        batches = sft.batches(lm, rows, recipe, loss_on)
         assert [len(batch["labels"]) for batch in batches] == [4, 4, 2]
         for batch in batches:
             assert (batch["labels"][batch["attention_mask"] == 0] == -100).all()
@@ -175,26 +165,16 @@ def test_batches_are_of_the_ids_that_all_methods_share(tiny, loss_on):
     assert len(orders) == 2
 
 
-def test_rates_rise_before_they_fall(tiny):
-    """Eight steps, of which a quarter warm up; a share that makes no whole step has none."""
-    recipe = Recipe(epochs=2, batch_size=2, rate=0.012, warmup=0.25, schedule="linear")
-    curve = finetuning.train(tiny(), examples(8, 1), recipe).curve
-    assert curve["step"].tolist() == [*range(1, 9)]
-    expected = [0, 0.006, *(0.012 * k / 6 for k in (6, 5, 4, 3, 2, 1))]
-    np.testing.assert_allclose(curve["rate"], expected)
-    one = dataclasses.replace(recipe, epochs=1, batch_size=8, warmup=0.9)
-    assert finetuning.train(tiny(), examples(8, 1), one).curve["rate"].tolist() == [0.012]
-
-
 def test_rates_of_checkpoints_are_means_over_the_steps_that_led_there(tiny, tmp_path):
     """Six steps at 6/6, 5/6, ..., 1/6 of the rate, two a checkpoint; the start has the first."""
     recipe = Recipe(epochs=2, batch_size=4, rate=0.012, saves=3)
-    found = finetuning.train(tiny(), examples(10, 1), recipe, tmp_path).checkpoints
+    found = sft.train(tiny(), examples(10, 1), recipe, tmp_path).checkpoints
     assert [rate for _, rate in found] == pytest.approx([0.012, 0.011, 0.007, 0.003])
 
 
-@pytest.mark.parametrize("loss_on", ["completion", "text"])
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize(
+    ("schedule", "loss_on"), [("linear", "completion"), ("cosine", "text"), ("constant", "text")]
+)
 def test_what_tracin_means(tiny, tmp_path, monkeypatch, loss_on, schedule):
     """In plain gradient descent, queries' losses fall by what the steps' products add up to.
 
@@ -206,9 +186,9 @@ def test_what_tracin_means(tiny, tmp_path, monkeypatch, loss_on, schedule):
     scored = {layer.weight for layer in gradient.linear_layers(lm).values()}
     for weight in lm.model.parameters():
         weight.requires_grad_(weight in scored)
-    monkeypatch.setattr(finetuning, "OPTIMIZER", "sgd")
+    monkeypatch.setattr(sft, "OPTIMIZER", "sgd")
     recipe = Recipe(epochs=4, batch_size=6, rate=1e-4, schedule=schedule, saves=4)
-    found = finetuning.train(lm, pool, recipe, tmp_path, loss_on).checkpoints
+    found = sft.train(lm, pool, recipe, tmp_path, loss_on).checkpoints
     folders, rates = zip(*found, strict=True)
     steps = list(zip(folders[:-1], rates[1:], strict=True))
     products = gradient.tracin(steps, pool, queries, device="cpu", loss_on=loss_on)
@@ -228,7 +208,7 @@ def test_training_lowers_the_loss_and_leaves_the_model_as_it_was(tiny, tmp_path,
     lm.tokenizer.pad_token = None  # as for many models; the trainer sets one
     config = copy.deepcopy(lm.model.config.to_dict())
     recipe = Recipe(batch_size=4, rate=3e-3 * (1 + rank), lora_rank=rank, saves=4)
-    trained = finetuning.train(lm, pool, recipe, tmp_path / "run")
+    trained = sft.train(lm, pool, recipe, tmp_path / "run")
     folders = [folder for folder, _ in trained.checkpoints]
     assert folders == [str(tmp_path / "run" / f"checkpoint-{k}") for k in (0, 2, 3, 5, 6)]
     assert same(before, weights(lm)) and same(before, weights(load(folders[0])))
@@ -243,34 +223,23 @@ def test_training_lowers_the_loss_and_leaves_the_model_as_it_was(tiny, tmp_path,
 
 
 @pytest.mark.parametrize(
-    ("dtype", "rank"), [("float32", 0), ("float32", 2), ("bfloat16", 2), ("float64", 0)]
-)
-def test_the_trained_model_is_ready_to_use(tiny, dtype, rank):
-    lm = tiny(dtype=dtype)
-    recipe = dataclasses.replace(RECIPE, lora_rank=rank)
-    found = finetuning.train(lm, examples(5, 1), recipe)
-    assert found.checkpoints == [] and found.curve.shape == (2, 3)
-    model, identity = found.lm.model, found.lm.identity
-    assert not any(module.training for module in model.modules())
-    assert all(weight.grad is None and weight.requires_grad for weight in model.parameters())
-    assert {weight.dtype for weight in model.parameters()} == {torch.float32}
-    assert type(model) is type(lm.model) and weights(found.lm).keys() == weights(lm).keys()
-    assert identity["dtype"] == "float32" and identity["name"] != lm.identity["name"]
-    assert lm.identity["dtype"] == dtype and lm.model.dtype == getattr(torch, dtype)
-    assert (finetuning.precise(lm) is lm) == (dtype == "float32")
-    assert finetuning.precise(lm).model.dtype == torch.float32 and found.lm.bos == lm.bos
-
-
-@pytest.mark.parametrize(
     ("family", "dtype", "rank"),
     [("llama", "float32", 0), ("llama", "float32", 2), ("llama", "bfloat16", 0),
-     ("mixtral", "float32", 0)],
+     ("llama", "float64", 2), ("mixtral", "float32", 0)],
 )  # fmt: skip
 def test_nothing_of_the_trainer_is_left_on_the_trained_model(tiny, family, dtype, rank):
     """Its passes are the model's own in float32, those of a copy are the copy's."""
     lm = tiny(family, dtype=dtype)
     recipe = dataclasses.replace(RECIPE, lora_rank=rank)
-    trained = finetuning.train(lm, examples(5, 1), recipe).lm
+    found = sft.train(lm, examples(5, 1), recipe)
+    trained = found.lm
+    assert found.checkpoints == [] and found.curve.shape == (2, 3)
+    assert not any(module.training for module in trained.model.modules())
+    for weight in trained.model.parameters():
+        assert weight.grad is None and weight.requires_grad and weight.dtype == torch.float32
+    assert type(trained.model) is type(lm.model) and trained.identity["dtype"] == "float32"
+    assert trained.identity["name"] != lm.identity["name"] and lm.identity["dtype"] == dtype
+    assert (sft.as_float32(lm) is lm) == (dtype == "float32")
     own = type(trained.model)(lm.model.config).float().eval()
     own.load_state_dict(weights(trained))
     queries = encoded(lm, 3, seed=2)
@@ -280,7 +249,7 @@ def test_nothing_of_the_trainer_is_left_on_the_trained_model(tiny, family, dtype
     for weight in copied.parameters():
         weight.data.zero_()
     assert not copied(torch.tensor([queries[0].ids])).logits.any()
-    again = [finetuning.train(start, examples(5, 3), recipe).lm for start in (
+    again = [sft.train(start, examples(5, 3), recipe).lm for start in (
         trained, language_model.LM(own, lm.tokenizer, lm.identity)
     )]  # fmt: skip
     assert same(*map(weights, again))
@@ -291,14 +260,14 @@ def test_runs_of_one_seed_are_the_same_to_the_last_bit(tiny, tmp_path, monkeypat
     lm, rows = tiny("gpt2"), examples(9, 1)  # with dropout
     assert lm.model.config.resid_pdrop > 0
 
-    def run(name, **changes):
-        recipe = dataclasses.replace(RECIPE, lora_rank=rank, saves=1, **changes)
-        return finetuning.train(lm, rows, recipe, tmp_path / name)
+    def run(name, saves=1, **changes):
+        recipe = dataclasses.replace(RECIPE, lora_rank=rank, saves=saves, **changes)
+        return sft.train(lm, rows, recipe, tmp_path / name)
 
     first, again, other = run("first"), run("again"), run("other", seed=1)
-    monkeypatch.setattr(finetuning, "TOKENS_KEPT", 0)
-    recomputed = run("recomputed")
-    for equal in (again, recomputed):
+    monkeypatch.setattr(sft, "TOKENS_KEPT", 0)
+    recomputed, unsaved = run("recomputed"), run("unsaved", saves=0)
+    for equal in (again, recomputed, unsaved):
         assert first.curve.equals(equal.curve) and same(weights(first.lm), weights(equal.lm))
     assert not same(weights(first.lm), weights(other.lm))
     for one, two, three, four in zip(
@@ -310,17 +279,8 @@ def test_runs_of_one_seed_are_the_same_to_the_last_bit(tiny, tmp_path, monkeypat
         assert same(own, weights(load(four[0]))) == one[0].endswith("-0")
 
 
-def test_checkpoints_change_nothing(tiny, tmp_path):
-    one = finetuning.train(tiny(), examples(9, 1), RECIPE)
-    other = finetuning.train(
-        tiny(), examples(9, 1), dataclasses.replace(RECIPE, saves=3), tmp_path / "run"
-    )
-    assert one.curve.equals(other.curve) and same(weights(one.lm), weights(other.lm))
-    assert same(weights(other.lm), weights(load(other.checkpoints[-1][0])))
-
-
-@pytest.mark.parametrize(("family", "rank"), [("llama", 0), ("llama", 2), ("gpt2", 2)])
-def test_nobody_is_told_of_the_run(tiny, tmp_path, monkeypatch, capfd, family, rank):
+@pytest.mark.parametrize(("family", "rank"), [("llama", 0), ("gpt2", 2)])
+def test_no_telemetry_and_no_messages(tiny, tmp_path, monkeypatch, capfd, family, rank):
     """TRL would report it to its makers, and transformers print what it logs."""
     monkeypatch.delenv("CI", raising=False)
     monkeypatch.setattr("trl.trainer.base_trainer.send_telemetry", None)
@@ -328,7 +288,7 @@ def test_nobody_is_told_of_the_run(tiny, tmp_path, monkeypatch, capfd, family, r
     capfd.readouterr()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        finetuning.train(lm, examples(4, 1), Recipe(saves=1, lora_rank=rank), tmp_path / "run")
+        sft.train(lm, examples(4, 1), Recipe(saves=1, lora_rank=rank), tmp_path / "run")
     out, err = capfd.readouterr()
     lines = [line for line in err.replace("\r", "\n").split("\n") if line.strip()]
     assert not out and all(line.startswith("fine-tuning") for line in lines)
@@ -337,7 +297,7 @@ def test_nobody_is_told_of_the_run(tiny, tmp_path, monkeypatch, capfd, family, r
 def test_padding_needs_no_token_of_its_own(tiny):
     one, other = (tiny(bos=True) for _ in range(2))
     other.tokenizer.pad_token = other.tokenizer.eos_token = None
-    runs = [finetuning.train(lm, examples(9, 1), RECIPE) for lm in (one, other)]
+    runs = [sft.train(lm, examples(9, 1), RECIPE) for lm in (one, other)]
     assert runs[0].curve.equals(runs[1].curve)
     assert same(*(weights(run.lm) for run in runs))
     assert other.tokenizer.pad_token is None
@@ -349,7 +309,7 @@ def test_padding_needs_no_token_of_its_own(tiny):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_adapters_change_the_linear_layers_of_the_blocks_alone(tiny, monkeypatch, family):
     lm, recipe = tiny(family, bos=True), dataclasses.replace(RECIPE, lora_rank=3)
-    snapshots, make = [], finetuning._trainer
+    snapshots, make = [], sft._trainer
 
     def watched(*args):
         trainer = make(*args)
@@ -362,8 +322,8 @@ def test_adapters_change_the_linear_layers_of_the_blocks_alone(tiny, monkeypatch
         trainer.train = lambda: (snapshot(), train(), snapshot())
         return trainer
 
-    monkeypatch.setattr(finetuning, "_trainer", watched)
-    merged = finetuning.train(lm, examples(9, 1), recipe).lm
+    monkeypatch.setattr(sft, "_trainer", watched)
+    merged = sft.train(lm, examples(9, 1), recipe).lm
     before, after = snapshots
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {name for name in before if ".lora_" in name}
@@ -376,20 +336,15 @@ def test_adapters_change_the_linear_layers_of_the_blocks_alone(tiny, monkeypatch
         assert values[3] < 1e-4 * values[0], "the difference has the adapters' rank"
 
 
-def test_adapters_are_scaled_by_two(tiny, tmp_path):
-    recipe = dataclasses.replace(RECIPE, lora_rank=3, saves=1)
-    ((_, _), (folder, _)) = finetuning.train(tiny(), examples(4, 1), recipe, tmp_path).checkpoints
-    config = json.loads((Path(folder) / "adapter_config.json").read_text())
-    assert config["lora_alpha"] / config["r"] == 2 and config["lora_dropout"] == 0
-    assert not list(Path(folder).glob("model*")), "the model's own weights are not saved again"
-
-
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_checkpoints_of_adapters_are_read_back_and_scored(tiny, tmp_path, family):
     lm, recipe = tiny(family, bos=True), dataclasses.replace(RECIPE, rate=0.02, lora_rank=2)
     pool, queries = encoded(lm, 9, seed=1), encoded(lm, 4, seed=2)
-    run = finetuning.train(lm, pool, dataclasses.replace(recipe, saves=2), tmp_path / "run")
+    run = sft.train(lm, pool, dataclasses.replace(recipe, saves=2), tmp_path / "run")
     (start, _), _, (end, _) = run.checkpoints
+    config = json.loads((Path(end) / "adapter_config.json").read_text())
+    assert config["lora_alpha"] / config["r"] == 2 and config["lora_dropout"] == 0
+    assert not list(Path(end).glob("model*")), "the model's own weights are not saved again"
     np.testing.assert_array_equal(losses(load(start), queries), losses(lm, queries))
     expected = losses(run.lm, queries)
     np.testing.assert_allclose(losses(load(end), queries), expected, rtol=RTOL, atol=ATOL)
@@ -407,10 +362,10 @@ def test_checkpoints_of_adapters_are_read_back_and_scored(tiny, tmp_path, family
 def test_adapters_of_a_model_that_is_in_no_file_are_not_saved(tiny, tmp_path):
     """They would be read back on top of another one."""
     lm, recipe = tiny(bos=True), dataclasses.replace(RECIPE, lora_rank=2, saves=1)
-    run = finetuning.train(lm, examples(4, 1), recipe, tmp_path / "run")
+    run = sft.train(lm, examples(4, 1), recipe, tmp_path / "run")
     for changed in (run.lm, load(run.checkpoints[-1][0])):
-        with pytest.raises(ValueError, match=r"in no folder of its own: train all weights"):
-            finetuning.train(changed, examples(4, 1), recipe, tmp_path / "other")
+        with pytest.raises(ValueError, match="lora_rank=0"):
+            sft.train(changed, examples(4, 1), recipe, tmp_path / "other")
     assert not (tmp_path / "other").exists()
 
 
@@ -419,63 +374,53 @@ def test_adapters_of_a_model_that_is_in_no_file_are_not_saved(tiny, tmp_path):
 
 @pytest.mark.parametrize("rank", [0, 2])
 def test_a_loss_that_is_not_finite_stops_the_run_at_that_step(tiny, monkeypatch, rank):
-    steps, step = [], finetuning._Watching.on_step_end
+    steps, step = [], sft._Watching.on_step_end
     monkeypatch.setattr(
-        finetuning._Watching,
+        sft._Watching,
         "on_step_end",
         lambda self, *args, **more: steps.append(1) or step(self, *args, **more),
     )
     lm, before = tiny(), {name: weight.clone() for name, weight in weights(tiny()).items()}
     recipe = Recipe(epochs=5, batch_size=4, rate=1e30, lora_rank=rank)
-    with pytest.raises(FloatingPointError, match=r"loss at step 2 is \S+: lower the learning rate"):
-        finetuning.train(lm, examples(9, 1), recipe)
+    with pytest.raises(FloatingPointError, match="loss at step 2"):
+        sft.train(lm, examples(9, 1), recipe)
     assert len(steps) == 2 and same(before, weights(lm))
 
 
 @pytest.mark.parametrize(
-    ("wrong", "message"),
+    ("field", "value"),
     [
-        ({"epochs": 0}, "epochs is 0, expected a whole number from 1"),
-        ({"batch_size": 2.0}, "batch_size is 2.0, expected a whole number from 1"),
-        ({"saves": True}, "saves is True, expected a whole number from 0"),
-        ({"saves": -1}, "saves is -1, expected a whole number from 0"),
-        ({"seed": -1}, "seed is -1, expected a whole number from 0"),
-        ({"seed": 2**32}, "seed is 4294967296, expected a whole number from 0"),
-        ({"lora_rank": 1.0}, "lora_rank is 1.0, expected a whole number from 0"),
-        ({"rate": 0}, "rate is 0, expected a positive number"),
-        ({"rate": float("nan")}, "rate is nan, expected a positive number"),
-        ({"rate": math.inf}, "rate is inf, expected a positive number"),
-        ({"rate": "high"}, "rate is 'high', expected a positive number"),
-        ({"rate": True}, "rate is True, expected a positive number"),
-        ({"warmup": 1}, "warmup is 1, expected a share from 0 to below 1"),
-        ({"warmup": -0.1}, "warmup is -0.1, expected a share from 0 to below 1"),
-        ({"warmup": None}, "warmup is None, expected a share from 0 to below 1"),
-        ({"schedule": "square"}, r"schedule is 'square', expected one of \('linear', 'cosine'"),
+        *(("epochs", 0), ("batch_size", 2.0), ("saves", True), ("saves", -1)),
+        *(("seed", -1), ("seed", 2**32), ("lora_rank", 1.0), ("schedule", "square")),
+        *(("rate", value) for value in (0, math.nan, math.inf, "high", True)),
+        *(("warmup", value) for value in (1, -0.1, None)),
     ],
 )
-def test_wrong_recipes(wrong, message):
-    with pytest.raises(ValueError, match=message):
-        Recipe(**wrong)
+def test_a_recipe_names_the_field_that_is_wrong(field, value):
+    with pytest.raises(ValueError, match=f"(?s){field}.*{value}"):
+        Recipe(**{field: value})
 
 
 def test_equal_recipes_are_written_alike():
     assert Recipe(rate=1, warmup=0) == Recipe(rate=1.0)
-    assert json.dumps(dataclasses.asdict(Recipe(rate=1, warmup=0))).count(".0") == 2
+    written = json.dumps(dataclasses.asdict(Recipe(rate=1, warmup=0)))
+    # the order and the numbers' form are in the keys of committed records
+    assert written == (
+        '{"epochs": 1, "batch_size": 8, "rate": 1.0, "schedule": "linear", "warmup": 0.0, '
+        '"lora_rank": 0, "saves": 0, "seed": 0}'
+    )
 
 
 def test_wrong_arguments(tiny, tmp_path):
     lm, rows = tiny(), examples(11, 1)
-    for rank in (0, 2):
-        saving = dataclasses.replace(RECIPE, saves=1, lora_rank=rank)
-        with pytest.raises(ValueError, match="saves is 1, but there is no folder for checkpoints"):
-            finetuning.train(lm, rows, saving)
-    message = r"saves is 4 checkpoints, but 11 examples make 3 steps with epochs=1 and batch_size=4"
-    with pytest.raises(ValueError, match=message):
-        finetuning.train(lm, rows, dataclasses.replace(RECIPE, saves=4), tmp_path)
-    for use in (finetuning.train, finetuning.batches):
-        with pytest.raises(ValueError, match="there are no examples to train on"):
+    with pytest.raises(ValueError, match=r"saves is 1, .*folder"):
+        sft.train(lm, rows, dataclasses.replace(RECIPE, saves=1))
+    with pytest.raises(ValueError, match=r"saves is 4 .* 11 examples make 3 steps"):
+        sft.train(lm, rows, dataclasses.replace(RECIPE, saves=4), tmp_path)
+    for use in (sft.train, sft.batches):
+        with pytest.raises(ValueError, match="no examples"):
             use(lm, [], RECIPE)
-        with pytest.raises(ValueError, match="loss_on is 'all', expected 'completion' or 'text'"):
+        with pytest.raises(ValueError, match="loss_on is 'all'"):
             use(lm, rows, RECIPE, loss_on="all")
-        with pytest.raises(ValueError, match="example '1-0': the completion has no tokens"):
+        with pytest.raises(ValueError, match=r"'1-0'.* no tokens"):
             use(lm, [rows[0] | {"completion": ""}], RECIPE)

@@ -49,7 +49,7 @@ def summary(
                 "completion tokens (median)": np.median(completions),
                 "completion tokens (most)": max(completions),
                 "truncated": sum(e.truncated > 0 for e in tokens),
-                "glued": sum(map(_glued, examples["prompt"], examples["completion"])),
+                "glued": sum(map(_missing_space, examples["prompt"], examples["completion"])),
                 "repeated": int(texts.duplicated().sum()),
                 "contradicted": int((asked.duplicated() & ~texts.duplicated()).sum()),
             }
@@ -57,27 +57,29 @@ def summary(
     return pd.DataFrame(rows, index=[POOL, QUERIES])
 
 
-def leaks(pool: datasets.Dataset, queries: datasets.Dataset, near: float = NEAR) -> pd.DataFrame:
+def near_duplicates(
+    pool: datasets.Dataset, queries: datasets.Dataset, near: float = NEAR
+) -> pd.DataFrame:
     """Return the training examples that copy a query: to train on them is to train on the test.
 
     Near copies have most of a query's runs of `RUN` words, whatever else they have; a run weighs
-    its squared TF-IDF, so those of an instruction that many texts share count for little.
+    its squared TF-IDF, so those of an instruction that many texts have count for little.
 
     Args:
         pool: N training examples.
         queries: M queries.
-        near: The least share of a query's runs, by weight, that a near copy has.
+        near: The least fraction of a query's runs, by weight, that a near copy has.
 
     Returns:
         One row per such example, the closest first: example and query (ids), row (its number in
-        the pool), shared (the share of the query's runs; of the query of which it is the largest)
+        the pool), shared (the fraction of the query's runs; of the query of which it is largest)
         and kind: "same text" (but for white space) or "near copy".
 
     Raises:
         ValueError: If `near` is not above 0 and up to 1.
     """
     if not 0 < near <= 1:
-        raise ValueError(f"near is {near!r}, expected a share above 0, up to 1")
+        raise ValueError(f"near is {near!r}, expected a fraction above 0, up to 1")
     texts, asked = _texts(pool), _texts(queries)
     shared, closest = _closest(texts, asked)
     first = asked.drop_duplicates()
@@ -96,12 +98,12 @@ def leaks(pool: datasets.Dataset, queries: datasets.Dataset, near: float = NEAR)
     return found.sort_values("shared", ascending=False, kind="stable").reset_index(drop=True)
 
 
-def choosable(N: int, copies: pd.DataFrame, keep: bool = False) -> np.ndarray:
+def selectable(N: int, copies: pd.DataFrame, keep: bool = False) -> np.ndarray:
     """Return the row numbers of the training examples that may be selected.
 
     Args:
         N: Size of the pool.
-        copies: See `leaks`.
+        copies: See `near_duplicates`.
         keep: Whether copies may be.
 
     Raises:
@@ -117,7 +119,7 @@ def choosable(N: int, copies: pd.DataFrame, keep: bool = False) -> np.ndarray:
 
 
 def _closest(texts: pd.Series, asked: pd.Series) -> tuple[np.ndarray, np.ndarray]:
-    """Return the largest share of a query's runs that each text has [N], and of which query."""
+    """Return the largest fraction of a query's runs in each text [N], and of which query."""
     vectorizer = TfidfVectorizer(**TFIDF, ngram_range=(RUN, RUN))
     try:
         vectorizer.fit([*texts, *asked])
@@ -125,11 +127,12 @@ def _closest(texts: pd.Series, asked: pd.Series) -> tuple[np.ndarray, np.ndarray
         return np.zeros(len(texts)), np.zeros(len(texts), dtype=int)
     has, weights = vectorizer.transform(texts), vectorizer.transform(asked)
     has.data[:] = 1
-    shares = has @ weights.multiply(weights).tocsr().T  # a query's squared weights add up to 1
-    return shares.max(axis=1).toarray().ravel(), np.asarray(shares.argmax(axis=1)).ravel()
+    fractions = has @ weights.multiply(weights).tocsr().T  # a query's squared weights add up to 1
+    closest = np.asarray(fractions.argmax(axis=1)).ravel()
+    return fractions.max(axis=1).toarray().ravel(), closest
 
 
-def _glued(prompt: str, completion: str) -> bool:
+def _missing_space(prompt: str, completion: str) -> bool:
     """Tell whether a completion begins in the last word of its prompt."""
     return bool(prompt) and not (prompt[-1].isspace() or completion[0].isspace())
 

@@ -1,0 +1,1 @@
+"""From scores to models: selection, training with TRL, evaluation, comparison."""

@@ -1,0 +1,59 @@
+"""A run becomes the reference by one command, without texts or checkpoints."""
+
+import pytest
+
+from icprobe import paths
+from icprobe.artifact import publish
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "ROOT", tmp_path)
+    for name, folder in (
+        ("FIGURES", "figures/reference"),
+        ("SCORES", "data/scores/reference"),
+        ("NETWORKS", "data/networks"),
+    ):
+        monkeypatch.setattr(paths, f"REFERENCE_{name}", tmp_path / folder)
+    return tmp_path
+
+
+def write(root, *files):
+    for file in files:
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        (root / file).write_text(file)
+
+
+def test_results_scores_and_networks_are_copied_and_texts_are_not(root):
+    copied = {
+        "figures/mine/01_findings.csv": "figures/reference/mine/01_findings.csv",
+        "figures/mine/01_scatter.png": "figures/reference/mine/01_scatter.png",
+        "figures/mine/claims.json": "figures/reference/mine/claims.json",
+        "figures/mine/logs/timing.csv": "figures/reference/mine/timing.csv",
+        "data/scores/mine/icp-01/manifest.json": "data/scores/reference/icp-01/manifest.json",
+        "data/scores/mine/icp-01/part-00000.parquet": (
+            "data/scores/reference/icp-01/part-00000.parquet"
+        ),
+        "data/scores/mine/finetuned/training-02.json": (
+            "data/scores/reference/finetuned/training-02.json"
+        ),
+        "data/scores/mine/networks/d5.safetensors": "data/networks/d5.safetensors",
+    }
+    left = (
+        "figures/mine/08_selected.jsonl",
+        "figures/mine/08_explorer.html",
+        "figures/mine/notebooks/01.ipynb",
+        "data/scores/mine/finetuned/training-02.jsonl",
+        "data/scores/mine/finetuned/training-02/checkpoint-1/model.safetensors",
+    )
+    write(root, *copied, *left, "figures/reference/mine/claims.json")
+    publish.publish("mine")
+    reference = [*(root / "figures/reference").rglob("*"), *(root / "data/networks").rglob("*")]
+    reference += (root / "data/scores/reference").rglob("*")
+    files = {str(path.relative_to(root)): path.read_text() for path in reference if path.is_file()}
+    assert files == {target: source for source, target in copied.items()}
+
+
+def test_a_run_that_is_not_there_is_named(root, capsys):
+    assert publish.main(["other"]) == 2
+    assert "figures/other" in capsys.readouterr().err

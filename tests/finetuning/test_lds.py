@@ -1,0 +1,201 @@
+"""The linear datamodelling score against scipy and simulations in which it is known."""
+
+import itertools
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import spearmanr
+
+from icprobe.finetuning import lds
+from icprobe.finetuning.training_runs import RunResult
+
+N, S, M = 40, 16, 6
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def drawn():
+    return lds.subsets(N, S, 0.3)
+
+
+def scored(tau, subsets, measured, resamples=10):
+    found = lds.scores({"tau": tau}, subsets, measured, np.random.default_rng(0), resamples).iloc[0]
+    return found["estimate"]
+
+
+# -------------------------------------------------------------------------------------- subsets
+
+
+@pytest.mark.parametrize(("share", "size"), [(0.03, 1), (0.25, 10), (0.5, 20), (0.97, 39)])
+def test_subsets_have_a_share_of_the_pool_and_are_random(share, size):
+    found = lds.subsets(N, 2000, share, seed=5)
+    assert all(rows == tuple(sorted(set(rows))) and len(rows) == size for rows in found)
+    assert all(type(row) is int and 0 <= row < N for rows in found for row in rows)
+    assert len(set(found)) == 2000 or size in (1, 39)
+    often = np.bincount(np.concatenate(found), minlength=N) / 2000
+    # four standard errors
+    assert often == pytest.approx(size / N, abs=4 * np.sqrt(size / N * (1 - size / N) / 2000))
+
+
+def test_the_first_subsets_stay_when_there_are_more():
+    assert lds.subsets(N, 30, 0.5)[:7] == lds.subsets(N, 7, 0.5)
+    assert lds.subsets(N, 7, 0.5) != lds.subsets(N, 7, 0.5, seed=1)
+    # a change of these rows means all trainings anew
+    assert lds.subsets(9, 4, 0.4, seed=3)[:2] == [(0, 1, 2, 7), (1, 2, 4, 5)]
+
+
+@pytest.mark.parametrize("fraction", [0, 1, -0.5, 1.5, 0.01, 0.99, np.nan])
+def test_a_subset_takes_some_and_leaves_some(fraction):
+    with pytest.raises(ValueError, match=f"subset_share is {fraction}"):
+        lds.subsets(N, 4, fraction)
+
+
+def test_too_few_subsets_or_trainings_are_errors():
+    for S in (-1, 3, 8.0):
+        with pytest.raises(ValueError, match=f"subsets is {S}"):
+            lds.subsets(N, S, 0.5)
+    for seeds in (0, 1.5):
+        with pytest.raises(ValueError, match=f"subset_seeds is {seeds}"):
+            lds.training_runs([(0, 1)], seeds)
+
+
+def test_what_is_measured_is_in_the_order_of_the_runs():
+    runs = lds.training_runs([(0, 1), (2, 3), (4,)], 2)
+    assert [(run.rows, run.seed) for run in runs] == [
+        ((0, 1), 0), ((0, 1), 1), ((2, 3), 0), ((2, 3), 1), ((4,), 0), ((4,), 1),
+    ]  # fmt: skip
+    assert len({run.name for run in runs}) == 3
+    results = [
+        RunResult(
+            curve=pd.DataFrame(),
+            measures=pd.DataFrame({lds.MEASURE: [10 * run.rows[0] + run.seed, q]}),
+            answers={},
+            checkpoints=[],
+        )
+        for q, run in enumerate(runs)
+    ]
+    found = lds.measured(results, 3)
+    assert found[:, :, 0].tolist() == [[0, 1], [20, 21], [40, 41]]
+    assert found[:, :, 1].tolist() == [[0, 1], [2, 3], [4, 5]]
+
+
+# ------------------------------------------------------------------------------------ the score
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_lds_is_scipys(rng, drawn, seeds):
+    methods = {"noise": rng.normal(size=(N, M)), "signs": rng.integers(-2, 3, size=(N, M))}
+    measured = rng.normal(size=(S, seeds, M))
+    measured += lds.predicted(methods["signs"], drawn)[:, None] / 3
+    table = lds.scores(methods, drawn, measured, rng, 50)
+    assert table["method"].tolist() == list(methods)
+    assert (table[["subsets", "seeds", "queries"]] == [S, seeds, M]).all(axis=None)
+    for row, tau in zip(table.itertuples(), methods.values(), strict=True):
+        expected = []
+        for j in range(M):
+            sums = [sum(tau[i, j] for i in rows) for rows in drawn]
+            expected.append(spearmanr(sums, [np.mean(runs[:, j]) for runs in measured]).statistic)
+        assert row.estimate == pytest.approx(np.mean(expected))
+        assert row.low < row.estimate < row.high
+    assert table["low"][1] > 0 > table["low"][0]
+
+
+def test_differences_are_of_the_same_resamples(rng, drawn):
+    effect = rng.normal(size=(N, M))
+    methods = {"gain": effect + 0.1 * rng.normal(size=(N, M)), "hidden states": effect}
+    methods |= {"words (TF-IDF)": np.ones((N, M)), "product": rng.normal(size=(N, M))}
+    methods["product"][:, 0] = 1.0
+    measured = lds.predicted(effect, drawn)[:, None]
+    table = lds.scores(methods, drawn, measured, rng, 100).set_index("method")
+    assert list(table.index[4:]) == [
+        "gain less words (TF-IDF)", "gain less hidden states", "product less gain",
+    ]  # fmt: skip
+    close = table.loc["gain less hidden states"]
+    expected = table.loc["gain", "estimate"] - table.loc["hidden states", "estimate"]
+    assert close["estimate"] == pytest.approx(expected)
+    assert close["low"] < 0 < close["high"]
+    assert close["high"] - close["estimate"] == pytest.approx(close["estimate"] - close["low"])
+    far = table.loc["product less gain"]
+    assert far["high"] < 0
+    assert table["queries"].tolist() == [M, M, 0, M - 1, 0, M, M - 1]
+    assert np.isnan(table.loc["words (TF-IDF)", "estimate"])
+    found = lds.findings(table.reset_index().assign(ceiling=0.5))
+    assert found["quantity"].tolist() == [f"LDS of {name}" for name in table.index]
+    assert (found[["unit", "n", "seeds", "ceiling"]] == ["Spearman", S, 1, 0.5]).all(axis=None)
+
+
+def test_lds_of_scores_that_are_what_happens(rng, drawn):
+    effect = rng.normal(size=(N, M))
+    measured = 3 + 2 * lds.predicted(effect, drawn)[:, None]
+    for tau, expected in ((effect, 1), (5 * effect + 1, 1), (-effect, -1)):
+        assert scored(tau, drawn, measured) == pytest.approx(expected)
+    # what differs from query to query, or grows with it, is no matter
+    level, scale = 10 * rng.normal(size=M), np.exp(rng.normal(size=M))
+    assert scored(effect * scale, drawn, level + scale[::-1] * measured) == pytest.approx(1)
+
+
+def test_orders_do_not_matter(rng, drawn):
+    tau, measured = rng.normal(size=(N, M)), rng.normal(size=(S, 2, M))
+    expected = scored(tau, drawn, measured)
+    order = rng.permutation(S)
+    assert scored(tau, [drawn[s] for s in order], measured[order]) == pytest.approx(expected)
+    assert scored(tau, drawn, measured[:, ::-1]) == pytest.approx(expected)
+    queries = rng.permutation(M)
+    assert scored(tau[:, queries], drawn, measured[:, :, queries]) == pytest.approx(expected)
+    pool = rng.permutation(N)  # row pool[i] of the old pool is row i of the new one
+    renamed = [tuple(np.flatnonzero(np.isin(pool, rows)).tolist()) for rows in drawn]
+    assert scored(tau[pool], renamed, measured) == pytest.approx(expected)
+
+
+def test_scores_of_strangers_predict_nothing(rng):
+    subsets = lds.subsets(N, 200, 0.5)
+    found = scored(rng.normal(size=(N, 30)), subsets, rng.normal(size=(200, 1, 30)))
+    assert found == pytest.approx(0, abs=4 / np.sqrt(200 * 30))  # four standard errors
+
+
+# ----------------------------------------------------------------------------------- the ceiling
+
+
+@pytest.mark.parametrize("seeds", [2, 3])
+def test_the_ceiling_by_hand(rng, seeds):
+    """The root of the reliability of the seeds' mean (Spearman and Brown), query by query."""
+    measured = rng.normal(size=(S, seeds, M)) + rng.normal(size=(S, 1, M))
+    measured[:, 1, 2] *= -1  # seeds that disagree on a query
+    of_queries = []
+    for j in range(M):
+        pairs = itertools.combinations(measured[:, :, j].T, 2)
+        rho = max(0, np.mean([spearmanr(*pair).statistic for pair in pairs]))
+        of_queries.append(np.sqrt(seeds * rho / (1 + (seeds - 1) * rho)))
+    assert min(of_queries) == 0 or seeds > 2
+    assert lds.ceiling(measured) == pytest.approx(np.mean(of_queries))
+    assert lds.ceiling(measured[:, ::-1]) == pytest.approx(np.mean(of_queries))
+
+
+def test_the_ceiling_is_one_without_noise_zero_without_agreement_and_unknown_with_one_seed(rng):
+    truth = rng.normal(size=(S, 1, M))
+    assert lds.ceiling(np.repeat(truth, 4, axis=1)) == pytest.approx(1)
+    assert np.isnan(lds.ceiling(truth))  # one seed
+    opposed = np.concatenate([truth, -truth], axis=1)
+    assert lds.ceiling(opposed) == 0
+    # queries count by themselves: those that disagree take nothing from the others
+    both = np.concatenate([np.repeat(truth, 2, axis=1), opposed], axis=2)
+    assert lds.ceiling(both) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+@pytest.mark.parametrize("noise", [0.5, 1.0, 2.0])
+def test_predictions_without_noise_reach_the_ceiling_on_average(rng, seeds, noise):
+    """Many subsets: what is left are rank against linear correlations, and 300 subsets' chance."""
+    subsets = lds.subsets(N, 300, 0.5)
+    effect = rng.normal(size=(N, 30))
+    truth = lds.predicted(effect, subsets)
+    truth /= truth.std(0)
+    measured = truth[:, None] + noise * rng.normal(size=(300, seeds, 30))
+    found = scored(effect, subsets, measured)
+    assert found == pytest.approx(np.sqrt(1 / (1 + noise**2 / seeds)), abs=0.03)
+    assert lds.ceiling(measured) == pytest.approx(found, abs=0.03)
