@@ -67,7 +67,7 @@ class Common(Parameters):
     output_dir: Output = Field("figures/laptop", validate_default=True)
     """folder of figures and tables, from the repository root"""
     scores_dir: Kept = "data/scores/laptop"
-    """folder of finished scores; not used by 05 and 07"""
+    """folder of the scores that are made here; not used by 07"""
 
 
 class Scored(Common):
@@ -236,7 +236,7 @@ class RegressionSettings(Common):
     NOTEBOOK: ClassVar[str] = "05_synthetic_regression"
 
     networks_dir: Kept = "data/scores/laptop/networks"
-    """folder of trained networks, a pair of files each"""
+    """folder of networks that are trained here"""
     dimension: Count = 5
     """D, of tasks and covariates"""
     noise: Positive = 0.5
@@ -306,7 +306,7 @@ class CostSettings(TrainingEffect):
     compared: Annotated[str, AfterValidator(checks.file)] | None = (
         "figures/reference/laptop/cost.csv"
     )
-    """timings with other libraries; None: made here"""
+    """timings beside other libraries, or None"""
     methods: Annotated[list[str], AfterValidator(checks.timed_methods)] | None = None
     """what to time here, by the benchmark's names; None: ours"""
     n_timed: Count = 8
