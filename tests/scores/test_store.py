@@ -524,9 +524,7 @@ def test_incomplete_scores_are_not_read(tmp_path):
 
 def test_find_in_an_empty_folder_says_how_to_make_the_scores(tmp_path):
     with pytest.raises(FileNotFoundError) as caught:
-        store.find(
-            [tmp_path / "none"], "icp", IDENTITY, how_to_make="run notebooks/01 with n_train=7"
-        )
+        store.find([tmp_path / "none"], "icp", IDENTITY, how_to_make="run 01 with n_train=7")
     assert "There are no icp scores in" in str(caught.value)
     assert "run 01 with n_train=7" in str(caught.value)
 
