@@ -5,7 +5,7 @@ import pytest
 import torch
 from conftest import save_tiny
 
-from icprobe import gradients, icp
+from icprobe import gradients
 from icprobe import lm as language_model
 from icprobe.artifact.benchmark import comparison, methods, profiling, timings, work
 from icprobe.artifact.benchmark.methods import METHODS, NATS, PRODUCTS
@@ -49,19 +49,6 @@ def test_methods_agree_with_float64(pairs, name):
     found = METHODS[name].run(lm, train, queries)
     said = comparison.errors(METHODS[name].quantity, found, exact)
     assert said["error"] < 1e-4 and said["rank"] > 0.99
-
-
-def test_the_plain_loop_in_float64_is_one_pass_a_pair(pairs):
-    _, precise, train, queries = pairs
-    found = METHODS[methods.PLAIN[NATS]].run(precise, train, queries)
-    expected = [
-        [
-            language_model.token_log_likelihoods(precise, q, icp.context(precise, t)).sum()
-            for q in queries
-        ]
-        for t in train
-    ]
-    np.testing.assert_allclose(found, expected, rtol=1e-10)
 
 
 def test_a_run_of_its_own_gives_the_same_scores(pairs, tmp_path):
