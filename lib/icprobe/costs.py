@@ -102,14 +102,12 @@ class Lengths:
             loss_on: Tokens of the training loss: "completion", or "text" for the prompt, too.
         """
         inputs = [query.ids[:-1] for query in queries]
-        # numbers of beginnings, by the number of the one without the last token (0: none) and it
-        tree: dict[tuple[int, int], int] = {}
-        attended_keys = 0
+        # the queries' prefix tree: number and depth of a token, by its parent's number and it
+        tree: dict[tuple[int, int], tuple[int, int]] = {}
         for ids in inputs:
             number = 0
-            for position, token in enumerate(ids, 1):
-                attended_keys += position * ((number, token) not in tree)
-                number = tree.setdefault((number, token), len(tree) + 1)
+            for depth, token in enumerate(ids, 1):
+                number, _ = tree.setdefault((number, token), (len(tree) + 1, depth))
         passed = np.array([len(example.ids) - 1 for example in train])
         completions = np.array([len(example.completion) for example in train])
         return cls(
@@ -118,7 +116,7 @@ class Lengths:
             np.array([len(ids) for ids in inputs]),
             np.array([len(query.completion) for query in queries]),
             len(tree),
-            attended_keys,
+            sum(depth for _, depth in tree.values()),
         )
 
 

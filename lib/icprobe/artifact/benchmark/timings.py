@@ -81,9 +81,12 @@ def findings(table: pd.DataFrame) -> pd.DataFrame:
         least and the most that the ranges over repeats allow, NaN for a single run. All are NaN for
         gradient products over probing at `CLAIMED` numbers of queries that were not timed.
     """
-    library = table["method"].str.partition(", ")[0]
-    kind = [METHODS[name].kind for name in table["method"]]
-    table = table.assign(library=library, kind=kind).sort_values("seconds")
+    table = table.sort_values("seconds").assign(
+        library=table["method"].str.partition(", ")[0],
+        kind=table["method"].map(lambda name: METHODS[name].kind),
+        low=table["low"].where(table["repeats"] > 1),  # a single run has no range
+        high=table["high"].where(table["repeats"] > 1),
+    )
     peers = table[[bool(METHODS[name].script) for name in table["method"]]]
     table = pd.concat([table, peers.assign(library="others'")])
     works = {(lengths, m) for lengths in LENGTHS for m in CLAIMED}
@@ -94,7 +97,8 @@ def findings(table: pd.DataFrame) -> pd.DataFrame:
         fastest = timed.drop_duplicates(["library", "kind"]).set_index(["library", "kind"])
         for what, (one, other) in _compared().items():
             if {one, other} <= set(fastest.index):
-                ratio = _ratio(fastest.loc[one], fastest.loc[other])
+                a, b = fastest.loc[one], fastest.loc[other]
+                ratio = a.seconds / b.seconds, a.low / b.high, a.high / b.low
             elif what == "gradient products over probing" and m in CLAIMED:
                 ratio = (np.nan,) * 3
             else:
@@ -104,26 +108,18 @@ def findings(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["quantity", "unit", "estimate", "low", "high", "n"])
 
 
-def _compared() -> dict[str, list[tuple[str, str]]]:
+def _compared() -> dict[str, tuple[tuple[str, str], tuple[str, str]]]:
     """Return which two (library, kind) are compared, by what their ratio is called."""
     found = {}
     for name, method in METHODS.items():
-        library = name.partition(", ")[0]
-        if library != "icprobe":
-            pair = [(library, method.kind), ("icprobe", method.kind)]
-            found[f"{library} over {method.kind}"] = pair
-        elif method.kind != "probing":
-            pair = [("icprobe", method.kind), ("icprobe", "probing")]
-            found[f"{method.kind} over probing"] = pair
-    pair = [("others'", "gradient products"), ("others'", "probing")]
+        library, ours = name.partition(", ")[0], method.kind
+        called = library
+        if library == "icprobe":
+            called, ours = method.kind, "probing"
+        if called != ours:
+            found[f"{called} over {ours}"] = (library, method.kind), ("icprobe", ours)
+    pair = ("others'", "gradient products"), ("others'", "probing")
     return found | {"others' gradient products over others' probing": pair}
-
-
-def _ratio(one: pd.Series, other: pd.Series) -> tuple[float, float, float]:
-    """Return the ratio of two rows' seconds and its range, which single runs do not have."""
-    if min(one.repeats, other.repeats) < 2:
-        return one.seconds / other.seconds, np.nan, np.nan
-    return one.seconds / other.seconds, one.low / other.high, one.high / other.low
 
 
 def accuracy_per_second(table: pd.DataFrame, effects: pd.DataFrame, level: str) -> pd.DataFrame:
