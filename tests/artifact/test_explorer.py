@@ -48,20 +48,18 @@ class Opened:
 
     def __init__(self, browser, file: Path, width: int = 1280, address: str = ""):
         self.page = browser.new_page(viewport={"width": width, "height": 900}, offline=True)
-        self.asked, self.complaints = [], []
-        self.page.on("request", self._request)
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("console", self._console)
+        self.requests, self.messages = [], []
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.on("pageerror", lambda error: self.messages.append(("error", str(error))))
+        self.page.on("console", lambda one: self.messages.append((one.type, one.text)))
         self.page.goto(file.as_uri() + address)
         self.page.wait_for_selector("html[data-ready]", timeout=30_000)
 
-    def _request(self, request) -> None:
-        if not request.url.startswith(("file:", "blob:", "data:", "about:")):
-            self.asked.append(request.url)
-
-    def _console(self, message) -> None:
-        if message.type in ("error", "warning"):
-            self.complaints.append(message.text)
+    def assert_quiet(self) -> None:
+        """Fail if the page asked for anything outside of itself, or complained."""
+        local = ("file:", "blob:", "data:", "about:")
+        assert [url for url in self.requests if not url.startswith(local)] == []
+        assert [one for one in self.messages if one[0] in ("error", "warning")] == []
 
     def choose(self, label: str) -> None:
         """Choose queries by the beginning of their label."""
@@ -120,7 +118,7 @@ def shown(opened):
     opened.page.evaluate("location.hash = '#'")
     opened.page.wait_for_function("location.hash.includes('example=')")
     yield opened
-    assert opened.asked == [] and opened.complaints == []
+    opened.assert_quiet()
 
 
 def told(scores, method: str, x: float) -> str:
@@ -245,6 +243,12 @@ def test_search_and_filter_by_task(shown, scores):
     shown.page.select_option("#task", "")
     shown.page.fill("#search", "QUESTION answer 12")
     assert [row[0] for row in shown.rows()] == [*shown.cards("gain", 0)] == ["example-12"]
+    shown.page.fill("#search", "example-7")  # a long text is clipped, and can be seen whole
+    card = shown.page.locator("#columns li").first
+    prompt = card.locator(".prompt")
+    assert len(prompt.inner_text()) == 200 and prompt.inner_text().endswith("the last words:")
+    card.get_by_role("button", name="whole text").click()
+    assert prompt.inner_text() == scores.train["prompt"][7]
     shown.page.fill("#search", "nowhere to be found")
     assert not shown.cards("gain", 0)
     assert "No training example passes" in shown.page.inner_text("#table")
@@ -341,7 +345,7 @@ def test_hostile_texts_are_texts(chromium, tmp_path):
     assert HOSTILE in page.inner_text("#table tbody tr >> nth=0")
     assert page.locator("img[src=x]").count() == 0
     assert page.evaluate("window.hacked") is None
-    assert opened.asked == [] and opened.complaints == []
+    opened.assert_quiet()
     page.close()
 
 
@@ -386,15 +390,6 @@ def test_the_scatter_shows_a_text_and_picks_it(shown, scores):
     assert "4 training examples measured by both" in page.inner_text("#compare-remark")
 
 
-def test_long_texts_are_clipped_and_can_be_seen_whole(shown, scores):
-    shown.page.fill("#search", "example-7")
-    card = shown.page.locator("#columns li").first
-    prompt = card.locator(".prompt")
-    assert len(prompt.inner_text()) == 200 and prompt.inner_text().endswith("the last words:")
-    card.get_by_role("button", name="whole text").click()
-    assert prompt.inner_text() == scores.train["prompt"][7]
-
-
 def test_it_fits_a_telephone_and_paper(shown, chromium, file):
     phone = Opened(chromium, file, width=390)
     phone.choose("query-5:")
@@ -437,5 +432,5 @@ def test_one_method_and_one_query_are_enough(chromium, tmp_path):
     assert [*opened.cards("gain", 0)] == [f"example-{i}" for i in (4, 3, 2, 1, 0)]
     opened.page.keyboard.press("j")
     assert opened.page.inner_text("#query-title") == "Query query-0"
-    assert opened.asked == [] and opened.complaints == []
+    opened.assert_quiet()
     opened.page.close()
