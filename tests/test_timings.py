@@ -5,14 +5,12 @@ import pandas as pd
 import pytest
 
 from icprobe.artifact.benchmark import timings
-from icprobe.artifact.benchmark.methods import METHODS
 
 
 def timed(*rows):
     """Return a table of timings from (method, m, seconds, low, high)."""
     table = pd.DataFrame(rows, columns=["method", "m", "seconds", "low", "high"])
-    quantities = [METHODS[name].quantity for name in table["method"]]
-    return table.assign(lengths="grid", dtype="float32", n=4, quantity=quantities, repeats=3)
+    return table.assign(lengths="grid", n=4, repeats=3)
 
 
 def test_findings_are_ratios_of_the_same_work():
@@ -24,21 +22,16 @@ def test_findings_are_ratios_of_the_same_work():
         ("kronfluence, batch 4", 1, 12.0, 12.0, 12.0),
         ("icprobe, gradient products", 3, 6.0, 6.0, 6.0),
     )
-    others = table.assign(dtype="bfloat16", seconds=1.0), table.assign(n=2, seconds=1.0)
-    found = timings.findings(pd.concat([table, *others]), "float32").set_index("quantity")
-    numbers = found[["estimate", "low", "high", "n"]]
-    probing = numbers.loc["gradient products over probing, grid, M = 1"]
-    assert probing.tolist() == [3, 1, 8, 4]
-    fastest = numbers.loc["lm-eval over probing, grid, M = 1"]
-    assert fastest.tolist() == [4, 2, 12, 4]
-    library = numbers.loc["kronfluence over gradient products, grid, M = 1"]
-    assert library.tolist() == [2, 1.5, 3, 4]
-    assert "kronfluence over probing, grid, M = 1" not in found.index
-    others = numbers.loc["others' gradient products over others' probing, grid, M = 1"]
-    assert others.tolist() == [1.5, 1, 1.5, 4]
+    found = timings.findings(table).set_index("quantity")[["estimate", "low", "high", "n"]]
+    assert {name: row.tolist() for name, row in found.dropna().iterrows()} == {
+        "gradient products over probing, grid, M = 1": [3, 1, 8, 4],
+        "lm-eval over probing, grid, M = 1": [4, 2, 12, 4],  # the fastest batch size
+        "kronfluence over gradient products, grid, M = 1": [2, 1.5, 3, 4],
+        "others' gradient products over others' probing, grid, M = 1": [1.5, 1, 1.5, 4],
+    }
     untimed = [f"gradient products over probing, long, M = {m}" for m in timings.CLAIMED]
     assert found.loc[untimed, "estimate"].isna().all()
-    once = timings.findings(table.assign(repeats=1), "float32").set_index("quantity")
+    once = timings.findings(table.assign(repeats=1)).set_index("quantity")
     once = once.loc["gradient products over probing, grid, M = 1"]
     assert once["estimate"] == 3 and np.isnan([once["low"], once["high"]]).all()
 
@@ -76,43 +69,31 @@ def test_accuracy_per_second():
     assert points.loc["product, query set", ["seconds", "estimate"]].tolist() == [3, 0.8]
 
 
-def test_crossings():
-    sizes = [1, 10, 20]
-    assert timings.crossing(sizes, [1, 10, 20], [15, 15, 15]) == (10, 20)
-    assert timings.crossing(sizes, [1, 10, 20], [5, 50, 5]) == (10, 20)
-    assert timings.crossing(sizes, [1, 10, 20], [0, 50, 50]) == pytest.approx(
-        (np.nan, 1), nan_ok=True
+@pytest.mark.parametrize(
+    ("seconds", "between"),
+    [
+        ([15, 15, 15], [10, 20]),
+        ([5, 50, 5], [10, 20]),  # only the first crossing counts, if it is of the largest size
+        ([0, 50, 50], [np.nan, 1]),
+        ([30, 30, 30], [20, np.nan]),
+    ],
+)
+def test_crossings(seconds, between):
+    sizes, names = [1, 10, 20], ("projected gradients", "gradient products")
+    table = timed(
+        *(("icprobe, probing", m, float(m), m, m) for m in sizes),
+        *(("icprobe, projected", m, s, s, s) for m, s in zip(sizes, seconds, strict=True)),
+        ("icprobe, projected", 2, 0.1, 0.1, 0.1),  # probing was not timed there
     )
-    assert timings.crossing(sizes, [1, 10, 20], [1, 30, 30]) == pytest.approx(
-        (20, np.nan), nan_ok=True
+    counted = pd.DataFrame(
+        [
+            *(("probing", m, 1.0) for m in (1, 2, 3)),
+            *(("probing, nothing shared", m, 3.0 * m) for m in (1, 2, 3)),
+            *((name, m, 5.0) for name in names for m in (1, 2, 3)),
+        ],
+        columns=["method", "m", "operations"],
     )
-
-
-def test_crossings_by_seconds_and_by_operations():
-    def rows(columns, *values):
-        return pd.DataFrame(list(values), columns=columns)
-
-    key = ["method", "lengths", "dtype", "n", "m", "seconds"]
-    work = ("grid", "float32", 4)
-    others = ("gradient products", "projected", "query set")
-    timed = rows(
-        key,
-        *(("icprobe, probing", *work, m, seconds) for m, seconds in ((1, 1.0), (3, 3.0))),
-        *((f"icprobe, {name}", *work, m, 2.0) for name in others for m in (1, 3)),
-        ("icprobe, gradient products", *work, 2, 0.1),  # probing was not timed there
-        ("icprobe, probing", "grid", "float32", 2, 1, 99.0),  # of a smaller pool
-    )
-    names = ("gradient products", "projected gradients", "query set, forward mode")
-    counted = rows(
-        ["method", "m", "operations"],
-        *(("probing", m, 1.0) for m in (1, 2, 3)),
-        *(("probing, nothing shared", m, 3.0 * m) for m in (1, 2, 3)),
-        *((name, m, 5.0) for name in names for m in (1, 2, 3)),
-    )
-    found = timings.crossings(timed, {"grid": counted}, "float32").set_index("against")
-    assert found.index.tolist() == list(others)
-    assert (found[["cheaper", "dearer"]] == [1, 3]).all(axis=None)
-    assert found["operations"].isna().all()
-    assert (found["nothing_shared"] == 2).all()
-    probing = timed[timed["method"] == "icprobe, probing"]
-    assert timings.crossings(probing, {"grid": counted}, "float32").empty
+    found = timings.crossings(table, {"grid": counted}).set_index("against")
+    assert found.index.tolist() == ["projected"]  # the only one that was timed
+    np.testing.assert_array_equal(found.loc["projected", ["cheaper", "dearer"]].tolist(), between)
+    assert np.isnan(found["operations"].item()) and found["nothing_shared"].item() == 2

@@ -23,6 +23,7 @@ FLAGS = [
 ]  # fmt: skip
 
 N, M = 30, 9
+ALL = "index == index"
 HOSTILE = "</script><img src=x onerror='window.hacked = true'><!--<script>"
 
 
@@ -46,24 +47,19 @@ class Opened:
     """A page, with all that it asked for or complained about."""
 
     def __init__(self, browser, file: Path, width: int = 1280, address: str = ""):
-        self.page = browser.new_page(viewport={"width": width, "height": 900})
-        self.asked, self.complaints = [], []
-        self.page.route("**/*", self._route)
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("console", self._console)
+        self.page = browser.new_page(viewport={"width": width, "height": 900}, offline=True)
+        self.requests, self.messages = [], []
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.on("pageerror", lambda error: self.messages.append(("error", str(error))))
+        self.page.on("console", lambda one: self.messages.append((one.type, one.text)))
         self.page.goto(file.as_uri() + address)
         self.page.wait_for_selector("html[data-ready]", timeout=30_000)
 
-    def _route(self, route) -> None:
-        if route.request.url.startswith(("file:", "blob:", "data:", "about:")):
-            route.continue_()
-        else:
-            self.asked.append(route.request.url)
-            route.abort()
-
-    def _console(self, message) -> None:
-        if message.type in ("error", "warning"):
-            self.complaints.append(message.text)
+    def assert_quiet(self) -> None:
+        """Fail if the page asked for anything outside of itself, or complained."""
+        local = ("file:", "blob:", "data:", "about:")
+        assert [url for url in self.requests if not url.startswith(local)] == []
+        assert [one for one in self.messages if one[0] in ("error", "warning")] == []
 
     def choose(self, label: str) -> None:
         """Choose queries by the beginning of their label."""
@@ -122,7 +118,7 @@ def shown(opened):
     opened.page.evaluate("location.hash = '#'")
     opened.page.wait_for_function("location.hash.includes('example=')")
     yield opened
-    assert opened.asked == [] and opened.complaints == []
+    opened.assert_quiet()
 
 
 def told(scores, method: str, x: float) -> str:
@@ -131,9 +127,10 @@ def told(scores, method: str, x: float) -> str:
     return shown if float(shown) == 0 else f"{'−' if x < 0 else '+'}{shown}"
 
 
-def extremes(scores, method: str, top: int = 5, among: str | None = None, **of) -> list:
+def extremes(scores, method: str, of: str = ALL, top: int = 5, among: str | None = None) -> list:
     """Return the rows at both ends of a ranking, those of one task among all; none is at both."""
-    table = scores.train.set_index("id").join(views.ranking(scores, method, **of)).reset_index()
+    ranked = views.ranking(scores, method, scores.queries.query(of).index)
+    table = scores.train.set_index("id").join(ranked).reset_index()
     table = table[table["rank"].notna() & (True if among is None else table["task"] == among)]
     table = table.sort_values("rank", kind="stable")
     return [table.head(top), table.iloc[top:].iloc[::-1].head(top)]
@@ -141,7 +138,7 @@ def extremes(scores, method: str, top: int = 5, among: str | None = None, **of) 
 
 def helped(scores, example: str, method: str, top: int = 5) -> list[pd.DataFrame]:
     """Return the queries that an example helps and hurts most, with its rank for each of them."""
-    matrix, row = scores.matrix(method), scores.row(example)
+    matrix, row = scores.methods[method], scores.train["id"].tolist().index(example)
     table = scores.queries.assign(
         score=matrix[row], rank=(matrix > matrix[row]).sum(0) + 1, ranked=np.isfinite(matrix).sum(0)
     ).sort_values("score", ascending=False, kind="stable")
@@ -169,13 +166,13 @@ def test_the_page_says_what_it_is(shown):
 
 @pytest.mark.parametrize(
     ("label", "of"),
-    [("", {}), ("animals: mean", {"task": "animals"}), ("query-5:", {"query": "query-5"})],
+    [("", ALL), ("animals: mean", "task == 'animals'"), ("query-5:", "id == 'query-5'")],
 )
 def test_numbers_are_those_of_the_views(shown, scores, label, of):
     shown.page.select_option(".dt-length select", "100")
     shown.choose(label)
     for method, end in itertools.product(scores.methods, (0, 1)):
-        wanted = extremes(scores, method, **of)[end]
+        wanted = extremes(scores, method, of)[end]
         cards = shown.cards(method, end)
         assert [*cards] == wanted["id"].tolist()
         for head, row in zip(cards.values(), wanted.itertuples(), strict=True):
@@ -184,15 +181,16 @@ def test_numbers_are_those_of_the_views(shown, scores, label, of):
                 place += f" ({row.rank_low:.0f} to {row.rank_high:.0f})"
             sign = {1: "▲ ", -1: "▼ ", 0: ""}[np.sign(row.score)]
             score, low, high = (told(scores, method, x) for x in (row.score, row.low, row.high))
-            score += "" if "query" in of else f" ({low} to {high})"
+            score += "" if "query-5" in of else f" ({low} to {high})"
             assert re.sub(r"([▲▼]) ?", r"\1 ", head) == f"{place} {sign}{score}"
-    agreed = views.agreements(scores, **of).query("examples > 0")
+    columns = scores.queries.query(of).index
+    agreed = views.agreements(scores, columns).query("examples > 0")
     cells = shown.page.locator("#agreement tbody tr").all_inner_texts()
     assert [cell.replace("−", "-").split("\t") for cell in cells] == [
         [f"{first}, {second}", f"{estimate:.2f}", f"{low:.2f} to {high:.2f}", str(examples)]
         for first, second, estimate, low, high, examples, _ in agreed.itertuples(index=False)
     ]
-    ranked = {name: views.ranking(scores, name, **of) for name in scores.methods}
+    ranked = {name: views.ranking(scores, name, columns) for name in scores.methods}
     found = {row[0]: row[3:] for row in shown.rows()}
     assert [*found] == ranked["gain"]["rank"].sort_values(kind="stable").index.tolist()
     for name, cells in found.items():
@@ -233,7 +231,7 @@ def test_a_training_example_is_picked_and_shows_whom_it_helps(shown, scores):
 def test_search_and_filter_by_task(shown, scores):
     shown.choose("query-4:")
     shown.page.select_option("#task", "sums")
-    wanted = extremes(scores, "gain", query="query-4", among="sums")[0]
+    wanted = extremes(scores, "gain", "id == 'query-4'", among="sums")[0]
     assert [*shown.cards("gain", 0)] == wanted["id"].tolist()
     assert "10 training examples of 30 pass the filter (sums)" in shown.page.inner_text("#filtered")
     assert {row[1] for row in shown.rows()} == {"sums"}
@@ -245,6 +243,12 @@ def test_search_and_filter_by_task(shown, scores):
     shown.page.select_option("#task", "")
     shown.page.fill("#search", "QUESTION answer 12")
     assert [row[0] for row in shown.rows()] == [*shown.cards("gain", 0)] == ["example-12"]
+    shown.page.fill("#search", "example-7")  # a long text is clipped, and can be seen whole
+    card = shown.page.locator("#columns li").first
+    prompt = card.locator(".prompt")
+    assert len(prompt.inner_text()) == 200 and prompt.inner_text().endswith("the last words:")
+    card.get_by_role("button", name="whole text").click()
+    assert prompt.inner_text() == scores.train["prompt"][7]
     shown.page.fill("#search", "nowhere to be found")
     assert not shown.cards("gain", 0)
     assert "No training example passes" in shown.page.inner_text("#table")
@@ -254,7 +258,7 @@ def test_search_and_filter_by_task(shown, scores):
 
 
 def test_the_table_sorts_by_its_headings(shown, scores):
-    ranked = views.ranking(scores, "step")["rank"].dropna()
+    ranked = views.ranking(scores, "step", range(M))["rank"].dropna()
     heading = shown.page.locator("#table thead th", has_text="step (nats)")
     heading.click()
     shown.page.wait_for_selector("th[aria-sort=ascending]:has-text('step')")
@@ -264,7 +268,7 @@ def test_the_table_sorts_by_its_headings(shown, scores):
     shown.page.wait_for_selector("th[aria-sort=descending]:has-text('step')")
     # what was not measured comes last either way
     assert [row[0] for row in shown.rows()] == ranked.sort_values().index[::-1][:10].tolist()
-    by_gain = views.ranking(scores, "gain")["rank"].sort_values().index.tolist()
+    by_gain = views.ranking(scores, "gain", range(M))["rank"].sort_values().index.tolist()
     for name, order in (("Id", sorted(scores.train["id"])), ("gain", by_gain)):  # as it began
         shown.page.locator("#table thead th", has_text=name).first.click()
         shown.page.wait_for_selector(f"th[aria-sort=ascending]:has-text('{name}')")
@@ -341,7 +345,7 @@ def test_hostile_texts_are_texts(chromium, tmp_path):
     assert HOSTILE in page.inner_text("#table tbody tr >> nth=0")
     assert page.locator("img[src=x]").count() == 0
     assert page.evaluate("window.hacked") is None
-    assert opened.asked == [] and opened.complaints == []
+    opened.assert_quiet()
     page.close()
 
 
@@ -386,15 +390,6 @@ def test_the_scatter_shows_a_text_and_picks_it(shown, scores):
     assert "4 training examples measured by both" in page.inner_text("#compare-remark")
 
 
-def test_long_texts_are_clipped_and_can_be_seen_whole(shown, scores):
-    shown.page.fill("#search", "example-7")
-    card = shown.page.locator("#columns li").first
-    prompt = card.locator(".prompt")
-    assert len(prompt.inner_text()) == 200 and prompt.inner_text().endswith("the last words:")
-    card.get_by_role("button", name="whole text").click()
-    assert prompt.inner_text() == scores.train["prompt"][7]
-
-
 def test_it_fits_a_telephone_and_paper(shown, chromium, file):
     phone = Opened(chromium, file, width=390)
     phone.choose("query-5:")
@@ -411,19 +406,18 @@ def test_it_fits_a_telephone_and_paper(shown, chromium, file):
         assert box["width"] > 100 and box["x"] >= 0 and box["x"] + box["width"] <= 691
 
 
-def test_of_many_examples_the_extreme_ones_stay(chromium, scores, tmp_path):
-    file = explorer.write(scores, tmp_path / "page.html", "part", examples=27)
-    opened = Opened(chromium, file)
+def test_of_many_examples_the_extreme_ones_stay(chromium, scores, tmp_path, monkeypatch):
+    monkeypatch.setattr(explorer, "MOST_EXAMPLES", 27)
+    opened = Opened(chromium, explorer.write(scores, tmp_path / "page.html", "part"))
     said = opened.page.inner_text("#kept")
     assert "holds the 27 training examples" in said and "among all 30" in said
     whole = int(re.search(r"Places 1 to (\d+) from either end", said)[1])
-    held = set(
-        opened.page.evaluate("[...document.querySelectorAll('#ids option')].map(o => o.value)")
-    )
+    ids = "[...document.querySelectorAll('#ids option')].map(o => o.value)"
+    held = set(opened.page.evaluate(ids))
     assert len(held) == 27
-    choices = [{}, {"task": "sums"}, *({"query": f"query-{j}"} for j in range(M))]
+    choices = [ALL, "task == 'sums'", *(f"id == 'query-{j}'" for j in range(M))]
     for method, of in itertools.product(scores.methods, choices):
-        assert all(set(rows["id"]) <= held for rows in extremes(scores, method, top=whole, **of))
+        assert all(set(rows["id"]) <= held for rows in extremes(scores, method, of, top=whole))
     for method in scores.methods:  # ranks are still among all
         wanted = [name for name in extremes(scores, method, top=N)[0]["id"] if name in held]
         assert [*opened.cards(method, 0)] == wanted[:5]
@@ -438,5 +432,5 @@ def test_one_method_and_one_query_are_enough(chromium, tmp_path):
     assert [*opened.cards("gain", 0)] == [f"example-{i}" for i in (4, 3, 2, 1, 0)]
     opened.page.keyboard.press("j")
     assert opened.page.inner_text("#query-title") == "Query query-0"
-    assert opened.asked == [] and opened.complaints == []
+    opened.assert_quiet()
     opened.page.close()

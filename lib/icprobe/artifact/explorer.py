@@ -12,10 +12,11 @@ import hashlib
 import html
 import importlib.metadata
 import importlib.resources
+import itertools
 import json
 import os
 import string
-from collections.abc import Iterable, Iterator
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,8 +35,7 @@ from icprobe.finetuning import selection
 BLUE, ORANGE, GREY = "#0072B2", "#E69F00", "#555555"  # Okabe and Ito's, as in figures.py
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
 
-# in the page, ranks are whole numbers, and 0 says that there is none
-_WHOLE = ("rank", "rank_low", "rank_high")
+MOST_EXAMPLES = 1000  # that a page holds
 
 _TOOLTIP = f"""
 <div style="max-width: 340px; font: 14px/1.4 {FONT}; color: #1a1a1a; white-space: normal">
@@ -45,14 +45,12 @@ _TOOLTIP = f"""
 </div>"""
 
 
-def write(
-    scores: views.Scores,
-    file: str | Path,
-    title: str,
-    description: str = "",
-    examples: int = 1000,
-) -> Path:
+def write(scores: views.Scores, file: str | Path, title: str, description: str = "") -> Path:
     """Write the page; return its file.
+
+    Of more than `MOST_EXAMPLES` training examples, the page holds those whose scores are the most
+    extreme for any query, task or all queries, by any method, and says so. Ranks and agreements are
+    always among all N.
 
     Args:
         scores: N training examples, M queries and what methods say of each pair.
@@ -60,15 +58,7 @@ def write(
             repository root.
         title: Of the page.
         description: What the scores are of, such as the model and the data; plain text.
-        examples: How many training examples the page holds at most. Of more, those stay whose
-            scores are the most extreme for any query, task or all queries, by any method; the page
-            says so. Ranks and agreements are always among all N.
-
-    Raises:
-        ValueError: If `examples` is not positive.
     """
-    if examples < 1:
-        raise ValueError(f"examples is {examples}, expected at least 1")
     file = paths.resolve(file)
     file.parent.mkdir(parents=True, exist_ok=True)
     page = importlib.resources.files("icprobe.artifact") / "page"
@@ -85,7 +75,7 @@ def write(
         tables_css=(tables / "dt_bundle.css").read_text("utf-8"),
         tables_js=_json((tables / "dt_bundle.js").read_text("utf-8")),
         bokeh_js=bokeh,
-        data=_json(_content(scores, examples) | {"plot": json_item(_plot(), "scatter")}),
+        data=_json(_content(scores) | {"plot": json_item(_plot(), "scatter")}),
         licences=_licences(),
     )
     with paths.replacing(file) as temporary:
@@ -93,7 +83,7 @@ def write(
     return file
 
 
-def frame(file: str | Path, height: int = 900) -> IFrame | None:
+def frame(file: str | Path) -> IFrame | None:
     """Return a page in a frame for a notebook in `notebooks/`; None where nobody looks at it.
 
     The request that runs a cell says whether somebody could answer questions: JupyterLab's does,
@@ -104,7 +94,7 @@ def frame(file: str | Path, height: int = 900) -> IFrame | None:
     request = (kernel.get_parent("shell") if kernel else None) or {}
     if not request.get("content", {}).get("allow_stdin", False):
         return None
-    return IFrame(os.path.relpath(paths.resolve(file), paths.NOTEBOOKS), "100%", height)
+    return IFrame(os.path.relpath(paths.resolve(file), paths.NOTEBOOKS), "100%", 900)
 
 
 def _json(content: object) -> str:
@@ -134,10 +124,8 @@ def _digest(code: str) -> str:
 def _licences() -> str:
     """Return the licences of the libraries inside the page, as HTML."""
     shown = []
-    for name, what in (
-        ("itables", "DataTables and jQuery, bundled by itables"),
-        ("bokeh", "Bokeh"),
-    ):
+    names = {"itables": "DataTables and jQuery, bundled by itables", "bokeh": "Bokeh"}
+    for name, what in names.items():
         found = importlib.metadata.distribution(name)
         texts = [file.read_text("utf-8") for file in found.files if "licenses/" in str(file)]
         text = html.escape("\n".join(texts))
@@ -145,17 +133,16 @@ def _licences() -> str:
     return "\n".join(shown)
 
 
-def _content(scores: views.Scores, examples: int) -> dict:
+def _content(scores: views.Scores) -> dict:
     """Return all that the page shows."""
-    choices = _choices(scores)
-    # twice, since all tables of a large pool would take gigabytes at once
-    ranks = (
-        table["rank"] for choice in choices for table in _tables(scores, choice, intervals=False)
-    )
-    kept, depth = _kept(ranks, len(scores.train), examples)
+    choices = _choices(scores.queries)
+    kept, depth = _kept(scores, [choice["columns"] for choice in choices])
     for choice in choices:
-        choice["methods"] = [_packed(table, kept) for table in _tables(scores, choice)]
-        agreed = views.agreements(scores, **choice.pop("of"))
+        columns = choice.pop("columns")
+        choice["methods"] = [
+            _packed(views.ranking(scores, name, columns), kept) for name in scores.methods
+        ]
+        agreed = views.agreements(scores, columns)
         choice["agreements"] = json.loads(agreed.to_json(orient="values", double_precision=4))
     return {
         "examples": len(scores.train),
@@ -174,65 +161,51 @@ def _content(scores: views.Scores, examples: int) -> dict:
 
 def _texts(frame: pd.DataFrame) -> dict[str, list[str]]:
     """Return ids, tasks and texts by column."""
-    return {
-        name: frame[name].astype(str).tolist() for name in ("id", "task", "prompt", "completion")
-    }
+    return {name: frame[name].astype(str).tolist() for name in views.COLUMNS}
 
 
-def _choices(scores: views.Scores) -> list[dict]:
+def _choices(queries: pd.DataFrame) -> list[dict]:
     """Return what can be picked: all queries, then by task its queries together, and each alone."""
-    choices = [{"kind": "all", "task": None, "query": None, "of": {}}]
-    for task in scores.tasks:
-        if len(scores.tasks) > 1:
-            choices.append({"kind": "task", "task": task, "query": None, "of": {"task": task}})
-        for column in scores.columns(task=task):
-            of = {"query": scores.queries["id"].iloc[column]}
-            choices.append({"kind": "query", "task": task, "query": int(column), "of": of})
+    choices = [{"kind": "all", "task": None, "query": None, "columns": queries.index}]
+    for task, rows in queries.groupby("task", sort=False):
+        if len(rows) < len(queries):
+            choices.append({"kind": "task", "task": task, "query": None, "columns": rows.index})
+        choices += [
+            {"kind": "query", "task": task, "query": row, "columns": [row]} for row in rows.index
+        ]
     return choices
 
 
-def _tables(scores: views.Scores, choice: dict, intervals: bool = True) -> Iterator[pd.DataFrame]:
-    """Return every method's ranking for a choice of queries, one after the other."""
-    return (
-        views.ranking(scores, name, **choice["of"], intervals=intervals) for name in scores.methods
-    )
-
-
-def _kept(placed: Iterable[pd.Series], N: int, examples: int) -> tuple[np.ndarray, int]:
+def _kept(scores: views.Scores, choices: list[Sequence[int]]) -> tuple[np.ndarray, int]:
     """Return which rows the page holds, in their order, and to which place both ends are whole.
 
-    Args:
-        placed: Ranks [N] by every method for every choice of queries.
-        N: How many there are.
-        examples: How many rows.
-
-    Returns:
-        Row numbers, and the largest place from either end down to which every ranking has all its
-        examples on the page (0 if none, N if all are).
+    That is the largest place from either end down to which every ranking, by any method for any
+    choice of queries, has all its examples on the page (0 if none, N if all are).
     """
-    if examples >= N:
+    N = len(scores.train)
+    if N <= MOST_EXAMPLES:
         return np.arange(N), N
     extreme = np.full(N, np.inf)
-    for rank in (series.to_numpy() for series in placed):
+    for columns, matrix in itertools.product(choices, scores.methods.values()):
+        rank = selection.ranking(matrix[:, columns])["place"].to_numpy()
         # places from the high and from the low end; those without a place say nothing
         extreme = np.fmin(extreme, np.fmin(rank, selection.ranks(rank)))
     order = np.argsort(extreme, kind="stable")
-    return np.sort(order[:examples]), int(min(extreme[order[examples]] - 1, N))
+    return np.sort(order[:MOST_EXAMPLES]), int(min(extreme[order[MOST_EXAMPLES]] - 1, N))
 
 
 def _packed(table: pd.DataFrame, kept: np.ndarray) -> dict:
     """Return a ranking of the kept rows, base64 of little-endian numbers, without empty columns."""
     packed = {"ranked": int(table["rank"].count()), "queries": int(table["queries"].max())}
-    for name in ("score", "low", "high", *_WHOLE):
+    for name in ("score", "low", "high", "rank", "rank_low", "rank_high"):
         column = table[name].to_numpy()
-        if np.isfinite(column).any():
-            whole = name in _WHOLE
-            column = column[kept]
-            if whole:  # 0 stands for no place
-                column = np.where(np.isnan(column), 0, column)
-            places = "<u2" if len(table) < 2**16 else "<u4"
-            numbers = column.astype(places if whole else "<f4")
-            packed[name] = base64.b64encode(numbers.tobytes()).decode("ascii")
+        if np.isnan(column).all():
+            continue
+        kind, column = "<f4", column[kept]
+        if name.startswith("rank"):  # whole numbers; 0 stands for no place
+            kind = "<u2" if len(table) < 2**16 else "<u4"
+            column = np.where(np.isnan(column), 0, column)
+        packed[name] = base64.b64encode(column.astype(kind).tobytes()).decode("ascii")
     return packed
 
 

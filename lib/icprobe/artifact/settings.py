@@ -306,7 +306,7 @@ class CostSettings(TrainingEffect):
     compared: Annotated[str, AfterValidator(checks.file)] | None = (
         "figures/reference/laptop/cost.csv"
     )
-    """timings beside other libraries, or None"""
+    """timings beside other libraries"""
     methods: Annotated[list[str], AfterValidator(checks.timed_methods)] | None = None
     """what to time here, by the benchmark's names; None: ours"""
     n_timed: Count = 8

@@ -1,10 +1,10 @@
 """What several methods say of the same pairs: rankings with intervals, and how far they agree.
 
-Of a query, the queries of a task, or all. The page of `explorer.py` shows these numbers.
+The page of `explorer.py` shows these numbers.
 """
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import datasets
 import numpy as np
@@ -14,7 +14,7 @@ from scipy import stats
 from icprobe import statistics
 from icprobe.finetuning import selection
 
-COLUMNS = ["id", "task", "type", "content", "prompt", "completion"]
+COLUMNS = ["id", "task", "prompt", "completion"]
 
 # resamples of queries behind the intervals of ranks and agreements; enough for their ends
 RESAMPLES = 400
@@ -26,7 +26,7 @@ class Scores:
     """N training examples, M queries, and what methods say of each pair.
 
     Args:
-        train: N rows with the columns id, task, type, content, prompt and completion.
+        train: N rows with the columns id, task, prompt and completion.
         queries: M rows with the same columns.
         methods: By name, scores [N, M], positive = the training example helps the query; not a
             number where a pair was not measured.
@@ -35,8 +35,8 @@ class Scores:
         marks: By a training example's id, what readers should know of it, such as "selected".
 
     Raises:
-        ValueError: If a column, method or unit is missing, an id is there twice, or a matrix is not
-            [N, M], has an infinite number or no number at all.
+        ValueError: If a column, method or unit is missing, an id is there twice or unknown, or a
+            matrix is not [N, M], has an infinite number or no number at all.
     """
 
     def __init__(
@@ -50,73 +50,27 @@ class Scores:
     ):
         self.train = _frame("training examples", train)
         self.queries = _frame("queries", queries)
-        self.methods, self.units = dict(methods), dict(units)
-        self.note, self.marks = note, dict(marks or {})
+        self.methods = {name: np.asarray(scores, float) for name, scores in methods.items()}
+        self.units, self.note, self.marks = dict(units), note, dict(marks or {})
         if not self.methods:
             raise ValueError("there are no methods, expected at least one")
         if self.methods.keys() != self.units.keys():
             raise ValueError(
                 f"units are of {[*self.units]}, expected one of each {[*self.methods]}"
             )
-        for example in self.marks:
-            self.row(example)
+        for example in self.marks.keys() - set(self.train["id"]):
+            raise ValueError(f"marks: no training example has the id {example!r}")
+        shape = len(self.train), len(self.queries)
         for name, matrix in self.methods.items():
-            if np.shape(matrix) != self.shape:
+            if matrix.shape != shape:
                 raise ValueError(
-                    f"scores of {name!r} are {list(np.shape(matrix))}, expected "
-                    f"{list(self.shape)}: training examples by queries"
+                    f"scores of {name!r} are {list(matrix.shape)}, expected {list(shape)}: "
+                    "training examples by queries"
                 )
             if np.isinf(matrix).any():
                 raise ValueError(f"scores of {name!r} have an infinite number")
             if np.isnan(matrix).all():
                 raise ValueError(f"{name!r} has no score of any pair")
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(N, M)."""
-        return len(self.train), len(self.queries)
-
-    @property
-    def tasks(self) -> list[str]:
-        """The tasks of the queries, as they come."""
-        return list(self.queries["task"].unique())
-
-    def matrix(self, method: str) -> np.ndarray:
-        """Return a method's scores in double precision, [N, M].
-
-        Raises:
-            ValueError: If there is no such method.
-        """
-        if method not in self.methods:
-            raise ValueError(f"there is no method {method!r}, expected one of {[*self.methods]}")
-        return np.asarray(self.methods[method], dtype=float)
-
-    def columns(self, query: str | None = None, task: str | None = None) -> np.ndarray:
-        """Return which queries are meant: one by its id, those of a task, or all.
-
-        Raises:
-            ValueError: If there is no such query or task, or both are named.
-        """
-        if query is not None and task is not None:
-            raise ValueError("a query and a task are named, expected one of them or neither")
-        if query is None and task is None:
-            return np.arange(len(self.queries))
-        column, name, kind = ("id", query, "query") if task is None else ("task", task, "task")
-        found = np.flatnonzero(self.queries[column] == name)
-        if not len(found):
-            raise ValueError(f"no query has the {'id' if kind == 'query' else 'task'} {name!r}")
-        return found
-
-    def row(self, example: str) -> int:
-        """Return the row number of a training example.
-
-        Raises:
-            ValueError: If there is none with this id.
-        """
-        found = np.flatnonzero(self.train["id"] == example)
-        if not len(found):
-            raise ValueError(f"no training example has the id {example!r}")
-        return int(found[0])
 
 
 def _frame(name: str, rows: datasets.Dataset | pd.DataFrame) -> pd.DataFrame:
@@ -130,31 +84,23 @@ def _frame(name: str, rows: datasets.Dataset | pd.DataFrame) -> pd.DataFrame:
     twice = frame["id"][frame["id"].duplicated()]
     if len(twice):
         raise ValueError(f"two {name} have the id {twice.iloc[0]!r}")
-    return frame[COLUMNS]
+    return frame[COLUMNS].reset_index(drop=True)
 
 
 def decimals(scores: Scores, method: str) -> int:
     """Return how many decimals show a method's scores at about three digits."""
-    sizes = np.abs(scores.matrix(method))
+    sizes = np.abs(scores.methods[method])
     typical = np.nanpercentile(sizes, 90) or np.nanmax(sizes)
     return int(np.clip(2 - np.floor(np.log10(typical)), 0, 9)) if typical else 0
 
 
-def ranking(
-    scores: Scores,
-    method: str,
-    query: str | None = None,
-    task: str | None = None,
-    intervals: bool = True,
-) -> pd.DataFrame:
-    """Return what a method says of all training examples for a query, a task's queries, or all.
+def ranking(scores: Scores, method: str, columns: Sequence[int]) -> pd.DataFrame:
+    """Return what a method says of all training examples for one query, or the mean over several.
 
     Args:
         scores: N training examples, M queries.
         method: Its name.
-        query: The id of one query; or
-        task: a task, for the mean over its queries. Without either, the mean over all queries.
-        intervals: Whether to resample for ranks' ranges, which takes most of the time.
+        columns: Which of the queries.
 
     Returns:
         N rows, in the pool's order, indexed by id. score: the query's, or the mean over those of
@@ -163,17 +109,13 @@ def ranking(
         the better place); rank_low and rank_high: where it is in 95 % of resamples of the queries
         (of at least `MIN_QUERIES`; its range, no confidence interval: that would be longer). For a
         single query there are no intervals, for pairs not measured no numbers at all.
-
-    Raises:
-        ValueError: If there is no such method, query or task.
     """
-    values = scores.matrix(method)[:, scores.columns(query, task)]
+    values = scores.methods[method][:, columns]
     table = selection.ranking(values).rename(columns={"place": "rank"}).drop(columns="helped")
     if scores.units[method] == "cosine":
         table[["low", "high"]] = table[["low", "high"]].clip(-1, 1)
     table["queries"] = np.isfinite(values).sum(1)
-    rank = table["rank"].to_numpy()
-    table["rank_low"], table["rank_high"] = _rank_range(values, rank) if intervals else [np.nan] * 2
+    table["rank_low"], table["rank_high"] = _rank_range(values, table["rank"].to_numpy())
     return table.set_index(pd.Index(scores.train["id"], name="id"))
 
 
@@ -204,13 +146,12 @@ def _rank_range(values: np.ndarray, rank: np.ndarray) -> np.ndarray:
     return found
 
 
-def agreements(scores: Scores, query: str | None = None, task: str | None = None) -> pd.DataFrame:
+def agreements(scores: Scores, columns: Sequence[int]) -> pd.DataFrame:
     """Return how alike each two methods rank the training examples: Spearman, with 95 % intervals.
 
     Args:
         scores: N training examples, M queries.
-        query: See `ranking`.
-        task: See `ranking`.
+        columns: Which of the queries; examples are ranked by the mean over them.
 
     Returns:
         One row for each two methods: first, second, estimate, low, high, examples and queries (what
@@ -219,28 +160,20 @@ def agreements(scores: Scores, query: str | None = None, task: str | None = None
         query over training examples, by Fisher's transformation with the variance of Bonett and
         Wright (2000). Not a number where fewer than `statistics.MIN_OBSERVATIONS` examples are
         left, or a method gives all of them the same score.
-
-    Raises:
-        ValueError: If there is no such query or task.
     """
-    columns = scores.columns(query, task)
-    matrices = {name: scores.matrix(name)[:, columns] for name in scores.methods}
-    blocks = {}  # pairs of methods that measured the same pairs share their resamples
-    for pair in itertools.combinations(matrices, 2):
-        both = np.logical_and(*(np.isfinite(matrices[name]) for name in pair))
-        asked = both.any(0)
-        block = both[:, asked].all(1) if asked.any() else asked[:0], asked
-        blocks.setdefault(tuple(np.concatenate(block).tolist()), (*block, []))[2].append(pair)
-    found = {}
-    for examples, asked, pairs in blocks.values():
-        sizes = int(examples.sum()), int(asked.sum())
-        names = list(dict.fromkeys(itertools.chain.from_iterable(pairs)))
-        parts = np.stack([matrices[name][examples][:, asked] for name in names])
-        estimate, low, high = _agreements(parts)
-        for first, second in pairs:
-            at = names.index(first), names.index(second)
-            found[first, second] = (estimate[at], low[at], high[at], *sizes)
-    rows = [(*pair, *found[pair]) for pair in itertools.combinations(matrices, 2)]
+    matrices = {name: matrix[:, columns] for name, matrix in scores.methods.items()}
+    done, rows = {}, []  # methods that measured the same pairs share their resamples
+    for first, second in itertools.combinations(matrices, 2):
+        both = np.isfinite(matrices[first]) & np.isfinite(matrices[second])
+        queries = both.any(0)
+        examples = both[:, queries].all(1) & both.any(1)
+        key, block = (examples.tobytes(), queries.tobytes()), np.ix_(examples, queries)
+        if key not in done:
+            names = [name for name in matrices if np.isfinite(matrices[name][block]).all()]
+            done[key] = names, _agreements(np.stack([matrices[name][block] for name in names]))
+        names, parts = done[key]
+        at = names.index(first), names.index(second)
+        rows.append((first, second, *(part[at] for part in parts), examples.sum(), queries.sum()))
     names = ["first", "second", "estimate", "low", "high", "examples", "queries"]
     return pd.DataFrame(rows, columns=names)
 

@@ -13,7 +13,8 @@ beside the model and one pass, in float32.
 
 import functools
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -101,14 +102,12 @@ class Lengths:
             loss_on: Tokens of the training loss: "completion", or "text" for the prompt, too.
         """
         inputs = [query.ids[:-1] for query in queries]
-        # numbers of beginnings, by the number of the one without the last token (0: none) and it
-        tree: dict[tuple[int, int], int] = {}
-        attended_keys = 0
+        # the queries' prefix tree: number and depth of a token, by its parent's number and it
+        tree: dict[tuple[int, int], tuple[int, int]] = {}
         for ids in inputs:
             number = 0
-            for position, token in enumerate(ids, 1):
-                attended_keys += position * ((number, token) not in tree)
-                number = tree.setdefault((number, token), len(tree) + 1)
+            for depth, token in enumerate(ids, 1):
+                number, _ = tree.setdefault((number, token), (len(tree) + 1, depth))
         passed = np.array([len(example.ids) - 1 for example in train])
         completions = np.array([len(example.completion) for example in train])
         return cls(
@@ -117,18 +116,12 @@ class Lengths:
             np.array([len(ids) for ids in inputs]),
             np.array([len(query.completion) for query in queries]),
             len(tree),
-            attended_keys,
+            sum(depth for _, depth in tree.values()),
         )
 
 
-@dataclass(frozen=True)
-class Cost:
-    """What a method costs.
-
-    Attributes:
-        operations: Floating-point operations.
-        bytes: To be held beside the model and one pass, see the module.
-    """
+class Cost(NamedTuple):
+    """What a method costs: floating-point operations, and bytes (see the module)."""
 
     operations: float
     bytes: float
@@ -148,14 +141,13 @@ def probing(shape: Shape, lengths: Lengths, sharing: bool = True) -> Cost:
     shown = lengths.train + 1  # of a demonstration, all tokens are read
     if sharing:
         tokens = shown + lengths.distinct
-        keys = shown * (shown + 1) / 2 + shown * lengths.distinct + lengths.attended_keys
+        keys = _keys(shown) + shown * lengths.distinct + lengths.attended_keys
     else:
         pairs = shown[:, None] + lengths.queries
-        tokens, keys = pairs.sum(1), (pairs * (pairs + 1) / 2).sum(1)
-    operations = 2 * shape.weights * tokens + 4 * shape.attention * keys
+        tokens, keys = pairs.sum(1), _keys(pairs).sum(1)
+    blocks = 2 * shape.weights * tokens.sum() + 4 * shape.attention * keys.sum()
     heads = 2 * shape.head * lengths.query_targets.sum() * len(shown)
-    held = FLOAT * shape.cache * shown.max() if sharing else 0
-    return Cost(float(operations.sum() + heads), float(held))
+    return Cost(blocks + heads, FLOAT * shape.cache * shown.max() if sharing else 0)
 
 
 def gradient_products(shape: Shape, lengths: Lengths) -> Cost:
@@ -164,23 +156,21 @@ def gradient_products(shape: Shape, lengths: Lengths) -> Cost:
     The products of layers that read one input go over pairs of tokens, or over weights whose
     gradients are made first, whichever takes less; the queries' factors are held.
     """
-    passes = _passes_of_both(shape, lengths)
     one, other = lengths.train.sum(), lengths.queries.sum()
     pairs = len(lengths.train) * len(lengths.queries)
     products = sum(
         2 * min(one * other * (d_in + sum(d_outs)), (one + other + pairs) * d_in * sum(d_outs))
         for d_in, d_outs in shape.groups
     )
-    return Cost(passes + products, float(FLOAT * shape.factors * other))
+    return Cost(_all_passes(shape, lengths) + products, FLOAT * shape.factors * other)
 
 
 def whole_gradients(shape: Shape, lengths: Lengths) -> Cost:
     """Return the cost of the same by gradients of the model's size, those of the queries held."""
-    passes = _passes_of_both(shape, lengths)
     tokens = lengths.train.sum() + lengths.queries.sum()
     pairs = len(lengths.train) * len(lengths.queries)
-    operations = passes + 2 * shape.weights * (tokens + pairs)
-    return Cost(float(operations), float(FLOAT * shape.weights * len(lengths.queries)))
+    operations = _all_passes(shape, lengths) + 2 * shape.weights * (tokens + pairs)
+    return Cost(operations, FLOAT * shape.weights * len(lengths.queries))
 
 
 def query_set(shape: Shape, lengths: Lengths) -> Cost:
@@ -191,26 +181,26 @@ def query_set(shape: Shape, lengths: Lengths) -> Cost:
     """
     direction = _passes(shape, lengths.queries, lengths.query_targets)
     direction += 2 * shape.weights * lengths.queries.sum()
-    tangents = 3 * _blocks(shape, lengths.train) + 2 * _head(shape, lengths.train_targets)
-    return Cost(float(direction + tangents), float(FLOAT * shape.weights))
+    tangents = 3 * _blocks(shape, lengths.train) + 4 * shape.head * lengths.train_targets.sum()
+    return Cost(direction + tangents, FLOAT * shape.weights)
 
 
 def projected(shape: Shape, lengths: Lengths, size: int = 16) -> Cost:
     """Return the cost of products of gradients that are projected to `size` by `size` a layer."""
-    passes = _passes_of_both(shape, lengths)
     tokens = lengths.train.sum() + lengths.queries.sum()
     n, m = len(lengths.train), len(lengths.queries)
     width = sum(
         min(size, d_in) * min(size, d_out) for d_in, d_outs in shape.groups for d_out in d_outs
     )
-    sides = 2 * size * shape.factors * tokens + 2 * width * tokens
-    return Cost(float(passes + sides + 2 * width * n * m), float(FLOAT * width * (n + m)))
+    projections = 2 * (size * shape.factors + width) * tokens
+    operations = _all_passes(shape, lengths) + projections + 2 * width * n * m
+    return Cost(operations, FLOAT * width * (n + m))
 
 
 def reading(shape: Shape, lengths: Lengths) -> Cost:
     """Return the cost of a forward pass over each text, through half of the blocks."""
     blocks = _blocks(shape, lengths.train + 1) + _blocks(shape, lengths.queries + 1)
-    return Cost(blocks / 2, 0.0)
+    return Cost(blocks / 2, 0)
 
 
 METHODS = {
@@ -231,45 +221,37 @@ def by_queries(
     sizes: Sequence[int],
     loss_on: str = "completion",
 ) -> pd.DataFrame:
-    """Return what each method costs for the first M of the queries, for several M.
-
-    Args:
-        shape: The model's.
-        train: N training examples.
-        queries: At least as many as the largest size.
-        sizes: Numbers of queries.
-        loss_on: See `Lengths.of`.
+    """Return what each method costs for the first M of the queries, for each M of the sizes.
 
     Returns:
         Columns method, m, operations, bytes; a row for each method and size.
     """
     lengths = {m: Lengths.of(train, queries[:m], loss_on) for m in sizes}
     rows = [
-        (name, m, *astuple(cost(shape, lengths[m])))
+        (name, m, *map(float, cost(shape, lengths[m])))
         for name, cost in METHODS.items()
         for m in sizes
     ]
     return pd.DataFrame(rows, columns=["method", "m", "operations", "bytes"])
 
 
+def _keys(tokens: np.ndarray) -> np.ndarray:
+    """Return how many keys the tokens of each sequence attend to, their own included."""
+    return tokens * (tokens + 1) / 2
+
+
 def _blocks(shape: Shape, tokens: np.ndarray) -> float:
     """Return the operations of one forward pass over each sequence, without the head."""
-    keys = (tokens * (tokens + 1) / 2).sum()
-    return float(2 * shape.weights * tokens.sum() + 4 * shape.attention * keys)
-
-
-def _head(shape: Shape, predicted: np.ndarray) -> float:
-    """Return the operations of the head at so many positions of each sequence."""
-    return float(2 * shape.head * predicted.sum())
+    return 2 * shape.weights * tokens.sum() + 4 * shape.attention * _keys(tokens).sum()
 
 
 def _passes(shape: Shape, tokens: np.ndarray, predicted: np.ndarray) -> float:
     """Return the operations of a forward pass and a backward pass to the activations."""
-    attention = 4 * shape.attention * (tokens * (tokens + 1) / 2).sum()  # backward, it takes twice
-    return float(2 * (_blocks(shape, tokens) + _head(shape, predicted)) + attention)
+    attention = 4 * shape.attention * _keys(tokens).sum()  # backward, it takes twice
+    return 2 * (_blocks(shape, tokens) + 2 * shape.head * predicted.sum()) + attention
 
 
-def _passes_of_both(shape: Shape, lengths: Lengths) -> float:
+def _all_passes(shape: Shape, lengths: Lengths) -> float:
     """Return the same for all training examples and all queries."""
     train = _passes(shape, lengths.train, lengths.train_targets)
     return train + _passes(shape, lengths.queries, lengths.query_targets)

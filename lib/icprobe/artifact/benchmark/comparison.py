@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from icprobe import lm as language_model
 from icprobe.artifact import provenance
-from icprobe.artifact.benchmark.methods import METHODS, PEERS, PLAIN
+from icprobe.artifact.benchmark.methods import METHODS, PEERS, PLAIN, Method
 from icprobe.artifact.benchmark.work import examples, exchange
 from icprobe.lm import LM
 from icprobe.methods import costs
@@ -44,14 +44,14 @@ def compare(
     """Return one row a method: medians over repeats, ranges, efficiency and errors.
 
     Args:
-        model: See `lm.load`.
+        model: A folder or a hub name.
         dtype: To compare in.
-        device: The same; peers run on a CPU only.
+        device: To compare on, None for the usual one; peers run on a CPU only.
         lengths: "grid" or "long".
         n: N, training examples.
         m: M, queries.
         names: Of `METHODS`; those that cannot run here are left out and named.
-        repeats: Runs of each, in turn; each turn begins with another.
+        repeats: Runs of each.
 
     Returns:
         Columns method, model, lengths, dtype, device, n, m, machine, threads, quantity, seconds,
@@ -60,84 +60,57 @@ def compare(
         (floor over seconds), error and rank (see `errors`), repeats and versions.
 
     Raises:
-        ValueError: If a method or the lengths are unknown.
+        ValueError: If the lengths are unknown.
         RuntimeError: If the process of a method of ours fails, or no method can run.
     """
     lm = language_model.load(model, dtype, device)
     train, queries = examples(lm, lengths, n, m)
     shape, sizes = Shape.of(lm), Lengths.of(train, queries)
-    left_out = impossible(names, lm, costs.whole_gradients(shape, sizes).bytes)
+    held = costs.whole_gradients(shape, sizes).bytes
+    left_out = {name: why for name in names if (why := obstacle(METHODS[name], lm, held))}
     names = [name for name in names if name not in left_out]
     exact = {
         quantity: reference(quantity, model, device, lengths, n)
         for quantity in {METHODS[name].quantity for name in names} & PLAIN.keys()
     }
-    told = exchange(model, lm, train, queries)
-    runs, scores = run_in_turns(names, told, repeats, left_out, f"{lengths}, N = {n}, M = {m}")
+    work = exchange(model, lm, train, queries)
+    table, scores = _run_in_turns(names, work, repeats, left_out)
     for name, why in left_out.items():
         print(f"Left out: {name}: {why}", file=sys.stderr)
-    if not runs:
+    if table.empty:
         raise RuntimeError(f"no method could run to its end: {left_out}")
-    on_gpu = lm.device.type == "cuda"
-    key = {
-        "model": lm.identity["name"], "lengths": lengths, "dtype": lm.identity["dtype"],
-        "device": lm.device.type, "n": n, "m": m,
-        "machine": torch.cuda.get_device_name(lm.device) if on_gpu else provenance.processor(),
-        "threads": torch.get_num_threads(),
-    }  # fmt: skip
-    rate = product_rate(lm)
-    rows = []
-    for name, mine in runs.items():
-        floor = METHODS[name].min_cost(shape, sizes).operations / rate
-        off = errors(METHODS[name].quantity, scores[name], exact)
-        rows.append({"method": name, **key, **_summary(name, mine, rate, floor), **off})
-    versions = [mine[0]["versions"] for mine in runs.values()]
-    return pd.DataFrame(rows).assign(repeats=repeats, versions=versions)
+    on_gpu, rate = lm.device.type == "cuda", product_rate(lm)
+    methods = [METHODS[name] for name in table["method"]]
+    table = table.assign(
+        model=lm.identity["name"],
+        lengths=lengths,
+        dtype=lm.identity["dtype"],
+        device=lm.device.type,
+        n=n,
+        m=m,
+        machine=torch.cuda.get_device_name(lm.device) if on_gpu else provenance.processor(),
+        threads=work["threads"],
+        quantity=[method.quantity for method in methods],
+        rate=rate,
+        floor=[method.min_cost(shape, sizes).operations / rate for method in methods],
+        repeats=repeats,
+    )
+    table["efficiency"] = table["floor"] / table["seconds"]
+    off = [errors(METHODS[name].quantity, scores[name], exact) for name in table["method"]]
+    return table.join(pd.DataFrame(off))
 
 
-def _summary(name: str, runs: list[dict], rate: float, floor: float) -> dict:
-    """Return the columns of a row of `compare` that tell what one method's runs took."""
-    took = pd.DataFrame(runs)
-    middle = took[["seconds", "cpu", "peak"]].median()
-    return {
-        "quantity": METHODS[name].quantity,
-        "seconds": middle["seconds"],
-        "low": took["seconds"].min(),
-        "high": took["seconds"].max(),
-        "cpu": middle["cpu"],
-        "peak": middle["peak"],
-        "rate": rate,
-        "floor": floor,
-        "efficiency": floor / middle["seconds"],
-    }
-
-
-def impossible(names: Sequence[str], lm: LM, held: int) -> dict[str, str]:
-    """Return why methods cannot run here, by the names of those that cannot.
-
-    Args:
-        names: Of `METHODS`.
-        lm: The model.
-        held: Bytes of all queries' gradients.
-
-    Raises:
-        ValueError: If a method is unknown.
-    """
-    unknown = sorted(set(names) - METHODS.keys())
-    if unknown:
-        raise ValueError(f"unknown methods {unknown}, there are {list(METHODS)}")
+def obstacle(method: Method, lm: LM, held: float) -> str:
+    """Return why a method cannot run here, "" if it can; held: bytes of all queries' gradients."""
+    if method.script and lm.device.type != "cpu":
+        return "other libraries are run on a CPU only"
+    if not method.python:
+        return f"no environment, see `benchmarks/peers.sh {method.environment}`"
     on_gpu = lm.device.type == "cuda"
     memory = torch.cuda.mem_get_info()[1] if on_gpu else psutil.virtual_memory().total
-    left_out = {}
-    for name in names:
-        method = METHODS[name]
-        if method.script and lm.device.type != "cpu":
-            left_out[name] = "other libraries are run on a CPU only"
-        elif not method.python:
-            left_out[name] = f"no environment, see `benchmarks/peers.sh {method.environment}`"
-        elif method.holds_full_gradients and held > FULL * memory:
-            left_out[name] = f"the queries' gradients alone take {held / 2**30:.0f} GiB"
-    return left_out
+    if method.holds_full_gradients and held > FULL * memory:
+        return f"the queries' gradients alone take {held / 2**30:.0f} GiB"
+    return ""
 
 
 @functools.lru_cache(maxsize=4)
@@ -170,35 +143,36 @@ def errors(quantity: str, scores: np.ndarray, exact: dict[str, np.ndarray]) -> d
     return {"error": float(abs(found - true).max() / abs(true).max()), "rank": np.mean(ranks)}
 
 
-def run_in_turns(
-    names: list[str], work: dict, repeats: int, left_out: dict[str, str], what: str
-) -> tuple[dict[str, list[dict]], dict[str, np.ndarray]]:
-    """Return what each method's runs took, and its scores [N, M]; each turn begins with another.
+def _run_in_turns(
+    names: list[str], work: dict, repeats: int, left_out: dict[str, str]
+) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
+    """Return medians and ranges over repeats, and scores [N, M] by method.
 
-    Args:
-        names: Of `METHODS`.
-        work: See `exchange`.
-        repeats: Runs of each.
-        left_out: Why methods are left out; other libraries that fail are added.
-        what: Stands beside the progress bar.
-
-    Raises:
-        RuntimeError: If a method of this library fails.
+    Each turn begins with another method. Other libraries that fail are added to those left out.
     """
-    runs, scores = {name: [] for name in names}, {}
-    turns = [names[(k + turn) % len(names)] for turn in range(repeats) for k in range(len(names))]
-    for name in tqdm(turns, desc=what, unit=" runs"):
+    runs, scores = [], {}
+    turns = [name for turn in range(repeats) for name in np.roll(names, -turn).tolist()]
+    for name in tqdm(turns, unit=" runs"):
         if name in left_out:
             continue
         try:
             took, scores[name] = run(name, work)
-            runs[name].append(took)
+            runs.append({"method": name, **took})
         except RuntimeError as error:
             if METHODS[name].run:
                 raise
             left_out[name] = str(error)
-            del runs[name]
-    return runs, scores
+    runs = pd.DataFrame(runs, columns=["method", "seconds", "cpu", "peak", "versions"])
+    runs = runs[~runs["method"].isin(left_out)]
+    summary = runs.groupby("method", sort=False).agg(
+        seconds=("seconds", "median"),
+        low=("seconds", "min"),
+        high=("seconds", "max"),
+        cpu=("cpu", "median"),
+        peak=("peak", "median"),
+        versions=("versions", "first"),
+    )
+    return summary.reset_index(), scores
 
 
 def run(name: str, work: dict) -> tuple[dict, np.ndarray]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from icprobe import lm as language_model
 from icprobe import paths
@@ -20,40 +21,49 @@ from icprobe.scores import compute
 PEERS = paths.ROOT / "benchmarks" / "peers"
 ENVIRONMENTS = paths.ROOT / "benchmarks" / "environments"
 
-NATS, PRODUCTS, SET = "log-likelihoods", "gradient products", "mean gradient product"
-SIMILARITY = "similarity"
+NATS, PRODUCTS = "log-likelihoods", "gradient products"
 OURS = "icprobe, "  # how the names of our own methods begin
 PROJECTION = 16  # rows of each random matrix, see `projected`
 MEMORY = 6  # GiB of gradient factors
 PLAIN_BATCH = 8
 
+# what N examples and M queries have for a score, and what this takes at least; by our name for it
+KINDS = {
+    "probing": (NATS, costs.probing),
+    "gradient products": (PRODUCTS, costs.gradient_products),
+    "projected": (PRODUCTS, costs.projected),  # estimates
+    "query set": ("mean gradient product", costs.query_set),
+    "hidden states": ("similarity", costs.reading),
+}
+
 
 @dataclass(frozen=True)
 class Method:
-    """One way to a matrix of scores.
+    """One way to a matrix of scores [N, M], of means over the queries [N, 1].
 
     Attributes:
-        quantity: What it computes, for N examples and M queries: log-likelihoods of queries after
-            each example, products of their gradients, the mean of the latter over queries, or
-            similarities.
-        min_cost: What this quantity takes at least.
+        kind: Of `KINDS`.
         run: Takes model, training examples and queries; None for another library.
         script: In `PEERS`, and its arguments.
         environment: Of another library; "" is the project's own.
         holds_full_gradients: Of the model's size, for all queries at once.
     """
 
-    quantity: str
-    min_cost: Callable[[Shape, Lengths], Cost]
+    kind: str
     run: Callable[[LM, list[Encoded], list[Encoded]], np.ndarray] | None = None
     script: tuple[str, ...] = ()
     environment: str = ""
     holds_full_gradients: bool = False
 
     @property
-    def exact(self) -> bool:
-        """Whether it computes its quantity, rather than an estimate."""
-        return self.min_cost is not costs.projected
+    def quantity(self) -> str:
+        """What it computes."""
+        return KINDS[self.kind][0]
+
+    @property
+    def min_cost(self) -> Callable[[Shape, Lengths], Cost]:
+        """What its quantity takes at least."""
+        return KINDS[self.kind][1]
 
     @property
     def python(self) -> Path | None:
@@ -73,17 +83,13 @@ def _plain_probing(lm, train, queries):
     """Return log-likelihoods as one would write them down: pair by pair, in padded batches."""
     contexts = [icp.context(lm, example) for example in train]
     pairs = [language_model.sequence(lm, query, shown) for shown in contexts for query in queries]
-    nats = []
+    padded, nats = functools.partial(pad_sequence, batch_first=True), []
     with torch.inference_mode():
         for start in range(0, len(pairs), PLAIN_BATCH):
-            batch = pairs[start : start + PLAIN_BATCH]
-            shape = (len(batch), max(len(ids) for ids, _ in batch))
-            ids, real, scored = torch.zeros((3, *shape), dtype=torch.long)
-            for row, (tokens, mask) in enumerate(batch):
-                ids[row, : len(tokens)] = torch.tensor(tokens)
-                real[row, : len(tokens)] = 1
-                scored[row, : len(tokens)] = torch.tensor(mask)
-            ids, real, scored = (part.to(lm.device) for part in (ids, real, scored))
+            tokens, masks = zip(*pairs[start : start + PLAIN_BATCH], strict=True)
+            ids, scored = (padded([torch.tensor(row) for row in part]) for part in (tokens, masks))
+            real = padded([torch.ones(len(row), dtype=torch.long) for row in tokens])
+            ids, scored, real = (part.to(lm.device) for part in (ids, scored, real))
             logits = lm.model(ids, attention_mask=real).logits[:, :-1]
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
             chosen = logits.log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0]
@@ -112,45 +118,43 @@ def _hidden_states(lm, train, queries):
     return compute(baselines.Embedding(), lm, train, queries)["embedding"]
 
 
-def _peers(name, batches, quantity, min_cost, script, projection=0, **options):
+def _peers(name, batches, kind, script, projection=0, **options):
     """Return a peer's methods by name, one for each batch size."""
     library = name.partition(",")[0]
-    options["environment"] = "" if library == "kronfluence" else library  # the project's has that
+    environment = "" if library == "kronfluence" else library  # the project's has that
     return {
         f"{name}, batch {batch}": Method(
-            quantity,
-            min_cost,
+            kind,
             script=(script, "--batch", str(batch), "--projection", str(projection)),
+            environment=environment,
             **options,
         )
         for batch in batches
     }
 
 
-_nats = NATS, costs.probing
-_products, _estimates = (PRODUCTS, costs.gradient_products), (PRODUCTS, costs.projected)
-_held = {"holds_full_gradients": True}
+_products, _held = "gradient products", {"holds_full_gradients": True}
 
 METHODS = {
     "icprobe, probing": Method(
-        *_nats, lambda lm, train, queries: icp.log_likelihoods(lm, queries, train)
+        "probing", lambda lm, train, queries: icp.log_likelihoods(lm, queries, train)
     ),
-    "transformers, plain loop": Method(*_nats, _plain_probing),
-    **_peers("lm-eval", (1, 8, 32), *_nats, "lm_eval_probing.py"),
+    "transformers, plain loop": Method("probing", _plain_probing),
+    **_peers("lm-eval", (1, 8, 32), "probing", "lm_eval_probing.py"),
     "icprobe, gradient products": Method(
-        *_products, functools.partial(gradient.gradient_dot, memory=MEMORY)
+        _products, functools.partial(gradient.gradient_dot, memory=MEMORY)
     ),
-    "autograd, one by one": Method(*_products, _plain_products, **_held),
-    **_peers("kronfluence", (4, 16), *_products, "kronfluence_identity.py"),
-    **_peers("bergson", (1, 4), *_products, "bergson_products.py", **_held),
-    **_peers("captum", (1, 4), *_products, "captum_tracin.py", **_held),
-    "icprobe, projected": Method(*_estimates, _projected),
-    **_peers("bergson, projected", (4, 16), *_estimates, "bergson_products.py", PROJECTION),
-    **_peers("dattri, projected", (4, 16), *_estimates, "dattri_logra.py", PROJECTION),
+    "autograd, one by one": Method(_products, _plain_products, **_held),
+    **_peers("kronfluence", (4, 16), _products, "kronfluence_identity.py"),
+    **_peers("bergson", (1, 4), _products, "bergson_products.py", **_held),
+    **_peers("captum", (1, 4), _products, "captum_tracin.py", **_held),
+    "icprobe, projected": Method("projected", _projected),
+    **_peers("bergson, projected", (4, 16), "projected", "bergson_products.py", PROJECTION),
+    **_peers("dattri, projected", (4, 16), "projected", "dattri_logra.py", PROJECTION),
     "icprobe, query set": Method(
-        SET, costs.query_set, lambda *work: gradient.mean_influence(*work)[:, None]
+        "query set", lambda *work: gradient.mean_influence(*work)[:, None]
     ),
-    "icprobe, hidden states": Method(SIMILARITY, costs.reading, _hidden_states),
+    "icprobe, hidden states": Method("hidden states", _hidden_states),
 }
 
 # what everything is compared with, in float64

@@ -11,6 +11,8 @@ from icprobe.artifact.benchmark.methods import METHODS
 from icprobe.lm import LM, Encoded
 from icprobe.methods.costs import Lengths, Shape
 
+KINDS = PRODUCTS, ATTENTION, OTHER = "matrix products", "attention", "other operations"
+
 
 def profile(
     lm: LM, names: Sequence[str], train: list[Encoded], queries: list[Encoded]
@@ -30,7 +32,7 @@ def profile(
         the method's quantity takes.
     """
     threads, rows = torch.get_num_threads(), []
-    lengths = Lengths.of(train, queries)
+    shape, lengths = Shape.of(lm), Lengths.of(train, queries)
     torch.set_num_threads(1)  # what other threads do, the profiler does not see
     try:
         for name in tqdm(names, desc="profiles", unit=" methods"):
@@ -41,15 +43,15 @@ def profile(
             with torch.profiler.profile(activities=activities, with_flops=True) as seen:
                 method.run(lm, train, queries)
                 seconds = time.perf_counter() - start
-            parts = dict.fromkeys(("matrix products", "attention", "other operations"), 0.0)
-            operations = 0
-            for event in seen.key_averages():
-                kind = _kind(event.key)
-                parts[kind] += event.self_cpu_time_total / 1e6 / seconds
-                operations += event.flops if kind == "matrix products" else 0
-            parts["between operations"] = max(0.0, 1 - sum(parts.values()))
-            least = method.min_cost(Shape.of(lm), lengths).operations
-            rows.append({"method": name, **parts, "products over least": operations / least})
+            events = [
+                (_kind(e.key), e.self_cpu_time_total / 1e6, e.flops) for e in seen.key_averages()
+            ]
+            taken = pd.DataFrame(events, columns=["kind", "seconds", "flops"]).groupby("kind").sum()
+            parts = (taken["seconds"] / seconds).reindex(KINDS, fill_value=0)
+            parts["between operations"] = max(0.0, 1 - parts.sum())
+            least = method.min_cost(shape, lengths).operations
+            products = taken["flops"].get(PRODUCTS, 0)
+            rows.append({"method": name, **parts, "products over least": products / least})
     finally:
         torch.set_num_threads(threads)
     return pd.DataFrame(rows)
@@ -58,5 +60,5 @@ def profile(
 def _kind(operation: str) -> str:
     """Return what kind of operation one of torch's is."""
     if operation in ("aten::mm", "aten::bmm", "aten::addmm", "aten::addmm_"):
-        return "matrix products"
-    return "attention" if "scaled_dot_product" in operation else "other operations"
+        return PRODUCTS
+    return ATTENTION if "scaled_dot_product" in operation else OTHER

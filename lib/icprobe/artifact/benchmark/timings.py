@@ -1,12 +1,13 @@
 """What timings say: methods beside each other, and what their seconds buy."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
 
 from icprobe import paths
 from icprobe.artifact.benchmark.methods import METHODS, NATS, OURS, PRODUCTS
+from icprobe.artifact.benchmark.work import LENGTHS
 from icprobe.lm import LM
 
 KEY = ["method", "model", "lengths", "dtype", "device", "n", "m"]
@@ -40,12 +41,6 @@ def read(file: str | None, lm: LM) -> pd.DataFrame:
     return table[table["n"] == most]
 
 
-def merged(before: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
-    """Return a table in which new rows replace those of the same key."""
-    both = pd.concat([before, rows], ignore_index=True)
-    return both.drop_duplicates(KEY, keep="last").sort_values(KEY[1:]).reset_index(drop=True)
-
-
 def beside(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Return timings of one dtype by lengths, of the M for which most methods were timed."""
     counts = table.groupby(["lengths", "m"])["method"].nunique()
@@ -66,76 +61,65 @@ def panels(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
             n, m = part[["n", "m"]].iloc[0]
             found[f"{quantity}: {lengths}, N = {n}, M = {m}"] = part.assign(
                 ours=part["method"].str.startswith(OURS),
-                exact=[METHODS[name].exact for name in part["method"]],
+                exact=[METHODS[name].kind != "projected" for name in part["method"]],
                 note=part["error"].map("error {:.0e}".format),
             )
     return found
 
 
-def findings(table: pd.DataFrame, dtype: str) -> pd.DataFrame:
+def findings(table: pd.DataFrame) -> pd.DataFrame:
     """Return ratios of seconds on the same work, one row a quantity.
 
-    These are: our other methods over probing; other libraries over our method of the same quantity;
-    and their gradient products over their log-likelihoods. Of a library, the fastest batch size
-    counts.
+    These are: our other methods over probing; other libraries over our method of the same kind; and
+    their gradient products over their log-likelihoods. Of a library, the fastest batch size counts.
 
     Args:
-        table: See `compare`; timings of the most training examples are taken.
-        dtype: Whose timings.
+        table: See `compare`; of one dtype and number of training examples.
 
     Returns:
         Columns quantity, unit, estimate, low, high, n (training examples). Low and high are the
         least and the most that the ranges over repeats allow, NaN for a single run. All are NaN for
         gradient products over probing at `CLAIMED` numbers of queries that were not timed.
     """
-    table = _largest(table, dtype)
-    works = {(lengths, m) for lengths in ("grid", "long") for m in CLAIMED}
-    works |= set(table[["lengths", "m"]].itertuples(index=False, name=None))
+    table = table.sort_values("seconds").assign(
+        library=table["method"].str.partition(", ")[0],
+        kind=table["method"].map(lambda name: METHODS[name].kind),
+        low=table["low"].where(table["repeats"] > 1),  # a single run has no range
+        high=table["high"].where(table["repeats"] > 1),
+    )
+    peers = table[[bool(METHODS[name].script) for name in table["method"]]]
+    table = pd.concat([table, peers.assign(library="others'")])
+    works = {(lengths, m) for lengths in LENGTHS for m in CLAIMED}
+    works |= set(zip(table["lengths"], table["m"], strict=True))
     rows = []
     for lengths, m in sorted(works):
-        timed = table[(table["lengths"] == lengths) & (table["m"] == m)].set_index("method")
-        for (one, other), names in _compared().items():
-            both = [timed[timed.index.isin(part)] for part in names]
-            if all(map(len, both)):
-                ratio = _ratio(*(part.loc[part["seconds"].idxmin()] for part in both))
-            elif (one, other) == ("gradient products", "probing") and m in CLAIMED:
+        timed = table[(table["lengths"] == lengths) & (table["m"] == m)]
+        fastest = timed.drop_duplicates(["library", "kind"]).set_index(["library", "kind"])
+        for what, (one, other) in _compared().items():
+            if {one, other} <= set(fastest.index):
+                a, b = fastest.loc[one], fastest.loc[other]
+                ratio = a.seconds / b.seconds, a.low / b.high, a.high / b.low
+            elif what == "gradient products over probing" and m in CLAIMED:
                 ratio = (np.nan,) * 3
             else:
                 continue
-            said = f"{one} over {other}, {lengths}, M = {m}"
+            said = f"{what}, {lengths}, M = {m}"
             rows.append((said, "ratio of seconds", *ratio, table["n"].max()))
     return pd.DataFrame(rows, columns=["quantity", "unit", "estimate", "low", "high", "n"])
 
 
-def _largest(table: pd.DataFrame, dtype: str) -> pd.DataFrame:
-    """Return the timings in a dtype with the most training examples."""
-    table = table[table["dtype"] == dtype]
-    return table[table["n"] == table["n"].max()]
-
-
-def _compared() -> dict[tuple[str, str], tuple[list[str], list[str]]]:
-    """Return the names of methods whose fastest are compared, by what these are called."""
+def _compared() -> dict[str, tuple[tuple[str, str], tuple[str, str]]]:
+    """Return which two (library, kind) are compared, by what their ratio is called."""
     found = {}
     for name, method in METHODS.items():
-        if name.startswith(OURS):
-            called, ours = name.removeprefix(OURS), f"{OURS}probing"
-        else:
-            called = name.split(",")[0]
-            ours = next(one for one, own in METHODS.items() if own.min_cost is method.min_cost)
-        if name != ours:
-            found.setdefault((called, ours.removeprefix(OURS)), ([], [ours]))[0].append(name)
-    nats, products = (
-        [k for k, one in METHODS.items() if one.script and one.exact and one.quantity == quantity]
-        for quantity in (NATS, PRODUCTS)
-    )
-    return found | {("others' gradient products", "others' probing"): (products, nats)}
-
-
-def _ratio(one: pd.Series, other: pd.Series) -> tuple[float, float, float]:
-    """Return the ratio of two rows' seconds and its range, which single runs do not have."""
-    if min(one.repeats, other.repeats) < 2:
-        return one.seconds / other.seconds, np.nan, np.nan
-    return one.seconds / other.seconds, one.low / other.high, one.high / other.low
+        library, ours = name.partition(", ")[0], method.kind
+        called = library
+        if library == "icprobe":
+            called, ours = method.kind, "probing"
+        if called != ours:
+            found[f"{called} over {ours}"] = (library, method.kind), ("icprobe", ours)
+    pair = ("others'", "gradient products"), ("others'", "probing")
+    return found | {"others' gradient products over others' probing": pair}
 
 
 def accuracy_per_second(table: pd.DataFrame, effects: pd.DataFrame, level: str) -> pd.DataFrame:
@@ -167,26 +151,12 @@ def accuracy_per_second(table: pd.DataFrame, effects: pd.DataFrame, level: str) 
     return known[columns].dropna().sort_values("seconds").reset_index(drop=True)
 
 
-def crossing(
-    sizes: Sequence[int], one: Sequence[float], other: Sequence[float]
-) -> tuple[float, float]:
-    """Return the last of ascending sizes at which one cost is at most the other, and the next.
-
-    NaN for the former if it is larger at the least size, for the latter if it is nowhere larger.
-    """
-    larger = np.flatnonzero(np.asarray(one) > np.asarray(other))
-    first = larger[0] if len(larger) else len(sizes)
-    ends = np.array([np.nan, *sizes, np.nan], dtype=float)
-    return float(ends[first]), float(ends[first + 1])
-
-
-def crossings(table: pd.DataFrame, counts: Mapping[str, pd.DataFrame], dtype: str) -> pd.DataFrame:
+def crossings(table: pd.DataFrame, counts: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Return from how many queries on probing costs more than each other method.
 
     Args:
-        table: See `compare`; timings of the most training examples are taken.
+        table: See `compare`; of one dtype and number of training examples.
         counts: By lengths, see `costs.by_queries`.
-        dtype: Of the timings.
 
     Returns:
         Columns lengths, against, cheaper and dearer: the sizes timed between which the seconds
@@ -194,7 +164,6 @@ def crossings(table: pd.DataFrame, counts: Mapping[str, pd.DataFrame], dtype: st
         that shares nothing, takes more operations. NaN where there is no such size. A row for each
         method that was timed beside probing.
     """
-    table = _largest(table, dtype)
     rows = []
     for lengths, counted in counts.items():
         seconds = table[table["lengths"] == lengths].pivot_table("seconds", "m", "method")
@@ -204,10 +173,12 @@ def crossings(table: pd.DataFrame, counts: Mapping[str, pd.DataFrame], dtype: st
             if not {name, "probing"} <= set(seconds):
                 continue
             both = seconds[["probing", name]].dropna()
+            dearer = both.index[both["probing"] > both[name]].min()
+            cheaper = both.index[~(both.index >= dearer)].max()
             by_count = [
-                crossing(operations.index, operations[probing], operations[called])[1]
+                operations.index[operations[probing] > operations[called]].min()
                 for probing in ("probing", "probing, nothing shared")
             ]
-            rows.append((lengths, name, *crossing(both.index, *both.to_numpy().T), *by_count))
+            rows.append((lengths, name, cheaper, dearer, *by_count))
     columns = ["lengths", "against", "cheaper", "dearer", "operations", "nothing_shared"]
     return pd.DataFrame(rows, columns=columns)

@@ -1,6 +1,5 @@
 """What is timed: training examples and queries, and the file that tells a process of them."""
 
-import functools
 import itertools
 from collections.abc import Sequence
 
@@ -27,17 +26,11 @@ def examples(lm: LM, lengths: str, n: int, m: int) -> tuple[list[Encoded], list[
         raise ValueError(f"lengths is {lengths!r}, expected 'grid' or 'long'")
     found = []
     for split, size in (("train", n), ("query", m)):
-        rows = _rows(split)
+        rows = list(data.load("grid", split, seed=0))
         rows = _joined(lm, rows, size) if lengths == "long" else rows[:size]
         encoded = language_model.encode(lm, rows)
         found.append(list(itertools.islice(itertools.cycle(encoded), size)))
     return found[0], found[1]
-
-
-@functools.cache
-def _rows(split: str) -> list[dict]:
-    """Return all rows of a split of grid."""
-    return list(data.load("grid", split, seed=0))
 
 
 def _joined(lm: LM, rows: list[dict], size: int) -> list[dict]:
@@ -46,12 +39,10 @@ def _joined(lm: LM, rows: list[dict], size: int) -> list[dict]:
     step = len({row["task"] for row in rows})  # every so many rows, a task comes again
     joined = []
     for start in range(min(size, len(rows))):
-        part, total = [], 0
-        for k in itertools.count(start, step):
-            part.append(rows[k % len(rows)])
-            total += tokens[k % len(rows)]
-            if total >= LONG:
-                break
+        chosen = []
+        while sum(tokens[k] for k in chosen) < LONG:
+            chosen.append((start + len(chosen) * step) % len(rows))
+        part = [rows[k] for k in chosen]
         joined.append(
             {
                 "id": "+".join(row["id"] for row in part),
@@ -84,12 +75,3 @@ def exchange(model: str, lm: LM, train: Sequence[Encoded], queries: Sequence[Enc
         "train": told(train),
         "queries": told(queries),
     }
-
-
-def received(work: dict, part: str) -> list[Encoded]:
-    """Return the training examples ("train") or queries ("queries") that `exchange` passed on."""
-    begin = work["begin"]
-    return [
-        Encoded(str(k), tuple(row["ids"][begin : row["start"]]), tuple(row["ids"][row["start"] :]))
-        for k, row in enumerate(work[part])
-    ]
