@@ -102,6 +102,21 @@ def test_neutral_demonstrations_of_one_line_instructions_keep_their_labels(tiny)
         assert abs(len(first) + len(last) - len(row["prompt"])) <= 10
 
 
+@pytest.mark.parametrize(
+    "prompts",
+    [
+        ["Go on.", "Go on."],  # the whole prompt is the frame
+        ["Say something.\nAnswer:", "Say something.\nAnswer:"],
+        ["", ""],
+        ["Question:", "Question: what?"],
+    ],
+)
+def test_neutral_demonstrations_of_prompts_without_a_body_have_their_form(tiny, prompts):
+    lm = tiny()
+    rows = [{"prompt": prompt, "completion": " x"} for prompt in prompts]
+    assert lm.tokenizer.decode(icp.neutral_demonstrations(lm, rows)[0].prompt) == prompts[0]
+
+
 @pytest.fixture
 def what(tmp_path):
     return experiment_on(tmp_path, examples(10, 1, words=12), examples(3, 2), max_length=200)

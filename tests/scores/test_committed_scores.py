@@ -149,6 +149,7 @@ def test_parts_of_renamed_stores_keep_their_bytes():
     digests = [
         hashlib.sha256(file.read_bytes()).hexdigest()
         for file in paths.REFERENCE_SCORES.glob("*/part-*.parquet")
+        if not file.parent.name.startswith("regression_")  # made later, by notebook 05
     ]
     assert sorted(digests) == listed
 

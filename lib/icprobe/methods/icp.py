@@ -127,7 +127,8 @@ def neutral_demonstrations(
         head, tail = _frame_of(first, firsts), _frame_of(last, lasts)
         body = "\n".join([first[len(head) :], *middle, last[len(tail) :]]).strip()
         neutral = filled(body, NEUTRAL_STEPS[0]).strip() if body else ""
-        opening = " ".join([head, neutral]).strip() if head != first else f"{head}\n{neutral}"
+        between = "\n" if head == first else " "
+        opening = between.join(part for part in (head, neutral) if part)
         prompt = "\n".join([opening, tail]) if tail else opening
         completion = filled(row["completion"], NEUTRAL_STEPS[1])
         name = hashlib.sha256(f"{prompt}\0{completion}".encode()).hexdigest()[:12]
@@ -228,7 +229,7 @@ class NeutralControl(ICP):
     """
 
     name = "icp_neutral"
-    version = 2
+    version = 3
     needs_pool = True
 
     def prepare(self, lm: LM, queries: Examples, pool: Examples) -> _Neutral:
