@@ -27,10 +27,11 @@ import transformers
 from tokenizers import Tokenizer, models
 from tqdm import tqdm
 
-from icprobe import figures, paths
+from icprobe import figures
 from icprobe import lm as language_model
 from icprobe.artifact.benchmark.comparison import errors, product_rate
 from icprobe.artifact.benchmark.methods import METHODS, NATS, PLAIN, PRODUCTS
+from icprobe.data import paths
 from icprobe.lm import LM, Encoded
 from icprobe.methods import costs, icp
 from icprobe.methods.costs import Lengths, Shape

@@ -31,8 +31,9 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from icprobe import assets, figures, paths
+from icprobe import figures
 from icprobe.artifact import provenance
+from icprobe.data import assets, paths
 from icprobe.methods import icp
 from icprobe.methods.gradient import GradientProducts
 from icprobe.scores import Experiment, score, store

@@ -12,8 +12,8 @@ import jinja2
 import numpy as np
 import pandas as pd
 
-from icprobe import paths
 from icprobe.artifact.benchmark import comparison, methods, timings
+from icprobe.data import paths
 from icprobe.statistics import recommendation
 
 README = paths.ROOT / "README.md"

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import nbformat
 
-from icprobe import paths
 from icprobe.artifact import plan, settings
 from icprobe.artifact.parameters import Parameters, described, schemas, type_in_words
+from icprobe.data import paths
 
 FILE = paths.ROOT / "docs" / "parameters.md"
 PROFILES = ("smoke", "paper")  # laptop is the defaults

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from icprobe import lm as language_model
 from icprobe.artifact import provenance
+from icprobe.data import cache
 from icprobe.scores import Experiment
 
 # workers share the cores, as does what they start: with more threads they would wait for each other
@@ -120,6 +121,28 @@ def experiment_on(folder: Path, train: list[dict], queries: list[dict], bos: boo
         queries=str(folder / "queries.jsonl"),
         **more,
     )
+
+
+def keep_tasks(folder: Path, tasks: dict[str, list[dict]]) -> None:
+    """Put made-up BIG-bench tasks into the cache; they are written to a folder first."""
+    for name, examples in tasks.items():
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        (folder / name / "task.json").write_text(json.dumps({"examples": examples}))
+    (folder / "tasks.txt").write_text("\n".join(tasks))
+    cache.keep(folder, cache.root() / "bigbench-1.0.0")
+
+
+def save_after_reading(monkeypatch, file: Path, content: bytes) -> None:
+    """Save `file` anew as soon as its bytes were read."""
+    real = Path.read_bytes
+
+    def read_and_save(path):
+        found = real(path)
+        if path == file:
+            file.write_bytes(content)
+        return found
+
+    monkeypatch.setattr(Path, "read_bytes", read_and_save)
 
 
 def texts(count: int, kind: str, tasks: Sequence[str] = TASKS, before: str = "") -> pd.DataFrame:

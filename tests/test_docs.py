@@ -9,8 +9,9 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from icprobe import data, paths
+from icprobe import data
 from icprobe.artifact import settings
+from icprobe.data import paths
 
 PAGES = [
     *(paths.ROOT / name for name in ("README.md", "data/README.md")),

@@ -5,8 +5,10 @@ import json
 import numpy as np
 import pytest
 import yaml
+from conftest import keep_tasks
 
-from icprobe import assets, data, paths
+from icprobe import data
+from icprobe.data import paths
 from icprobe.scores import Experiment
 
 
@@ -214,11 +216,11 @@ SUITE = {
 def suite(tmp_path, monkeypatch):
     """Put two made-up tasks into the cache, and the suite "made" into the suites folder."""
     monkeypatch.setenv("ICPROBE_CACHE", str(tmp_path / "cache"))
-    for name in SUITE["tasks"]:
-        folder = assets.cache_dir() / "bigbench-1.0.0" / name
-        folder.mkdir(parents=True)
-        examples = [{"input": f"{name} {i}", "target": f"{i}"} for i in range(100)]
-        (folder / "task.json").write_text(json.dumps({"examples": examples}))
+    tasks = {
+        name: [{"input": f"{name} {i}", "target": f"{i}"} for i in range(100)]
+        for name in SUITE["tasks"]
+    }
+    keep_tasks(tmp_path / "tasks", tasks)
     monkeypatch.setattr(paths, "SUITES", tmp_path / "suites")
     paths.SUITES.mkdir()
     (paths.SUITES / "made.yaml").write_text(yaml.safe_dump(SUITE))

@@ -38,6 +38,7 @@ def test_modules_functions_and_classes_are_small(file: Path):
     ("module", "allowed"),
     [
         ("icprobe", ()),
+        ("icprobe.data", ()),
         ("icprobe.statistics", ()),
         ("icprobe.figures", ()),
         ("icprobe.artifact.settings", ()),

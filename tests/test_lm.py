@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from icprobe import assets, packing
 from icprobe import lm as language_model
+from icprobe import packing
+from icprobe.data import assets
 
 
 def examples(n, seed=0, words=8):

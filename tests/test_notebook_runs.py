@@ -16,10 +16,11 @@ import pytest
 import yaml
 from conftest import save_tiny
 
-from icprobe import data, paths
+from icprobe import data
 from icprobe.artifact import runner
 from icprobe.artifact.pools import trained_tokens
 from icprobe.artifact.settings import RegressionSettings
+from icprobe.data import paths
 from icprobe.methods import baselines, icp
 from icprobe.scores import Experiment, load
 from icprobe.statistics import recommendation

@@ -6,7 +6,7 @@ import re
 import pandas as pd
 import pytest
 
-from icprobe import paths
+from icprobe.data import paths
 
 spec = importlib.util.spec_from_file_location("generate", paths.ROOT / "docs" / "generate.py")
 readme = importlib.util.module_from_spec(spec)

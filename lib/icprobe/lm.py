@@ -26,7 +26,8 @@ from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLa
 from transformers.modeling_utils import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from icprobe import assets, packing, paths
+from icprobe import packing
+from icprobe.data import assets, paths
 from icprobe.model_identity import DTYPES as DTYPES
 from icprobe.model_identity import adapter_base, default_device, identity, resolve_dtype
 

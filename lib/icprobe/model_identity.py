@@ -7,7 +7,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from icprobe import assets, paths
+from icprobe.data import assets, paths
 
 # raise it when the same text begins to give other token ids, alone or after a demonstration
 TEMPLATE_VERSION = 1

@@ -5,9 +5,9 @@ import json
 import pandas as pd
 import pytest
 
-from icprobe import paths
 from icprobe.artifact import claims
 from icprobe.artifact.claims import NOT, NOT_RUN, NOT_TESTABLE, PARTLY, REPRODUCED
+from icprobe.data import paths
 
 
 def rows(*intervals):

@@ -9,9 +9,9 @@ import papermill
 import pytest
 import yaml
 
-from icprobe import paths
 from icprobe.artifact import plan, settings
 from icprobe.artifact.parameters import schemas, type_in_words
+from icprobe.data import paths
 
 spec = importlib.util.spec_from_file_location("parameters", paths.ROOT / "docs/parameters.py")
 page = importlib.util.module_from_spec(spec)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from icprobe import paths
 from icprobe.artifact import publish
+from icprobe.data import paths
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import bs4
 import nbformat
 import pytest
 
-from icprobe import paths
 from icprobe.artifact import claims, report, runner
+from icprobe.data import paths
 
 PARAMETERS = 'profile: "str" = "laptop"  # which\noutput_dir: "str" = "{}"  # results'
 TEXT = """# 01 · Probing

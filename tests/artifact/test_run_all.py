@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from icprobe import paths
+from icprobe.data import paths
 
 SCRIPT = paths.ROOT / "run_all.sh"
 FILES = [

@@ -14,10 +14,11 @@ import nbformat
 import pytest
 import yaml
 
-from icprobe import __version__, paths
+from icprobe import __version__
 from icprobe.artifact import plan, runner
 from icprobe.artifact.parameters import schemas
 from icprobe.artifact.settings import CostSettings, FinetuningSettings, InfluenceSettings
+from icprobe.data import paths
 
 MINE = """
 profile = "laptop"  # which profile
@@ -297,13 +298,11 @@ def test_a_failing_notebook_stops_the_run(root, capsys):
 
 
 def test_a_notebook_that_cannot_be_had_is_skipped(root, capsys):
-    want = (
-        "from icprobe.assets import Unavailable\nraise Unavailable('no network\\nget it by hand')"
-    )
+    want = "from icprobe.data import assets\nraise assets.Unavailable('offline\\nget it by hand')"
     write_notebook(root, "01_mine", MINE, tell("01_mine"), want)
     assert runner.main(["--fresh"], root) == 0
     out = capsys.readouterr().out
-    assert "SKIPPED: 01_mine\n\n    no network\n    get it by hand\n" in out
+    assert "SKIPPED: 01_mine\n\n    offline\n    get it by hand\n" in out
     assert "FAILED" not in out and re.search(r"01_mine +- +- +skipped", out)
     assert [line["notebook"] for line in told(root)] == ["01_mine", "02_known"]
     folder = root / "figures" / "laptop"

@@ -4,10 +4,11 @@ import papermill
 import pytest
 from papermill.exceptions import PapermillExecutionError
 
-from icprobe import data, lm, paths, statistics
+from icprobe import data, lm, statistics
 from icprobe.artifact import checks, settings
 from icprobe.artifact.benchmark.methods import METHODS
 from icprobe.artifact.parameters import ParameterError, described, options, schemas
+from icprobe.data import paths
 from icprobe.finetuning import recipe, selection
 from icprobe.methods import registry, training_effect
 from icprobe.methods.gradient import losses

@@ -9,8 +9,9 @@ from conftest import UNITS, texts, three_methods
 from jupyter_client.manager import start_new_kernel
 from scipy import stats
 
-from icprobe import data, paths, statistics
+from icprobe import data, statistics
 from icprobe.artifact import explorer, views
+from icprobe.data import paths
 
 N, M = 30, 9
 ALL, ANIMALS, COLOURS = range(M), [1, 4, 7], [0, 3, 6]

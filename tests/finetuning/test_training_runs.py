@@ -15,7 +15,7 @@ from test_evaluation import questions
 from test_lm import examples
 
 from icprobe import lm as language_model
-from icprobe import paths
+from icprobe.data import paths
 from icprobe.finetuning import evaluation, sft, training_runs
 from icprobe.finetuning.evaluation import MEASURES
 from icprobe.finetuning.recipe import Recipe

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from conftest import experiment_on
 
-from icprobe import paths
+from icprobe.data import paths
 from icprobe.finetuning import selection
 from icprobe.methods import registry as registry_module
 from icprobe.methods.baselines import Random

@@ -2,8 +2,9 @@
 
 import pytest
 
-from icprobe import figures, paths
+from icprobe import figures
 from icprobe.artifact.settings import RegressionSettings
+from icprobe.data import paths
 from icprobe.regression import agreements
 from icprobe.regression.problems import Prior
 from icprobe.regression.study import Study

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from icprobe import paths
 from icprobe.artifact.settings import RegressionSettings
+from icprobe.data import paths
 from icprobe.regression import training
 from icprobe.regression.learners import Ridge
 from icprobe.regression.problems import Prior

@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 from scipy.stats import spearmanr
 
-from icprobe import paths
 from icprobe.artifact.settings import FinetuningSettings, InfluenceSettings
+from icprobe.data import paths
 from icprobe.finetuning import lds
 from icprobe.finetuning.recipe import Recipe
 from icprobe.finetuning.tracin import TracIn

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from test_store import IDENTITY, files, fill, filled, from_matrix, opened, some_scores
 
-from icprobe import paths
+from icprobe.data import paths
 
 pytestmark = pytest.mark.slow
 

@@ -14,7 +14,7 @@ from conftest import experiment_on
 from test_lm import examples
 from test_store import files, reused
 
-from icprobe import paths
+from icprobe.data import paths
 from icprobe.scores import (
     Examples,
     Experiment,

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from icprobe import paths
+from icprobe.data import paths
 from icprobe.scores import engines, store
 
 IDENTITY = {

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from pydantic import ValidationInfo
 
-from icprobe import paths
 from icprobe.artifact.parameters import did_you_mean
+from icprobe.data import paths
 
 RANKED = 4  # fewest values that have a rank correlation, `statistics.MIN_OBSERVATIONS`
 

@@ -23,7 +23,7 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from icprobe import paths
+from icprobe.data import paths
 
 REPRODUCED, PARTLY, NOT = "reproduced", "partly", "not reproduced"
 NOT_TESTABLE, NOT_RUN = "not testable here", "not run"

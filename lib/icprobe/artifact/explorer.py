@@ -28,8 +28,8 @@ from bokeh.resources import Resources
 from IPython import get_ipython
 from IPython.display import IFrame
 
-from icprobe import paths
 from icprobe.artifact import views
+from icprobe.data import paths
 from icprobe.finetuning import selection
 
 BLUE, ORANGE, GREY = "#0072B2", "#E69F00", "#555555"  # Okabe and Ito's, as in figures.py

@@ -21,7 +21,8 @@ from pathlib import Path
 import psutil
 from packaging.requirements import Requirement
 
-from icprobe import __version__, paths
+from icprobe import __version__
+from icprobe.data import paths
 
 FILE = "run.json"
 # results, which a run changes: they say nothing about the code that made them

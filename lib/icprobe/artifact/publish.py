@@ -10,7 +10,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from icprobe import paths
+from icprobe.data import paths
 
 RESULTS = ("*.csv", "*.png", "*.pdf", "claims.json", "logs/timing.csv")
 RECORDS = ("*/manifest.json", "*/part-*.parquet", "finetuned/*.json")

@@ -23,8 +23,8 @@ from markupsafe import Markup
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
-from icprobe import paths
 from icprobe.artifact import provenance
+from icprobe.data import paths
 
 FILE = "report.html"
 PAGE = Path(__file__).parent / "page"

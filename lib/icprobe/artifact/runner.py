@@ -29,10 +29,11 @@ from papermill.exceptions import PapermillExecutionError, strip_color
 from traitlets import Unicode
 from traitlets.config import Config
 
-from icprobe import __version__, paths
+from icprobe import __version__
 from icprobe.artifact import plan, provenance, report
 from icprobe.artifact.plan import Notebook, UsageError
-from icprobe.assets import Unavailable
+from icprobe.data import paths
+from icprobe.data.assets import Unavailable
 
 log = logging.getLogger("icprobe.runner")
 

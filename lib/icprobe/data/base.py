@@ -1,11 +1,13 @@
 """What every data set here has: its columns, and errors that list all problems."""
 
+from __future__ import annotations
+
 import difflib
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
-import datasets
-import pyarrow
-import pyarrow.parquet
+if TYPE_CHECKING:
+    import datasets
 
 COLUMNS = ("id", "prompt", "completion", "task", "content", "type")
 SHOWN = 20  # problems listed in one error
@@ -17,6 +19,9 @@ class DataError(ValueError):
 
 def make_dataset(rows: list[dict], where: str) -> datasets.Dataset:
     """Make the data set, the six columns and the options first."""
+    import datasets  # here, as it takes a second: not all that names a path reads data
+    import pyarrow
+
     extra = dict.fromkeys(key for row in rows for key in row if key not in COLUMNS)
     columns = {key: [row.get(key) for row in rows] for key in [*COLUMNS, "options", *extra]}
     for key, values in columns.items():

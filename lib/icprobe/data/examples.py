@@ -1,25 +1,23 @@
 """Examples as `datasets.Dataset`, from suites over BIG-bench, files, or hub data sets."""
 
+from __future__ import annotations
+
 import hashlib
 import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import datasets
 import numpy as np
 
-from icprobe import assets, paths
-from icprobe.data.base import (
-    COLUMNS,
-    DataError,
-    close_names,
-    listed,
-    make_dataset,
-    plain_text,
-)
+from icprobe.data import assets, cache, paths
+from icprobe.data.base import COLUMNS, DataError, close_names, listed, make_dataset, plain_text
 from icprobe.data.files import load_hub, parse_file
 from icprobe.data.suites import check_split, parse_suite, suite_file, suite_rows, suites
+
+if TYPE_CHECKING:
+    import datasets
 
 _ROWS_VERSION = 1  # raise it when the same suite text and seed begin to give other rows
 
@@ -70,27 +68,26 @@ def load_with_identity(
 ) -> tuple[datasets.Dataset, dict]:
     """Return the rows of `load` and their `identity`; the hash is of the bytes that were parsed."""
     kind = _kind(source)
-    asked = source, split, limit, seed, columns
-    if kind == "suite":
-        check_split(source, split, columns)
-        content = suite_file(source).read_bytes()
-        table = make_dataset(suite_rows(parse_suite(source, content), split, seed), str(source))
-        size = _checked_limit(limit, len(table), source)
-        return table.select(range(size)), _identity(
-            kind, hashlib.sha256(content).hexdigest(), *asked
-        )
-    if kind == "file":
-        content = paths.resolve(source).read_bytes()
-        table, version = (
-            parse_file(paths.resolve(source), content, columns),
-            hashlib.sha256(content).hexdigest(),
-        )
-    else:
+    if kind == "hub":
         version = assets.hub_revision(str(source), "dataset")
         table = load_hub(*version, split, columns)
-    size = _checked_limit(limit, len(table), source)
-    chosen = np.sort(np.random.default_rng(seed).permutation(len(table))[:size])
-    return table.select(chosen), _identity(kind, version, *asked)
+    else:
+        file = _file(kind, source, split, columns)
+        content = file.read_bytes()
+        version = hashlib.sha256(content).hexdigest()
+        if kind == "file":
+            table = parse_file(file, content, columns)
+        else:
+            rows = suite_rows(parse_suite(source, content), split, seed)
+            table = make_dataset(rows, str(source))
+    if limit is not None and not 0 < limit <= len(table):
+        raise DataError(
+            f"{source}: {limit} examples asked for, {len(table)} are there (None takes all)"
+        )
+    chosen = np.arange(len(table))[:limit]
+    if kind != "suite":  # whose rows are in a random order already
+        chosen = np.sort(np.random.default_rng(seed).permutation(len(table))[:limit])
+    return table.select(chosen), _identity(kind, version, source, split, limit, seed, columns)
 
 
 def identity(
@@ -102,13 +99,6 @@ def identity(
 ) -> dict:
     """Return what determines the rows that `load` gives, without loading or downloading them.
 
-    Args:
-        source: As for `load`, like all others.
-        split: See `load`.
-        limit: See `load`.
-        seed: See `load`.
-        columns: See `load`.
-
     Returns:
         JSON-able: source, version, limit, seed, and the hash of the suite's text and of the
         archive, the hash of the file, or the hub revision.
@@ -118,19 +108,11 @@ def identity(
         assets.AssetError: If the hub revision is neither given nor cached, and cannot be asked.
     """
     kind = _kind(source)
-    if kind == "suite":
-        check_split(source, split, columns)
     if kind == "hub":
         version = assets.hub_revision(str(source), "dataset")
     else:
-        file = suite_file(source) if kind == "suite" else paths.resolve(source)
-        with file.open("rb") as stream:
-            version = hashlib.file_digest(stream, "sha256").hexdigest()
+        version = cache.sha256(_file(kind, source, split, columns))
     return _identity(kind, version, source, split, limit, seed, columns)
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
 
 
 def _identity(
@@ -152,6 +134,14 @@ def _identity(
         return {**who, "source": paths.resolve(source).name, "sha256": version}
     name, revision = version
     return {**who, "source": name, "revision": revision, "split": split}
+
+
+def _file(kind: str, source: str | Path, split: str | None, columns: object) -> Path:
+    """Return the file that a suite or a file is read from."""
+    if kind == "file":
+        return paths.resolve(source)
+    check_split(source, split, columns)
+    return suite_file(source)
 
 
 def check_disjoint(
@@ -203,16 +193,3 @@ def _kind(source: str | Path) -> str:
     if re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", name):
         return "hub"
     raise DataError(f"{name!r} is no suite, no file and no hub name{close_names(name, suites())}")
-
-
-def _checked_limit(limit: int | None, size: int, source: str | Path) -> int:
-    """Return how many rows to take.
-
-    Raises:
-        DataError: If there are not as many.
-    """
-    if limit is None:
-        return size
-    if not 0 < limit <= size:
-        raise DataError(f"{source}: {limit} examples asked for, {size} are there (None takes all)")
-    return limit

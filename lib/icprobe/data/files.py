@@ -1,16 +1,18 @@
 """Files and hub data sets: reading rows, mapping columns, saying all that is wrong."""
 
+from __future__ import annotations
+
 import json
 import string
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import datasets
-import pyarrow
-import pyarrow.parquet
-
-from icprobe import paths
+from icprobe.data import paths
 from icprobe.data.base import COLUMNS, DataError, close_names, listed, make_dataset
+
+if TYPE_CHECKING:
+    import datasets
 
 
 def parse_file(
@@ -21,6 +23,8 @@ def parse_file(
     if file.suffix == ".jsonl":
         rows = _parse_jsonl(content, problems)
     else:
+        import pyarrow.parquet
+
         try:
             table = pyarrow.parquet.read_table(pyarrow.BufferReader(content))
         except (pyarrow.ArrowException, OSError) as error:
@@ -55,6 +59,8 @@ def load_hub(
     name: str, revision: str, split: str | None, columns: Mapping[str, str | None] | None
 ) -> datasets.Dataset:
     """Load a hub data set at a revision, and check it."""
+    import datasets
+
     try:
         parts = datasets.load_dataset(name, revision=revision)
     except ValueError as error:  # such as several configurations to choose from
@@ -79,7 +85,8 @@ def _examples(
     for number, row in rows:
         mapped, odd = _mapped(row, columns or {})
         row = {**row, **mapped}
-        for key, default in _defaults(stem, number).items():
+        defaults = {"task": stem, "content": "unknown", "type": "unknown"}
+        for key, default in {"id": f"{stem}-{number:05d}", **defaults}.items():
             if row.get(key) is None:
                 row[key] = default
         found = [f"{key}: {reason}" for key in COLUMNS if (reason := _reason(key, row.get(key)))]
@@ -175,11 +182,6 @@ def _filled(template: str, fields: Mapping[str, object]) -> str:
         if name is not None:
             text += format(string.Formatter().convert_field(fields[name], conversion), spec)
     return text
-
-
-def _defaults(stem: str, number: int) -> dict[str, str]:
-    """Return what stands in columns that a source leaves out."""
-    return {"id": f"{stem}-{number:05d}", "task": stem, "content": "unknown", "type": "unknown"}
 
 
 def _reason(key: str, value: object) -> str | None:

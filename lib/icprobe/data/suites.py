@@ -21,7 +21,7 @@ from pydantic import (
     ValidationError,
 )
 
-from icprobe import assets, paths
+from icprobe.data import assets, paths
 from icprobe.data.base import DataError, close_names, plain_text
 
 SPLITS = ("train", "query", "evaluation")

@@ -20,7 +20,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from tqdm import tqdm
 
-from icprobe.paths import resolve, shown
+from icprobe.data.paths import resolve, shown
 
 # one message, because some chat templates refuse a system role
 TEMPLATE = """\

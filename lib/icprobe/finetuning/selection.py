@@ -17,8 +17,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from scipy import stats
 
-from icprobe import paths
-from icprobe.data import COLUMNS
+from icprobe.data import COLUMNS, paths
 
 LENGTH_BINS = 10  # of a pool, within which a length-matched random choice is made
 MIN_IN_BIN = 10  # examples: in smaller ones hardly anything is left to chance

@@ -25,8 +25,8 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging
 
-from icprobe import assets
 from icprobe import lm as language_model
+from icprobe.data import assets
 from icprobe.finetuning.recipe import Recipe
 from icprobe.lm import LM
 from icprobe.methods.gradient import losses

@@ -25,7 +25,7 @@ from pydantic.dataclasses import dataclass
 from tqdm import tqdm
 
 from icprobe import lm as language_model
-from icprobe import paths
+from icprobe.data import paths
 from icprobe.finetuning import evaluation, sft
 from icprobe.finetuning.recipe import Recipe
 from icprobe.finetuning.sft import Trained

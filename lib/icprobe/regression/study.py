@@ -17,7 +17,8 @@ import numpy as np
 from scipy import stats
 from tqdm import tqdm
 
-from icprobe import paths, statistics
+from icprobe import statistics
+from icprobe.data import paths
 from icprobe.regression.learners import Ridge
 from icprobe.regression.probing import gain_and_score
 from icprobe.regression.problems import Prior, Problems, Shift, draw

@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from icprobe import paths
+from icprobe.data import paths
 from icprobe.regression.learners import LeastSquares, PriorMean, Ridge
 from icprobe.regression.problems import Positive, Prior
 from icprobe.regression.transformer import TOKENS_AT_ONCE, Regressor, Shape

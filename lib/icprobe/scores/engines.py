@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tqdm import tqdm  # as text, which a terminal shows too when a notebook runs there
 
-from icprobe.paths import shown
+from icprobe.data.paths import shown
 from icprobe.scores.store import ScoreStore, StoreError
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from icprobe import paths
+from icprobe.data import paths
 from icprobe.scores import engines, store
 from icprobe.scores.experiment import Experiment
 from icprobe.scores.method import Examples, Method, Output, matrices

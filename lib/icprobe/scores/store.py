@@ -27,8 +27,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from icprobe import __version__, paths
-from icprobe.paths import resolve, shown
+from icprobe import __version__
+from icprobe.data import paths
+from icprobe.data.paths import resolve, shown
 from icprobe.scores import parts
 from icprobe.scores.keys import StoreError, check_ids, differences, key, listed, plain, show
 

@@ -5,13 +5,14 @@ import itertools
 
 import pandas as pd
 
-from icprobe import assets, figures, paths
+from icprobe import figures
 from icprobe import lm as language_model
 from icprobe.artifact import benchmark
 from icprobe.artifact.benchmark.comparison import compare
 from icprobe.artifact.benchmark.methods import METHODS
 from icprobe.artifact.benchmark.timings import CLAIMED, KEY
 from icprobe.artifact.benchmark.work import LENGTHS
+from icprobe.data import assets, paths
 
 
 def main() -> None:

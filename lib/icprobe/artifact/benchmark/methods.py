@@ -11,7 +11,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from icprobe import lm as language_model
-from icprobe import paths
+from icprobe.data import paths
 from icprobe.lm import LM, Encoded
 from icprobe.methods import baselines, costs, gradient, icp
 from icprobe.methods.costs import Cost, Lengths, Shape

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from icprobe import paths
 from icprobe.artifact.benchmark.methods import METHODS, NATS, OURS, PRODUCTS
 from icprobe.artifact.benchmark.work import LENGTHS
+from icprobe.data import paths
 from icprobe.lm import LM
 
 KEY = ["method", "model", "lengths", "dtype", "device", "n", "m"]

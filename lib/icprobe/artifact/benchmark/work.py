@@ -5,8 +5,9 @@ from collections.abc import Sequence
 
 import torch
 
-from icprobe import assets, data
+from icprobe import data
 from icprobe import lm as language_model
+from icprobe.data import assets
 from icprobe.lm import LM, Encoded
 from icprobe.methods import icp
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 SUITES = ROOT / "data" / "suites"
 NOTEBOOKS = ROOT / "notebooks"
 SOURCES = ("benchmarks", "data", "docs", "lib", "notebooks", "tests")

