@@ -9,7 +9,6 @@ import torch
 from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 
 from icprobe.models import packing
-from icprobe.models.identities import DTYPES as DTYPES
 from icprobe.models.model import LM
 from icprobe.models.passes import by_device, logits_at, selective_head, side_by_side, within_memory
 from icprobe.models.tokens import Encoded, sequence

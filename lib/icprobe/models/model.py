@@ -10,7 +10,6 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from icprobe import assets, paths
-from icprobe.models.identities import DTYPES as DTYPES
 from icprobe.models.identities import adapter_base, default_device, identity, resolve_dtype
 
 

@@ -11,7 +11,6 @@ from typing import TypeVar
 import torch
 from transformers.modeling_utils import PreTrainedModel
 
-from icprobe.models.identities import DTYPES as DTYPES
 from icprobe.models.model import LM
 
 Result = TypeVar("Result")

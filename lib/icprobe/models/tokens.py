@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import datasets
 
-from icprobe.models.identities import DTYPES as DTYPES
 from icprobe.models.model import LM
 
 # examples that are tokenised at once, so that a large pool's tokens are not all there twice
