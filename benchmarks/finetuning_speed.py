@@ -24,7 +24,7 @@ import torch
 from transformers import TrainerCallback, get_linear_schedule_with_warmup
 from trl import SFTTrainer
 
-from icprobe import lm as language_model
+from icprobe import models
 from icprobe.artifact import provenance
 from icprobe.artifact.benchmark.work import examples
 from icprobe.finetuning import sft
@@ -67,7 +67,7 @@ def plain(model, batches, recipe):
 
 def measure(method, n, batch, rank):
     """Return seconds a step and in all, peak memory and what the queries have afterwards."""
-    lm = language_model.load("smollm2-135m-instruct", device="cpu")
+    lm = models.load("smollm2-135m-instruct", device="cpu")
     rows, queries = examples(lm, "grid", n, 24)
     recipe = Recipe(batch_size=batch, lora_rank=rank, rate=ADAPTERS_RATE if rank else RATE)
     rows = sft._rows(lm, rows, "completion")
@@ -86,8 +86,8 @@ def measure(method, n, batch, rank):
         seconds = time.perf_counter() - start
     peak = provenance.peak_memory()
     model = trainer.model.merge_and_unload() if rank else trainer.model
-    trained = language_model.LM(model.eval(), lm.tokenizer, lm.identity)
-    nats = language_model.log_likelihoods(trained, queries)[0]
+    trained = models.LM(model.eval(), lm.tokenizer, lm.identity)
+    nats = models.log_likelihoods(trained, queries)[0]
     step = float(np.mean(steps[1:]))
     return {"step": step, "seconds": seconds, "peak": peak, "nats": nats.tolist()}
 

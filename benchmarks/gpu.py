@@ -24,18 +24,18 @@ import numpy as np
 import pandas as pd
 import torch
 import transformers
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer
+from tokenizers import models as tokenizer_models
 from tqdm import tqdm
 
-from icprobe import figures
-from icprobe import lm as language_model
+from icprobe import figures, models
 from icprobe.artifact.benchmark.comparison import errors, product_rate
 from icprobe.artifact.benchmark.methods import METHODS, NATS, PLAIN, PRODUCTS
 from icprobe.data import paths
-from icprobe.lm import LM, Encoded
 from icprobe.methods import costs, icp
 from icprobe.methods.costs import Lengths, Shape
 from icprobe.methods.gradient import GradientProducts, dot
+from icprobe.models import LM, Encoded
 
 POOL, QUERIES = 52_002, 100  # the paper's
 PROMPT, COMPLETION = (20, 80), (20, 120)  # tokens at least and at most
@@ -59,7 +59,7 @@ def random_model(folder: Path) -> Path:
     with torch.device("cuda"):  # where a billion numbers are drawn in no time
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     model.save_pretrained(folder)
-    words = Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="b"))
+    words = Tokenizer(tokenizer_models.WordLevel({"a": 0, "b": 1}, unk_token="b"))
     transformers.PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(folder)
     return folder
 
@@ -156,12 +156,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="icprobe-") as folder:
         path = str(random_model(Path(folder)))
         some = train[: CHECKED[0]], queries[: CHECKED[1]]
-        plain = language_model.load(path, "float64", "cpu")
+        plain = models.load(path, "float64", "cpu")
         exact = {quantity: METHODS[name].run(plain, *some) for quantity, name in PLAIN.items()}
         del plain
         for dtype, name in itertools.product(options.dtype, methods):
             quantity, min_cost, method, count = methods[name]
-            lm = language_model.load(path, dtype, "cuda")
+            lm = models.load(path, dtype, "cuda")
             memory = dot.usual_memory(lm.device)
             mine = train[:count]
             scores, took = time_one(f"{name}, {dtype}", method, lm, mine, queries, options)

@@ -29,7 +29,8 @@ import numpy as np
 import pandas as pd
 import torch
 import transformers
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers import models as tokenizer_models
 
 from icprobe import figures
 from icprobe.artifact import provenance
@@ -57,7 +58,7 @@ def tiny_model(folder: Path) -> str:
     )  # fmt: skip
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     words = {word: k for k, word in enumerate(["?", *WORDS])}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="?"))
+    tokenizer = Tokenizer(tokenizer_models.WordLevel(words, unk_token="?"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
     return str(folder)

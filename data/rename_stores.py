@@ -15,7 +15,7 @@ from pathlib import Path
 from icprobe.finetuning.tracin import TracIn
 from icprobe.methods import icp, registry, training_effect
 from icprobe.methods.gradient import ClampedLog, EKFACInfluence, GradientProducts, ProjectedProducts
-from icprobe.model_identity import TEMPLATE_VERSION
+from icprobe.models.identities import TEMPLATE_VERSION
 from icprobe.scores.store import MANIFEST, key
 
 METHODS = [

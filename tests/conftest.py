@@ -11,9 +11,10 @@ import pandas as pd
 import pytest
 import torch
 import transformers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
+from tokenizers import models as tokenizer_models
 
-from icprobe import lm as language_model
+from icprobe import models
 from icprobe.artifact import provenance
 from icprobe.data import cache
 from icprobe.scores import Experiment
@@ -79,7 +80,7 @@ def byte_tokenizer(bos: bool) -> transformers.PreTrainedTokenizerFast:
     """One token per byte; ids 256 and 257 are BOS and EOS, BOS leads by default if asked for."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {symbol: i for i, symbol in enumerate([*alphabet, "<s>", "</s>"])}
-    tokenizer = Tokenizer(models.BPE(vocabulary, merges=[]))
+    tokenizer = Tokenizer(tokenizer_models.BPE(vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(["<s>", "</s>"])
@@ -176,7 +177,7 @@ def tiny(tmp_path_factory):
         if key not in made:
             folder = tmp_path_factory.mktemp("models") / f"{family}-{'bos' if bos else 'plain'}"
             made[key] = save_tiny(folder, family, bos)
-        return language_model.load(str(made[key]), dtype, device="cpu")
+        return models.load(str(made[key]), dtype, device="cpu")
 
     return load
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from conftest import save_tiny
 
-from icprobe import lm as language_model
+from icprobe import models
 from icprobe.artifact.benchmark import comparison, methods, profiling, timings, work
 from icprobe.artifact.benchmark.methods import METHODS, NATS, PRODUCTS
 from icprobe.methods.gradient import losses
@@ -23,14 +23,14 @@ def pairs(tiny, monkeypatch):
     """Return tiny models in float32 and float64, and three training examples by four queries."""
     monkeypatch.setattr(methods, "PROJECTION", 64)  # all of the layers: exact
     lm = tiny("llama", bos=True)
-    encoded = language_model.encode(lm, ROWS)
+    encoded = models.encode(lm, ROWS)
     return lm, tiny("llama", bos=True, dtype="float64"), encoded[:3], encoded[3:]
 
 
 @pytest.fixture
 def saved(tiny, tmp_path, monkeypatch):
     """Return the folder of a tiny model, for which all examples are of `ROWS`."""
-    encoded = language_model.encode(tiny("llama", bos=True), ROWS)
+    encoded = models.encode(tiny("llama", bos=True), ROWS)
     monkeypatch.setattr(
         comparison, "examples", lambda lm, lengths, n, m: (encoded[:n], encoded[:m])
     )

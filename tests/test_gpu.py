@@ -8,7 +8,7 @@ import torch
 from conftest import experiment_on, texts
 from test_influence import close
 
-from icprobe import lm as language_model
+from icprobe import models
 from icprobe.methods import icp
 from icprobe.methods.gradient import GradientProducts, factors, gradient_dot
 from icprobe.methods.training_effect import Step
@@ -25,7 +25,7 @@ def made(tmp_path_factory):
     experiment = experiment_on(tmp_path_factory.mktemp("gpu"), train, queries)
 
     def load(dtype="float32", device="cuda"):
-        return language_model.load(experiment.model, dtype, device)
+        return models.load(experiment.model, dtype, device)
 
     return experiment, load
 
@@ -40,13 +40,13 @@ def test_log_likelihoods(made, dtype, tolerance, tokens):
     experiment, load = made
     train, queries = pool(experiment)
     exact = load("float64", "cpu")
-    encoded = [language_model.encode(exact, rows) for rows in (train, queries)]
+    encoded = [models.encode(exact, rows) for rows in (train, queries)]
     contexts = [(), *(one.ids for one in encoded[0])]
     expected = [
-        [language_model.token_log_likelihoods(exact, q, context).sum() for q in encoded[1]]
+        [models.token_log_likelihoods(exact, q, context).sum() for q in encoded[1]]
         for context in contexts
     ]
-    found = language_model.log_likelihoods(load(dtype), encoded[1], contexts, tokens)
+    found = models.log_likelihoods(load(dtype), encoded[1], contexts, tokens)
     np.testing.assert_allclose(found, expected, rtol=tolerance, atol=10 * tolerance)
 
 
@@ -99,15 +99,15 @@ def test_what_does_not_fit_is_done_in_smaller_passes(made):
     """The card lets this process have a little only: the passes get smaller, scores stay."""
     experiment, load = made
     lm = load()
-    queries = language_model.encode(lm, pool(experiment)[1])
+    queries = models.encode(lm, pool(experiment)[1])
     contexts = [tuple(range(3 + k, 203 + k)) for k in range(50)] * 40
-    expected = language_model.log_likelihoods(lm, queries, contexts, 1000)
+    expected = models.log_likelihoods(lm, queries, contexts, 1000)
     torch.cuda.empty_cache()
     _, total = torch.cuda.mem_get_info()
     torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 2**28) / total)
     try:
         with pytest.warns(UserWarning, match="log-likelihoods: too little memory, now"):
-            found = language_model.log_likelihoods(lm, queries, contexts, 2**24)
+            found = models.log_likelihoods(lm, queries, contexts, 2**24)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-3)

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from icprobe import lm as language_model
-from icprobe import packing
+from icprobe import models
 from icprobe.data import assets
+from icprobe.models import packing
 
 
 def examples(n, seed=0, words=8):
@@ -36,12 +36,10 @@ def examples(n, seed=0, words=8):
 def test_all_pairs_equal_one_forward_pass_per_pair(tiny, family, bos):
     lm = tiny(family, bos)
     assert len(lm.bos) == bos
-    queries = language_model.encode(lm, examples(7))
-    contexts = [(), *(e.ids for e in language_model.encode(lm, examples(4, seed=1, words=20)))]
-    expected = [
-        [language_model.token_log_likelihoods(lm, q, c).sum() for q in queries] for c in contexts
-    ]
-    actual = language_model.log_likelihoods(lm, queries, contexts)
+    queries = models.encode(lm, examples(7))
+    contexts = [(), *(e.ids for e in models.encode(lm, examples(4, seed=1, words=20)))]
+    expected = [[models.token_log_likelihoods(lm, q, c).sum() for q in queries] for c in contexts]
+    actual = models.log_likelihoods(lm, queries, contexts)
     assert actual.dtype == np.float32 and actual.shape == (5, 7)
     np.testing.assert_allclose(actual, expected, rtol=RTOL, atol=ATOL)
     assert np.std(expected) > 1, "the reference must tell pairs apart"
@@ -51,36 +49,34 @@ def test_all_pairs_equal_one_forward_pass_per_pair(tiny, family, bos):
 @pytest.mark.parametrize("tokens_per_forward", [1, 40, 100, 100_000])
 def test_batching_and_order_do_not_matter(tiny, tokens_per_forward):
     lm = tiny()
-    queries = language_model.encode(lm, examples(9))
-    contexts = [e.ids for e in language_model.encode(lm, examples(5, seed=1, words=20))]
-    whole = language_model.log_likelihoods(lm, queries, contexts)
-    part = language_model.log_likelihoods(lm, queries, contexts, tokens_per_forward)
+    queries = models.encode(lm, examples(9))
+    contexts = [e.ids for e in models.encode(lm, examples(5, seed=1, words=20))]
+    whole = models.log_likelihoods(lm, queries, contexts)
+    part = models.log_likelihoods(lm, queries, contexts, tokens_per_forward)
     np.testing.assert_allclose(part, whole, rtol=RTOL, atol=ATOL)
-    backwards = language_model.log_likelihoods(lm, queries[::-1], contexts[::-1])
+    backwards = models.log_likelihoods(lm, queries[::-1], contexts[::-1])
     np.testing.assert_allclose(backwards[::-1, ::-1], whole, rtol=RTOL, atol=ATOL)
-    alone = language_model.log_likelihoods(lm, queries[3:4], contexts[2:3])
+    alone = models.log_likelihoods(lm, queries[3:4], contexts[2:3])
     np.testing.assert_allclose(alone, whole[2:3, 3:4], rtol=RTOL, atol=ATOL)
 
 
 def test_float64_agrees_much_closer(tiny):
     lm = tiny(dtype="float64")
-    queries = language_model.encode(lm, examples(6))
-    contexts = [e.ids for e in language_model.encode(lm, examples(3, seed=1))]
-    expected = [
-        [language_model.token_log_likelihoods(lm, q, c).sum() for q in queries] for c in contexts
-    ]
-    actual = language_model.log_likelihoods(lm, queries, contexts)
+    queries = models.encode(lm, examples(6))
+    contexts = [e.ids for e in models.encode(lm, examples(3, seed=1))]
+    expected = [[models.token_log_likelihoods(lm, q, c).sum() for q in queries] for c in contexts]
+    actual = models.log_likelihoods(lm, queries, contexts)
     # float32 is how results are kept; half a unit in its last place is all that may be lost
     np.testing.assert_allclose(actual, np.float32(expected), rtol=1.2e-7)
 
 
 def test_the_reference_is_the_model_loss(tiny):
     lm = tiny()
-    query = language_model.encode(lm, examples(1))[0]
-    ids, mask = language_model.sequence(lm, query, (1, 2, 3))
+    query = models.encode(lm, examples(1))[0]
+    ids, mask = models.sequence(lm, query, (1, 2, 3))
     labels = torch.where(torch.tensor([mask]) == 1, torch.tensor([ids]), -100)
     loss = lm.model(torch.tensor([ids]), labels=labels).loss.item()
-    nats = language_model.token_log_likelihoods(lm, query, (1, 2, 3))
+    nats = models.token_log_likelihoods(lm, query, (1, 2, 3))
     assert len(nats) == len(query.completion)
     assert -nats.mean() == pytest.approx(loss, rel=RTOL)
 
@@ -134,8 +130,8 @@ def test_the_same_ids_reach_every_consumer(tiny, tmp_path):
 
     lm = tiny(bos=True)
     rows = examples(5)
-    encoded = language_model.encode(lm, rows)
-    table = language_model.training_rows(lm, rows)
+    encoded = models.encode(lm, rows)
+    table = models.training_rows(lm, rows)
     settings = SFTConfig(
         str(tmp_path), completion_only_loss=True, packing=False, max_length=512, use_cpu=True,
         bf16=False, report_to="none", per_device_train_batch_size=5, data_seed=0,
@@ -158,10 +154,10 @@ def test_the_same_ids_reach_every_consumer(tiny, tmp_path):
 def test_tokens_never_span_a_join(tiny):
     lm = tiny()
     row = {"id": "a", "prompt": "one", "completion": "two"}
-    encoded = language_model.encode(lm, [row])[0]
+    encoded = models.encode(lm, [row])[0]
     assert lm.tokenizer.decode(encoded.prompt) == "one"
     assert lm.tokenizer.decode(encoded.completion) == "two"
-    ids, mask = language_model.sequence(lm, encoded, language_model.text_ids(lm, "before"))
+    ids, mask = models.sequence(lm, encoded, models.text_ids(lm, "before"))
     assert lm.tokenizer.decode(ids) == "beforeonetwo"
     assert sum(mask) == len(encoded.completion)
 
@@ -170,103 +166,103 @@ def test_long_prompts_lose_their_beginning_and_it_is_said(tiny):
     lm = tiny(bos=True)
     row = {"id": "long one", "prompt": "abcdefgh", "completion": " xyz"}
     with pytest.warns(UserWarning, match=r"1 of 1 prompts.*max_length=8.*'long one' lost 5"):
-        encoded = language_model.encode(lm, [row], max_length=8)[0]
+        encoded = models.encode(lm, [row], max_length=8)[0]
     assert lm.tokenizer.decode(encoded.prompt) == "fgh"
     assert encoded.truncated == 5
-    assert len(language_model.sequence(lm, encoded)[0]) == 8
+    assert len(models.sequence(lm, encoded)[0]) == 8
 
 
 def test_losing_completion_tokens_is_an_error(tiny):
     row = {"id": "long one", "prompt": "a", "completion": " xyz"}
     with pytest.raises(ValueError, match="'long one': the completion has 4 tokens"):
-        language_model.encode(tiny(), [row], max_length=3)
+        models.encode(tiny(), [row], max_length=3)
     with pytest.raises(ValueError, match="'empty': the completion has no tokens"):
-        language_model.encode(tiny(), [{"id": "empty", "prompt": "a", "completion": ""}])
+        models.encode(tiny(), [{"id": "empty", "prompt": "a", "completion": ""}])
 
 
 def test_what_the_model_cannot_read_is_an_error(tiny, tmp_path):
     lm = tiny()
-    empty = language_model.Encoded("no prompt", (), (1,))
+    empty = models.Encoded("no prompt", (), (1,))
     with pytest.raises(ValueError, match="'no prompt': the prompt has no tokens"):
-        language_model.log_likelihoods(lm, [empty])
-    long = language_model.Encoded("long", (1,) * 300, (1,))
+        models.log_likelihoods(lm, [empty])
+    long = models.Encoded("long", (1,) * 300, (1,))
     with pytest.raises(ValueError, match=r"'long' with its longest context has 601 tokens.*512"):
-        language_model.log_likelihoods(lm, [long], [(1,) * 300])
+        models.log_likelihoods(lm, [long], [(1,) * 300])
 
 
 def test_scores_that_are_not_finite_are_an_error(tiny):
     lm = tiny()
     torch.nn.init.constant_(lm.model.get_output_embeddings().weight, float("nan"))
-    queries = language_model.encode(lm, examples(2))
+    queries = models.encode(lm, examples(2))
     with pytest.raises(FloatingPointError, match="'0-0'"):
-        language_model.log_likelihoods(lm, queries)
+        models.log_likelihoods(lm, queries)
 
 
 def test_identity_follows_the_files_not_the_place(tmp_path):
     first = save_tiny(tmp_path / "a" / "model", "llama")
     second = save_tiny(tmp_path / "b" / "model", "llama")
-    who = language_model.identity(str(first))
-    assert who == language_model.identity(str(second))
-    assert who == language_model.load(str(first), device="cpu").identity
+    who = models.identity(str(first))
+    assert who == models.identity(str(second))
+    assert who == models.load(str(first), device="cpu").identity
     assert who["dtype"] == "float32"
-    assert who != language_model.identity(str(first), "bfloat16")
+    assert who != models.identity(str(first), "bfloat16")
     with (second / "config.json").open("a") as file:
         file.write(" ")
-    assert who != language_model.identity(str(second))
+    assert who != models.identity(str(second))
 
 
 def test_the_default_model_is_known_without_it(monkeypatch, tmp_path):
     monkeypatch.setenv("ICPROBE_CACHE", str(tmp_path))
-    who = language_model.identity("smollm2-135m-instruct")
+    who = models.identity("smollm2-135m-instruct")
     assert who["sha256"] == assets.DEFAULT_MODEL_SHA256
     assert not list(tmp_path.iterdir())
 
 
 def test_dtypes():
-    assert language_model.resolve_dtype("float32", "cpu") == "float32"
+    assert models.resolve_dtype("float32", "cpu") == "float32"
     capabilities = torch.cpu.get_capabilities()
     native = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
-    assert language_model.resolve_dtype("auto", "cpu") == ("bfloat16" if native else "float32")
+    assert models.resolve_dtype("auto", "cpu") == ("bfloat16" if native else "float32")
     with pytest.raises(ValueError, match="'half', expected one of float32"):
-        language_model.resolve_dtype("half", "cpu")
+        models.resolve_dtype("half", "cpu")
 
 
 def test_an_adapter_is_merged_into_its_base(tmp_path):
     base = save_tiny(tmp_path / "base", "llama")
-    plain = language_model.load(str(base), device="cpu")
+    plain = models.load(str(base), device="cpu")
     torch.manual_seed(0)
     config = peft.LoraConfig(r=2, target_modules=["q_proj", "up_proj"], init_lora_weights=False)
-    adapted = peft.get_peft_model(language_model.load(str(base), device="cpu").model, config)
+    adapted = peft.get_peft_model(models.load(str(base), device="cpu").model, config)
     adapted.save_pretrained(tmp_path / "adapter")
-    lm = language_model.load(str(tmp_path / "adapter"), device="cpu")
-    query = language_model.encode(lm, examples(1))[0]
-    expected = language_model.token_log_likelihoods(replace(plain, model=adapted.eval()), query)
-    actual = language_model.token_log_likelihoods(lm, query)
+    lm = models.load(str(tmp_path / "adapter"), device="cpu")
+    query = models.encode(lm, examples(1))[0]
+    expected = models.token_log_likelihoods(replace(plain, model=adapted.eval()), query)
+    actual = models.token_log_likelihoods(lm, query)
     np.testing.assert_allclose(actual, expected, rtol=RTOL, atol=ATOL)
-    assert abs(actual - language_model.token_log_likelihoods(plain, query)).max() > 0.01
+    assert abs(actual - models.token_log_likelihoods(plain, query)).max() > 0.01
     assert [name for name, _ in lm.model.named_modules()] == [
         name for name, _ in plain.model.named_modules()
     ]
     assert lm.identity["base"] == plain.identity
     assert all(p.requires_grad for p in lm.model.parameters())
-    assert lm.identity == language_model.identity(str(tmp_path / "adapter"), device="cpu")
+    assert lm.identity == models.identity(str(tmp_path / "adapter"), device="cpu")
 
     settings = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     beside = settings | {"base_model_name_or_path": "../base", "revision": "main"}
     (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(beside))
-    again = language_model.load(str(tmp_path / "adapter"), device="cpu")
-    np.testing.assert_array_equal(language_model.token_log_likelihoods(again, query), actual)
+    again = models.load(str(tmp_path / "adapter"), device="cpu")
+    np.testing.assert_array_equal(models.token_log_likelihoods(again, query), actual)
     for change, key in (
         ({"target_modules": ["q_proj"]}, "up_proj.lora_A"),
         ({"target_modules": ["q_proj", "up_proj", "v_proj"]}, "v_proj.lora_A"),
     ):
         (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(settings | change))
         with pytest.raises(ValueError, match=rf"adapter: .*{key}"):
-            language_model.load(str(tmp_path / "adapter"), device="cpu")
+            models.load(str(tmp_path / "adapter"), device="cpu")
     settings["base_model_name_or_path"] = None
     (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(settings))
     with pytest.raises(ValueError, match="base_model_name_or_path is missing"):
-        language_model.load(str(tmp_path / "adapter"))
+        models.load(str(tmp_path / "adapter"))
 
 
 @pytest.mark.parametrize(
@@ -300,7 +296,7 @@ def test_a_model_is_what_its_files_say_or_an_error(tmp_path, damage, named):
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=f"{folder}: .*{named}"):
-        language_model.load(str(folder), device="cpu")
+        models.load(str(folder), device="cpu")
 
 
 def test_tied_weights_are_not_missing(tmp_path):
@@ -308,7 +304,7 @@ def test_tied_weights_are_not_missing(tmp_path):
     transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path)
     assert "lm_head.weight" not in load_file(tmp_path / "model.safetensors")
     byte_tokenizer(bos=False).save_pretrained(tmp_path)
-    model = language_model.load(str(tmp_path), device="cpu").model
+    model = models.load(str(tmp_path), device="cpu").model
     assert model.lm_head.weight is model.transformer.wte.weight
 
 
@@ -322,22 +318,19 @@ def test_a_model_changed_while_it_is_read_is_refused(tmp_path, monkeypatch):
 
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", read_and_change)
     with pytest.raises(ValueError, match=f"{folder}.* changed"):
-        language_model.load(str(folder), device="cpu")
+        models.load(str(folder), device="cpu")
 
 
 @pytest.mark.real
 def test_the_real_model_answers():
-    lm = language_model.load("smollm2-135m-instruct", device="cpu")
+    lm = models.load("smollm2-135m-instruct", device="cpu")
     rows = [
         {"id": name, "prompt": "The capital of France is", "completion": f" {name}"}
         for name in ("Paris", "Berlin", "banana")
     ]
-    queries = language_model.encode(lm, rows)
-    context = language_model.text_ids(lm, "The capital of Italy is Rome.\n\n")
-    nats = language_model.log_likelihoods(lm, queries, [(), context])
+    queries = models.encode(lm, rows)
+    context = models.text_ids(lm, "The capital of Italy is Rome.\n\n")
+    nats = models.log_likelihoods(lm, queries, [(), context])
     assert (nats[:, 0] > nats[:, 1]).all() and (nats[:, 1] > nats[:, 2]).all()
-    slow = [
-        [language_model.token_log_likelihoods(lm, q, c).sum() for q in queries]
-        for c in ((), context)
-    ]
+    slow = [[models.token_log_likelihoods(lm, q, c).sum() for q in queries] for c in ((), context)]
     np.testing.assert_allclose(nats, slow, rtol=RTOL, atol=ATOL)

@@ -6,7 +6,7 @@ import torch
 from conftest import ATOL, RTOL
 from test_lm import examples
 
-from icprobe import lm as language_model
+from icprobe import models
 from icprobe.methods import gradient
 
 
@@ -16,7 +16,7 @@ def small_memory(tiny, monkeypatch):
 
     def limit(most: int):
         lm = tiny()
-        monkeypatch.setattr(language_model, "_fitting", {})
+        monkeypatch.setattr(models, "_fitting", {})
         forward, sizes = lm.model.forward, []
 
         def limited(input_ids, **inputs):
@@ -33,24 +33,22 @@ def small_memory(tiny, monkeypatch):
 
 def test_log_likelihoods_go_on_with_smaller_passes(tiny, small_memory):
     queries, contexts = (
-        language_model.encode(tiny(), examples(n, seed, 20)) for n, seed in ((6, 1), (16, 2))
+        models.encode(tiny(), examples(n, seed, 20)) for n, seed in ((6, 1), (16, 2))
     )
     contexts = [context.ids for context in contexts]
-    expected = language_model.log_likelihoods(tiny(), queries, contexts)
+    expected = models.log_likelihoods(tiny(), queries, contexts)
     lm, sizes = small_memory(300)
     with pytest.warns(UserWarning, match="log-likelihoods: too little memory, now 512 tokens"):
-        found = language_model.log_likelihoods(lm, queries, contexts)
+        found = models.log_likelihoods(lm, queries, contexts)
     np.testing.assert_allclose(found, expected, rtol=RTOL, atol=ATOL)
     assert max(sizes) > 300
     sizes.clear()
-    language_model.log_likelihoods(lm, queries, contexts)
+    models.log_likelihoods(lm, queries, contexts)
     assert max(sizes) <= 300, "what fits is remembered"
 
 
 def test_gradients_go_on_with_smaller_passes(tiny, small_memory):
-    train, queries = (
-        language_model.encode(tiny(), examples(n, seed, 20)) for n, seed in ((9, 1), (5, 2))
-    )
+    train, queries = (models.encode(tiny(), examples(n, seed, 20)) for n, seed in ((9, 1), (5, 2)))
     expected = gradient.gradient_dot(tiny(), train, queries)
     lm, sizes = small_memory(200)
     with pytest.warns(UserWarning, match="gradients: too little memory, now 192 tokens"):
@@ -64,7 +62,7 @@ def test_gradients_go_on_with_smaller_passes(tiny, small_memory):
 
 def test_a_sequence_that_does_not_fit_alone_is_an_error(small_memory):
     lm, _ = small_memory(5)
-    rows = language_model.encode(lm, examples(2, 1, 20))
+    rows = models.encode(lm, examples(2, 1, 20))
     with pytest.raises(torch.OutOfMemoryError), pytest.warns(UserWarning, match="1 tokens a pass"):
-        language_model.log_likelihoods(lm, rows)
-    assert language_model.fitting(lm, "log-likelihoods", 999) == 999, "memory may be freed"
+        models.log_likelihoods(lm, rows)
+    assert models.fitting(lm, "log-likelihoods", 999) == 999, "memory may be freed"

@@ -2,13 +2,13 @@
 
 import exchange
 
-from icprobe import lm as language_model
+from icprobe import models
 from icprobe.artifact.benchmark.methods import METHODS
-from icprobe.lm import Encoded
+from icprobe.models import Encoded
 
 options = exchange.arguments()
 work, method = options.work, METHODS[options.method]
-lm = language_model.load(work["model"], work["dtype"], work["device"])
+lm = models.load(work["model"], work["dtype"], work["device"])
 
 
 def encoded(rows):

@@ -4,7 +4,7 @@ import papermill
 import pytest
 from papermill.exceptions import PapermillExecutionError
 
-from icprobe import data, lm, statistics
+from icprobe import data, models, statistics
 from icprobe.artifact import checks, settings
 from icprobe.artifact.benchmark.methods import METHODS
 from icprobe.artifact.parameters import ParameterError, described, options, schemas
@@ -243,7 +243,7 @@ def test_the_experiment_has_what_the_notebook_says():
 
 def test_names_are_those_of_the_modules_that_know_them():
     known = {
-        "dtype": lm.DTYPES,
+        "dtype": models.DTYPES,
         "engine": engines.ENGINES,
         "loss_on": losses.LOSSES,
         "schedule": recipe.SCHEDULES,

@@ -4,8 +4,7 @@ import datasets
 import numpy as np
 import pytest
 
-from icprobe import data
-from icprobe import lm as language_model
+from icprobe import data, models
 from icprobe.finetuning import data_checks
 
 
@@ -22,7 +21,7 @@ def test_summary_counts_lengths_and_repetitions(tiny):
     lm = tiny()
     pool = rows(("one two", " a"), ("one  two", " a"), ("one two", " b"), ("three", " cde"))
     queries = rows(("four", " x"), task="q")
-    encoded = tuple(language_model.encode(lm, part) for part in (pool, queries))
+    encoded = tuple(models.encode(lm, part) for part in (pool, queries))
     found = data_checks.summary(pool, queries, encoded)
     assert found["examples"].to_list() == [4, 1]
     assert found["repeated"].to_list() == [1, 0]  # but for white space
@@ -37,7 +36,7 @@ def test_summary_counts_lengths_and_repetitions(tiny):
 def test_completions_without_a_space_and_truncated_prompts_are_counted(tiny):
     pool = rows(("one", "two"), ("one", " two"), ("one ", "two"), ("", "two"), ("o" * 9, " two"))
     with pytest.warns(UserWarning, match="lost tokens"):
-        encoded = language_model.encode(tiny(), pool, max_length=10)
+        encoded = models.encode(tiny(), pool, max_length=10)
     found = data_checks.summary(pool, pool, (encoded, encoded))
     assert found[["glued", "truncated"]].to_numpy().tolist() == [[1, 1]] * 2
 

@@ -9,7 +9,7 @@ import torch
 from conftest import ATOL, FAMILIES, RTOL
 from test_lm import examples
 
-from icprobe import lm as language_model
+from icprobe import models
 from icprobe.finetuning import evaluation
 from icprobe.finetuning.evaluation import MEASURES
 
@@ -26,8 +26,8 @@ def questions(n_options, seed=0):
 
 
 def token_nats(lm, row, completion, max_length=None):
-    (example,) = language_model.encode(lm, [row | {"completion": completion}], max_length)
-    return language_model.token_log_likelihoods(lm, example)
+    (example,) = models.encode(lm, [row | {"completion": completion}], max_length)
+    return models.token_log_likelihoods(lm, example)
 
 
 # ------------------------------------------------------------------------------------ likelihoods
@@ -71,10 +71,10 @@ def test_prompts_are_cut_as_everywhere(tiny, bos):
 
     with pytest.warns(UserWarning, match="prompts lost tokens at the left"):
         found = evaluation.evaluate(lm, long, max_length=20)
-        cut = language_model.encode(lm, long, 20)
+        cut = models.encode(lm, long, 20)
         likeliest = [right(query, 20) for query in long[2:]]
     assert likeliest != [right(query, None) for query in long[2:]], "it makes a difference"
-    expected = [language_model.token_log_likelihoods(lm, row).mean() for row in cut]
+    expected = [models.token_log_likelihoods(lm, row).mean() for row in cut]
     np.testing.assert_allclose(found["nats_per_token"], expected, rtol=RTOL, atol=ATOL)
     assert found["correct"].tolist()[2:] == likeliest
     assert found["answer"].dropna().tolist() == evaluation.answers(lm, cut[:2])
@@ -116,7 +116,7 @@ def end_often(lm, prompts):
 
 def prompts(lm):
     """Return encoded queries of many lengths, to which the model's answers end in all ways."""
-    queries = language_model.encode(lm, examples(14, 1, words=20))
+    queries = models.encode(lm, examples(14, 1, words=20))
     assert len({len(query.prompt) for query in queries}) > 7
     end_often(lm, [query.prompt for query in queries[:5]])
     return queries
@@ -161,7 +161,7 @@ def test_answers_are_greedy_whatever_the_model_comes_with(tiny, settings):
 
 def test_an_answer_has_several_lines_where_a_completion_has(tiny):
     lm, queries = tiny("gpt2"), [row | {"options": None} for row in examples(9, 1, words=20)]
-    encoded = language_model.encode(lm, queries)
+    encoded = models.encode(lm, queries)
     end_often(lm, [query.prompt for query in encoded[:5]])
     one_line = evaluation.answers(lm, encoded)
     several = evaluation.answers(lm, encoded, several_lines=True)
@@ -206,7 +206,7 @@ def test_measures_stand_where_they_apply_and_are_asked_for(tiny, n_options, n):
     np.testing.assert_array_equal(found["correct"].notna(), closed)
     for column in (*OPEN, "answer"):
         np.testing.assert_array_equal(found[column].notna(), answered)
-    encoded = language_model.encode(lm, queries)
+    encoded = models.encode(lm, queries)
     for k in np.flatnonzero(answered):
         assert found["answer"].iloc[k] == evaluation.answers(lm, [encoded[k]])[0]
 

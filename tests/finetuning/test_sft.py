@@ -15,7 +15,7 @@ from conftest import ATOL, FAMILIES, RTOL
 from methods.test_gradient_dot import close, encoded
 from test_lm import examples
 
-from icprobe import lm as language_model
+from icprobe import models
 from icprobe.finetuning import sft
 from icprobe.finetuning.recipe import SCHEDULES, Recipe
 from icprobe.methods import gradient
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("frozen")
 
 
 def load(folder):
-    return language_model.load(folder, device="cpu")
+    return models.load(folder, device="cpu")
 
 
 def weights(lm):
@@ -43,7 +43,7 @@ def alike(one, other):
 
 
 def losses(lm, rows):
-    return np.array([-language_model.token_log_likelihoods(lm, row).sum() for row in rows])
+    return np.array([-models.token_log_likelihoods(lm, row).sum() for row in rows])
 
 
 @pytest.fixture(autouse=True)
@@ -142,8 +142,8 @@ def test_batches_are_of_the_ids_that_all_methods_share(tiny, loss_on):
     """Each example once, in the order of the seed, without loss where there is no completion."""
     lm, rows = tiny(bos=True), examples(10, 1)
     expected = {}
-    for row, z in zip(language_model.training_rows(lm, rows), encoded(lm, 10, 1), strict=True):
-        ids, mask = language_model.sequence(lm, z)
+    for row, z in zip(models.training_rows(lm, rows), encoded(lm, 10, 1), strict=True):
+        ids, mask = models.sequence(lm, z)
         assert (row["input_ids"], row["completion_mask"]) == (ids, mask)
         expected[tuple(ids)] = [
             token if learnt or loss_on == "text" else -100
@@ -243,14 +243,14 @@ def test_nothing_of_the_trainer_is_left_on_the_trained_model(tiny, family, dtype
     own = type(trained.model)(lm.model.config).float().eval()
     own.load_state_dict(weights(trained))
     queries = encoded(lm, 3, seed=2)
-    expected = language_model.log_likelihoods(language_model.LM(own, lm.tokenizer, {}), queries)
-    np.testing.assert_array_equal(language_model.log_likelihoods(trained, queries), expected)
+    expected = models.log_likelihoods(models.LM(own, lm.tokenizer, {}), queries)
+    np.testing.assert_array_equal(models.log_likelihoods(trained, queries), expected)
     copied = copy.deepcopy(trained.model)
     for weight in copied.parameters():
         weight.data.zero_()
     assert not copied(torch.tensor([queries[0].ids])).logits.any()
     again = [sft.train(start, examples(5, 3), recipe).lm for start in (
-        trained, language_model.LM(own, lm.tokenizer, lm.identity)
+        trained, models.LM(own, lm.tokenizer, lm.identity)
     )]  # fmt: skip
     assert same(*map(weights, again))
 

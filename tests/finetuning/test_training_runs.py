@@ -14,7 +14,7 @@ from conftest import ATOL, RTOL, save_tiny
 from test_evaluation import questions
 from test_lm import examples
 
-from icprobe import lm as language_model
+from icprobe import models
 from icprobe.data import paths
 from icprobe.finetuning import evaluation, sft, training_runs
 from icprobe.finetuning.evaluation import MEASURES
@@ -44,7 +44,7 @@ def folder(tmp_path_factory):
 def bench(folder, tmp_path):
     return Runs(
         scores_dir=str(tmp_path / "scores"),
-        lm=language_model.load(str(folder), device="cpu"),
+        lm=models.load(str(folder), device="cpu"),
         pool=rows(8, 1),
         queries=rows(5, 2, [0, 2, 3, 0, 2]),
         recipe=RECIPE,
@@ -94,7 +94,7 @@ def test_an_result_is_that_of_training_and_evaluating(bench, options):
     bench, loss_on = dataclasses.replace(bench, **options), options.get("loss_on", "completion")
     before, result = bench.run([UNTOUCHED, dataclasses.replace(ONE, seed=3)])
     recipe, most = dataclasses.replace(RECIPE, seed=3), options.get("max_length")
-    chosen = language_model.encode(bench.lm, bench.pool.select(ONE.rows), most)
+    chosen = models.encode(bench.lm, bench.pool.select(ONE.rows), most)
     assert any(row.truncated for row in chosen) == (most is not None)
     trained = sft.train(bench.lm, chosen, recipe, loss_on=loss_on)
     assert result.curve.equals(trained.curve) and len(before.curve) == 0
@@ -154,7 +154,7 @@ def test_checkpoints_stay_beside_the_record(bench, calls, rank, saves):
     assert len(result.checkpoints) == saves + 1
     beside = {Path(folder).parent for folder, _ in result.checkpoints}
     assert beside == {record(bench, ONE).with_suffix("")}
-    last = language_model.load(result.checkpoints[-1][0], device="cpu")
+    last = models.load(result.checkpoints[-1][0], device="cpu")
     found = evaluation.evaluate(last, bench.queries, n_answered=0)
     np.testing.assert_allclose(
         result.measures[["nats_per_token", "correct"]],
@@ -198,7 +198,7 @@ def test_models_of_the_first_seed_answer(bench):
         assert keys(what, asked[2]) == keys(bench, asked[2])
     short = dataclasses.replace(bench, answer_tokens=1, keep_answers=True)
     (result,) = short.run([ONE])
-    found = {len(language_model.text_ids(bench.lm, text)) for text in result.answers.values()}
+    found = {len(models.text_ids(bench.lm, text)) for text in result.answers.values()}
     assert len(result.answers) == 2 and max(found) <= 3, "one token, or the sign for half a letter"
 
 

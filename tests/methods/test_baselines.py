@@ -8,7 +8,7 @@ import torch
 from conftest import ATOL, FAMILIES, RTOL
 from test_lm import examples
 
-from icprobe import lm as language_model
+from icprobe import models
 from icprobe.methods import baselines
 from icprobe.methods.gradient import losses
 from icprobe.methods.hidden_states import mean_states
@@ -42,7 +42,7 @@ def test_lengths_are_those_of_the_examples(tiny):
 @pytest.mark.parametrize("loss_on", losses.LOSSES)
 def test_trained_tokens_are_those_of_the_loss(tiny, bos, loss_on):
     lm = tiny(bos=bos)
-    train = language_model.encode(lm, [{"id": "a", **row("abc", " de")}, {"id": "b", **row("ü")}])
+    train = models.encode(lm, [{"id": "a", **row("abc", " de")}, {"id": "b", **row("ü")}])
     rows = losses.loss_inputs(lm, train, loss_on, "sum")[1]
     assert baselines.trained_tokens(lm, train, loss_on).tolist() == rows.bincount().tolist()
     if loss_on == "text":
@@ -81,7 +81,7 @@ def test_lexical_similarity_has_bounds(tiny):
 
 def states(lm, example, layer):
     """Return the hidden states of one sequence, from the whole model, without padding."""
-    ids, _ = language_model.sequence(lm, example)
+    ids, _ = models.sequence(lm, example)
     with torch.no_grad():
         output = lm.model(torch.tensor([ids]), output_hidden_states=True)
     return output.hidden_states[layer][0].double().numpy()
@@ -92,7 +92,7 @@ def states(lm, example, layer):
 def test_embeddings_equal_one_forward_pass_per_example(tiny, family, bos, layer):
     lm = tiny(family, bos)
     train, queries = examples(6, words=20), examples(4, seed=1)
-    encoded = language_model.encode(lm, train + queries)
+    encoded = models.encode(lm, train + queries)
     place = 1 if layer is None else layer  # of 3 blocks
     means = np.array([states(lm, example, place)[1:].mean(0) for example in encoded])
     for centre in (True, False):
@@ -116,7 +116,7 @@ def threads():
 @pytest.mark.parametrize("budget", [1, 60, 100_000])
 def test_batches_order_and_threads_do_not_matter(tiny, monkeypatch, threads, budget, n_threads):
     lm = tiny("gpt2")
-    encoded = language_model.encode(lm, examples(9, words=20))
+    encoded = models.encode(lm, examples(9, words=20))
     whole = mean_states(lm, encoded)
     monkeypatch.setitem(losses.TOKENS_PER_PASS, "cpu", budget)
     threads(n_threads)
@@ -129,7 +129,7 @@ def test_the_first_token_does_not_tell_the_length(tiny):
     lm = tiny()
     # input embeddings of one first token and then always the same: with it, means differ by length
     rows = [{"id": str(n), "prompt": "a" + "x" * n, "completion": "x"} for n in (1, 5, 9)]
-    means = mean_states(lm, language_model.encode(lm, rows), layer=0)
+    means = mean_states(lm, models.encode(lm, rows), layer=0)
     np.testing.assert_allclose(means, means[:1].repeat(3, 0), rtol=RTOL)
     similar = scored(baselines.Embedding(0, centre=False), lm, rows[:2], rows[2:])
     np.testing.assert_allclose(similar, 1, rtol=RTOL)
@@ -137,7 +137,7 @@ def test_the_first_token_does_not_tell_the_length(tiny):
 
 def test_what_cannot_be_embedded_is_named(tiny):
     lm = tiny()
-    single = language_model.Encoded("single", (), (65,))
+    single = models.Encoded("single", (), (65,))
     with pytest.raises(ValueError, match="'single' has one token"):
         mean_states(lm, [single])
     bos = tiny(bos=True)
@@ -160,8 +160,8 @@ def test_own_loss_is_the_reference_per_token(tiny, monkeypatch):
     monkeypatch.setattr(baselines, "TOGETHER", 3)
     lm = tiny("gpt_neox", bos=True)
     train = examples(7)
-    encoded = language_model.encode(lm, train)
-    expected = [-language_model.token_log_likelihoods(lm, example).mean() for example in encoded]
+    encoded = models.encode(lm, train)
+    expected = [-models.token_log_likelihoods(lm, example).mean() for example in encoded]
     actual = scored(baselines.OwnLoss(), lm, train, examples(2, seed=1))
     assert actual.shape == (7, 2) and actual.dtype == np.float32
     np.testing.assert_allclose(actual, np.tile(expected, (2, 1)).T, rtol=RTOL, atol=ATOL)

@@ -8,12 +8,12 @@ import torch
 from conftest import FAMILIES
 from test_gradient_dot import close, encoded
 
-from icprobe import lm as language_model
+from icprobe import models
 from icprobe.methods.gradient import clamped_log, linear_layers
 
 
 def gradient_by_name(lm, example, loss_on):
-    ids, mask = language_model.sequence(lm, example)
+    ids, mask = models.sequence(lm, example)
     lm.model.zero_grad()
     logits = lm.model(torch.tensor([ids])).logits[0, :-1]
     learnt = torch.tensor([bool(m) or loss_on == "text" for m in mask[1:]])

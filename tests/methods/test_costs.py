@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from icprobe import lm as language_model
+from icprobe import models
 from icprobe.methods import costs, hidden_states, icp
 from icprobe.methods.costs import Lengths, Shape
 from icprobe.methods.gradient import MeanGradient, linear_layers, losses, projected_gradients
@@ -23,7 +23,7 @@ ROWS = [
 def work(tiny, request):
     """Return a model, its shape, two training examples and three queries."""
     lm = tiny(request.param)
-    encoded = language_model.encode(lm, ROWS)
+    encoded = models.encode(lm, ROWS)
     return lm, Shape.of(lm), encoded[:2], encoded
 
 
@@ -56,14 +56,14 @@ def test_probing_pair_by_pair_takes_what_pytorch_counts(work):
 
     def every_pair():
         contexts = [icp.context(lm, example) for example in train]
-        with torch.inference_mode(), language_model.selective_head(lm):
+        with torch.inference_mode(), models.selective_head(lm):
             for shown in contexts:
                 for query in queries:
-                    ids, mask = language_model.sequence(lm, query, shown)
+                    ids, mask = models.sequence(lm, query, shown)
                     columns = torch.tensor(mask[1:]).nonzero()[:, 0]
                     rows = torch.zeros_like(columns)
                     ids = torch.tensor([ids[:-1]])
-                    language_model.logits_at(lm, rows, columns, input_ids=ids)
+                    models.logits_at(lm, rows, columns, input_ids=ids)
 
     separator = len(icp.context(lm, train[0])) - len(train[0].ids)
     lengths = Lengths.of(train, queries)
@@ -92,10 +92,10 @@ def test_gradients_of_the_models_size_take_what_pytorch_counts(work, loss_on):
 def test_sharing_reads_every_beginning_once():
     shape = Shape(((3, (5,)),), head=7, attention=2, cache=4)
     queries = [
-        language_model.Encoded("a", (1, 2), (3, 4)),
-        language_model.Encoded("b", (1, 2), (5,)),
+        models.Encoded("a", (1, 2), (3, 4)),
+        models.Encoded("b", (1, 2), (5,)),
     ]
-    lengths = Lengths.of([language_model.Encoded("t", (8, 9), (10,))], queries)
+    lengths = Lengths.of([models.Encoded("t", (8, 9), (10,))], queries)
     assert (lengths.distinct, lengths.attended_keys) == (3, 6)  # 1, 12, 123
     # demonstration: 3 tokens, then 3 more; keys: 6 + 9 + 6; head: 3
     expected = 2 * 15 * 6 + 4 * 2 * 21 + 2 * 7 * 3
@@ -177,7 +177,7 @@ def test_projections_take_what_pytorch_counts(work):
 
 def test_what_is_held(tiny):
     lm = tiny("llama")
-    shape, rows = Shape.of(lm), language_model.encode(tiny("llama"), ROWS)
+    shape, rows = Shape.of(lm), models.encode(tiny("llama"), ROWS)
     lengths = Lengths.of(rows, rows)
     layers = sum(len(d_outs) for _, d_outs in shape.groups)
     assert costs.query_set(shape, lengths).bytes == 4 * shape.weights

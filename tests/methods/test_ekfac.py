@@ -6,7 +6,7 @@ import torch
 from conftest import FAMILIES
 from test_gradient_dot import close, encoded
 
-from icprobe import lm as language_model
+from icprobe import models
 from icprobe.methods.gradient import EKFAC, gradient_dot, losses
 from icprobe.methods.gradient import ekfac as module
 
@@ -46,7 +46,7 @@ def test_large_damping_gives_gradient_dot(tiny, monkeypatch):
 
 def with_labels(lm, example, index, seed):
     """Draw the labels of an example from the model, by the inverse of the distribution."""
-    ids, mask = language_model.sequence(lm, example)
+    ids, mask = models.sequence(lm, example)
     with torch.no_grad():
         levels = lm.model(torch.tensor([ids])).logits[0, :-1].double().softmax(-1).cumsum(-1)
     draws = np.random.default_rng((seed, index)).random(sum(mask))
@@ -62,7 +62,7 @@ def test_equals_the_closed_form(tiny, damping, monkeypatch):
     train, queries = encoded(lm, 6, seed=1), encoded(lm, 3, seed=2)
 
     def factors(example, labels=None):
-        ids, mask = language_model.sequence(lm, example)
+        ids, mask = models.sequence(lm, example)
         layer, kept = lm.model.get_submodule(name), {}
         hook = layer.register_forward_hook(lambda _, x, y: kept.update(x=x[0], y=y))
         logits = lm.model(torch.tensor([ids[:-1]])).logits[0]
@@ -107,12 +107,12 @@ def test_seeded_and_batches_do_not_matter(tiny, monkeypatch):
 def test_the_model_is_left_as_it_was(tiny):
     lm = tiny("gpt2")
     example = encoded(lm, 1, seed=3)[0]
-    before = language_model.token_log_likelihoods(lm, example)
+    before = models.token_log_likelihoods(lm, example)
     kinds = [type(module) for module in lm.model.modules()]
     train = encoded(lm, 3, seed=1)
     scores(lm, train, train, layers="c_fc")
     with pytest.raises(ValueError, match="'cut': no completion token"):
-        scores(lm, [language_model.Encoded("cut", train[0].prompt, ())], train)
+        scores(lm, [models.Encoded("cut", train[0].prompt, ())], train)
     assert [type(module) for module in lm.model.modules()] == kinds
     assert all(p.requires_grad for p in lm.model.parameters())
-    np.testing.assert_array_equal(language_model.token_log_likelihoods(lm, example), before)
+    np.testing.assert_array_equal(models.token_log_likelihoods(lm, example), before)

@@ -6,7 +6,7 @@ import torch
 from conftest import FAMILIES
 from test_gradient_dot import PRECISION, close, encoded
 
-from icprobe import lm as language_model
+from icprobe import models
 from icprobe.methods.gradient import (
     MeanGradient,
     gradient_dot,
@@ -50,14 +50,14 @@ def test_the_pool_needs_no_backward_pass(tiny, monkeypatch):
     monkeypatch.setattr(torch.autograd, "grad", refused)
     monkeypatch.setattr(torch.Tensor, "backward", refused)
     graphs = []
-    inner = language_model.logits_at
+    inner = models.logits_at
 
     def watched(*args, **inputs):
         logits = inner(*args, **inputs)
         graphs.append(logits.grad_fn)
         return logits
 
-    monkeypatch.setattr(language_model, "logits_at", watched)
+    monkeypatch.setattr(models, "logits_at", watched)
     held.influence(train)
     assert graphs and not any(graphs)
     assert not any(m._forward_hooks for m in linear_layers(lm).values())
@@ -66,12 +66,12 @@ def test_the_pool_needs_no_backward_pass(tiny, monkeypatch):
 def test_bad_input_is_named(tiny, tmp_path):
     from conftest import save_tiny
 
-    lm = language_model.load(str(save_tiny(tmp_path, "llama")), device="cpu")
+    lm = models.load(str(save_tiny(tmp_path, "llama")), device="cpu")
     train = encoded(lm, 3, seed=1)
     held = MeanGradient(lm, train)
     with pytest.raises(ValueError, match="'cut': no completion token is left"):
-        held.influence([language_model.Encoded("cut", train[0].prompt, ())])
-    bad = language_model.Encoded("bad", (*train[0].prompt, 200), train[0].completion)
+        held.influence([models.Encoded("cut", train[0].prompt, ())])
+    bad = models.Encoded("bad", (*train[0].prompt, 200), train[0].completion)
     with torch.no_grad():
         lm.model.get_input_embeddings().weight[200] = float("nan")
     with pytest.raises(FloatingPointError, match=r"not finite: examples 'bad'$"):

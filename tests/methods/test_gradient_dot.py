@@ -10,8 +10,7 @@ import torch
 from conftest import FAMILIES, save_tiny
 from test_lm import examples
 
-from icprobe import data
-from icprobe import lm as language_model
+from icprobe import data, models
 from icprobe.methods import gradient
 from icprobe.methods.gradient import GradientDot, factors, last_blocks, linear_layers, losses
 from icprobe.methods.gradient import dot as module
@@ -25,7 +24,7 @@ PRECISION = {"float64": 1e-6, "float32": 2e-4}  # scores are returned in float32
 def brute_force(lm, example, layers="", loss_on="completion"):
     """Return the whole gradient [P] of one example's loss, by autograd, in float64."""
     weights = [module.weight for module in linear_layers(lm, layers).values()]
-    ids, mask = language_model.sequence(lm, example)
+    ids, mask = models.sequence(lm, example)
     logits = lm.model(torch.tensor([ids])).logits[0, :-1].double()
     nats = torch.nn.functional.cross_entropy(logits, torch.tensor(ids[1:]), reduction="none")
     learnt = torch.tensor([bool(m) or loss_on == "text" for m in mask[1:]])
@@ -42,7 +41,7 @@ def brute_force_dot(lm, train, queries, cosine=False, **options):
 
 
 def encoded(lm, n, seed, words=8):
-    return language_model.encode(lm, examples(n, seed, words))
+    return models.encode(lm, examples(n, seed, words))
 
 
 def close(actual, expected, dtype="float32"):
@@ -130,9 +129,9 @@ def test_weights_in_no_linear_layer_are_warned_about(tiny):
 
 def test_layers_that_run_twice_or_never_or_share_a_weight_are_errors(tmp_path):
     folder = str(save_tiny(tmp_path, "llama"))
-    train = encoded(language_model.load(folder, device="cpu"), 2, seed=1)
+    train = encoded(models.load(folder, device="cpu"), 2, seed=1)
 
-    lm = language_model.load(folder, device="cpu")
+    lm = models.load(folder, device="cpu")
     layers = lm.model.model.layers
     layers[1].mlp = layers[0].mlp
     with pytest.raises(ValueError, match=r"layers.0.mlp.gate_proj ran 2 times in a forward pass"):
@@ -142,13 +141,13 @@ def test_layers_that_run_twice_or_never_or_share_a_weight_are_errors(tmp_path):
         brute_force_dot(lm, train, train, layers="attn"),
     )
 
-    lm = language_model.load(folder, device="cpu")
+    lm = models.load(folder, device="cpu")
     layers = lm.model.model.layers
     layers[1].mlp.up_proj.weight = layers[0].mlp.up_proj.weight
     with pytest.raises(ValueError, match=r"0.mlp.up_proj and model.layers.1.mlp.up_proj share"):
         gradient.gradient_dot(lm, train, train)
 
-    lm = language_model.load(folder, device="cpu")
+    lm = models.load(folder, device="cpu")
     lm.model.model.layers[2].idle = torch.nn.Linear(3, 3)
     with pytest.raises(ValueError, match=r"layers.2.idle ran 0 times in a forward pass"):
         gradient.gradient_dot(lm, train, train)
@@ -161,7 +160,7 @@ def test_additive_over_examples(tiny):
     weights = [layer.weight for layer in linear_layers(lm).values()]
     loss = 0
     for z in train:
-        ids, mask = language_model.sequence(lm, z)
+        ids, mask = models.sequence(lm, z)
         logits = lm.model(torch.tensor([ids])).logits[0, :-1]
         learnt = torch.tensor(mask[1:], dtype=torch.bool)
         nats = -logits.log_softmax(-1)[range(len(ids) - 1), ids[1:]]
@@ -396,13 +395,13 @@ def test_errors_say_what_is_wrong(tiny):
         gradient.gradient_dot(lm, train, train, loss_on="prompt")
     with pytest.raises(ValueError, match="memory is -1, expected GiB from 0"):
         gradient.gradient_dot(lm, train, train, memory=-1)
-    cut = language_model.Encoded("cut", train[0].prompt, ())
+    cut = models.Encoded("cut", train[0].prompt, ())
     with pytest.raises(ValueError, match="'cut': no completion token is left"):
         gradient.gradient_dot(lm, train, [cut])
-    bare = language_model.Encoded("bare", (), train[0].completion)
+    bare = models.Encoded("bare", (), train[0].completion)
     with pytest.raises(ValueError, match="'bare': the prompt has no tokens"):
         gradient.gradient_dot(lm, [bare], train)
-    long = language_model.Encoded("long", train[0].prompt * 100, train[0].completion)
+    long = models.Encoded("long", train[0].prompt * 100, train[0].completion)
     with pytest.raises(ValueError, match=r"'long' has \d+ tokens, the model reads 512"):
         gradient.gradient_dot(lm, [long], train)
     for method in (gradient.gradient_dot, gradient.mean_influence):
@@ -420,9 +419,9 @@ def test_errors_say_what_is_wrong(tiny):
 
 
 def test_gradients_that_are_not_finite_are_named(tiny, tmp_path):
-    lm = language_model.load(str(save_tiny(tmp_path, "llama")), device="cpu")
+    lm = models.load(str(save_tiny(tmp_path, "llama")), device="cpu")
     train = encoded(lm, 3, seed=1)
-    bad = language_model.Encoded("bad", (*train[0].prompt, 200), train[0].completion)
+    bad = models.Encoded("bad", (*train[0].prompt, 200), train[0].completion)
     with torch.no_grad():
         lm.model.get_input_embeddings().weight[200] = float("nan")
     with pytest.raises(FloatingPointError, match=r"not finite: examples 'bad'$"):
@@ -443,10 +442,9 @@ def test_kinds_and_bands_of_layers_add_up(tiny):
 
 @pytest.mark.real
 def test_the_real_model_equals_autograd():
-    lm = language_model.load("smollm2-135m-instruct")
+    lm = models.load("smollm2-135m-instruct")
     train, queries = (
-        language_model.encode(lm, data.load("grid", split, 2, seed=0))
-        for split in ("train", "query")
+        models.encode(lm, data.load("grid", split, 2, seed=0)) for split in ("train", "query")
     )
     options = {"layers": last_blocks(lm, 8)}
     actual = gradient.gradient_dot(lm, train, queries, **options)

@@ -7,30 +7,30 @@ import pytest
 from conftest import ATOL, RTOL, experiment_on
 from test_lm import examples
 
-from icprobe import lm as language_model
+from icprobe import models
 from icprobe.methods import icp
 from icprobe.scores import ScoresNotFound, load, score
 
-NOTHING = language_model.Encoded("nothing", (), ())
+NOTHING = models.Encoded("nothing", (), ())
 
 
 def test_an_empty_context_gains_nothing(tiny):
     for bos in (False, True):
         lm = tiny(bos=bos)
-        queries = language_model.encode(lm, examples(5))
-        others = language_model.encode(lm, examples(2, seed=1))
+        queries = models.encode(lm, examples(5))
+        others = models.encode(lm, examples(2, seed=1))
         after = icp.log_likelihoods(lm, queries, [others[0], NOTHING, others[1]])
         zero_shot = icp.log_likelihoods(lm, queries)
         assert zero_shot.shape == (5,) and after.shape == (3, 5)
         np.testing.assert_allclose(icp.gain(after, zero_shot)[1], 0, atol=ATOL)
-        slow = [language_model.token_log_likelihoods(lm, query).sum() for query in queries]
+        slow = [models.token_log_likelihoods(lm, query).sum() for query in queries]
         np.testing.assert_allclose(zero_shot, slow, rtol=RTOL, atol=ATOL)
 
 
 def test_the_context_is_preamble_demonstration_separators(tiny):
     lm = tiny(bos=True)
     row = {"id": "d", "prompt": "2+2=", "completion": " 4"}
-    demonstration = language_model.encode(lm, [row])[0]
+    demonstration = models.encode(lm, [row])[0]
 
     def text(*args):
         return lm.tokenizer.decode(icp.context(lm, *args))
@@ -44,8 +44,8 @@ def test_the_context_is_preamble_demonstration_separators(tiny):
 @pytest.mark.parametrize("preamble", ["", icp.PUBLISHED_PREAMBLE])
 def test_pairs_equal_the_reference(tiny, preamble):
     lm = tiny("gpt_neox", bos=True)
-    queries = language_model.encode(lm, examples(4))
-    demonstrations = language_model.encode(lm, examples(3, seed=1))
+    queries = models.encode(lm, examples(4))
+    demonstrations = models.encode(lm, examples(3, seed=1))
     actual = icp.log_likelihoods(lm, queries, demonstrations, preamble)
     expected = [[icp.reference(lm, q, d, preamble) for q in queries] for d in demonstrations]
     np.testing.assert_allclose(actual, expected, rtol=RTOL, atol=ATOL)
@@ -53,8 +53,8 @@ def test_pairs_equal_the_reference(tiny, preamble):
 
 def test_permuting_the_training_set_permutes_rows(tiny):
     lm = tiny()
-    queries = language_model.encode(lm, examples(4))
-    demonstrations = language_model.encode(lm, examples(6, seed=1, words=20))
+    queries = models.encode(lm, examples(4))
+    demonstrations = models.encode(lm, examples(6, seed=1, words=20))
     order = [3, 0, 5, 1, 4, 2]
     scores = icp.log_likelihoods(lm, queries, demonstrations)
     permuted = icp.log_likelihoods(lm, queries, [demonstrations[i] for i in order])
@@ -135,7 +135,7 @@ def test_probing_through_the_store(what, monkeypatch):
     np.testing.assert_array_equal(gain, scores["icp"] - icp.log_likelihoods(lm, questions))
 
     # finished scores are found without model and data, and are not computed again
-    monkeypatch.setattr(language_model, "log_likelihoods", None)
+    monkeypatch.setattr(models, "log_likelihoods", None)
     for found in (load(what, icp.probing(neutral=True)), score(what, icp.probing(neutral=True))):
         assert all((found[name] == matrix).all() for name, matrix in scores.items())
     with pytest.raises(ScoresNotFound, match=r"identity\.options\.preamble"):
@@ -152,7 +152,7 @@ def test_the_control_is_scored_only_where_asked_for(what, tmp_path):
 
 def test_equal_neutral_texts_are_scored_once_and_with_the_same_others(what, monkeypatch):
     lm, calls = what.load_model(), []
-    usual = language_model.log_likelihoods
+    usual = models.log_likelihoods
 
     def counted(lm, queries, contexts):
         calls.append(contexts)
@@ -160,8 +160,8 @@ def test_equal_neutral_texts_are_scored_once_and_with_the_same_others(what, monk
 
     monkeypatch.setitem(icp.NeutralControl.block_size, "cpu", 1)
     with monkeypatch.context() as patch:
-        patch.setattr(language_model, "log_likelihoods", counted)
-        patch.setattr(language_model, "check_packing", lambda _: None)
+        patch.setattr(models, "log_likelihoods", counted)
+        patch.setattr(models, "check_packing", lambda _: None)
         found = score(what, icp.NeutralControl(), lm)["icp_neutral"]
     seen = [context for contexts in calls for context in contexts]
     assert len(seen) == len(set(seen))
@@ -179,9 +179,9 @@ def test_what_is_too_long_is_found_before_anything_is_begun(what, tmp_path):
 
 
 def test_models_that_cannot_be_packed_are_refused(tiny, monkeypatch):
-    language_model.check_packing(tiny("mistral"))
+    models.check_packing(tiny("mistral"))
     lm = tiny()
-    language_model.check_packing(lm)
+    models.check_packing(lm)
     forward = lm.model.forward
 
     def deaf(*args, position_ids=None, **kwargs):
@@ -190,4 +190,4 @@ def test_models_that_cannot_be_packed_are_refused(tiny, monkeypatch):
     monkeypatch.setattr(lm.model, "forward", deaf)
     for refusing in (lm, *map(tiny, ("bloom", "mpt", "mamba", "lfm2"))):
         with pytest.raises(ValueError, match="takes no packed rows"):
-            language_model.check_packing(refusing)
+            models.check_packing(refusing)

@@ -10,7 +10,7 @@ from conftest import experiment_on, save_tiny
 from test_gradient_dot import close
 from test_lm import examples
 
-from icprobe import lm as language_model
+from icprobe import models
 from icprobe.finetuning import sft
 from icprobe.finetuning.recipe import Recipe
 from icprobe.finetuning.tracin import TracIn
@@ -32,7 +32,7 @@ def test_tracin_sums_over_checkpoints(tmp_path):
     folders = [
         save_tiny(tmp_path / name, "llama", seed=seed) for name, seed in (("a", 1), ("b", 2))
     ]
-    models = [language_model.load(str(folder), device="cpu") for folder in folders]
+    models = [models.load(str(folder), device="cpu") for folder in folders]
     train, queries = examples(4, seed=1), examples(3, seed=2)
     expected = sum(
         rate * gradient.gradient_dot(lm, train, queries, layers="mlp")

@@ -12,7 +12,7 @@ from conftest import ATOL, FAMILIES, RTOL, experiment_on, save_tiny
 from test_gradient_dot import close, encoded
 from test_lm import examples
 
-from icprobe import lm as language_model
+from icprobe import models
 from icprobe.methods import training_effect
 from icprobe.methods.gradient import gradient_dot, linear_layers, losses
 from icprobe.methods.training_effect import Step, TrainingEffect
@@ -44,7 +44,7 @@ def slow(lm, train, queries, step, layers="", loss_on="completion"):
         weights = [modules[name].weight for name in linear_layers(lm, layers)]
         for weight in weights:
             weight.requires_grad_(True)
-        ids, mask = language_model.sequence(lm, example)
+        ids, mask = models.sequence(lm, example)
         learnt = [loss_on == "text" or bool(m) for m in mask]
         labels = torch.tensor([t if learn else -100 for t, learn in zip(ids, learnt, strict=True)])
         output = model(torch.tensor([ids]), labels=labels[None])
@@ -60,7 +60,7 @@ def slow(lm, train, queries, step, layers="", loss_on="completion"):
             optimizer = torch.optim.AdamW(weights, lr=step.rate, weight_decay=0)
         optimizer.step()
         for j, query in enumerate(queries):
-            ids, mask = language_model.sequence(lm, query)
+            ids, mask = models.sequence(lm, query)
             found[i, j] = log_likelihood(model, ids, mask) - log_likelihood(lm.model, ids, mask)
     return found
 
@@ -147,7 +147,7 @@ def test_the_model_is_left_as_it_was(tiny, monkeypatch, error, where):
         assert unchanged(lm, before) and first.grad.eq(1).all()
         return
     owner, name, fine = {
-        "query pass": (language_model, "log_likelihoods", 4),  # the second example's first step
+        "query pass": (models, "log_likelihoods", 4),  # the second example's first step
         "middle of a step": (torch.optim.AdamW, "step", 3),
         "backward pass": (losses, "loss", 1),
     }[where]
@@ -245,7 +245,7 @@ def test_errors_say_what_is_wrong(tiny):
 
 
 def test_what_is_not_finite_is_named(tmp_path):
-    lm = language_model.load(str(save_tiny(tmp_path, "llama")), device="cpu")
+    lm = models.load(str(save_tiny(tmp_path, "llama")), device="cpu")
     train = encoded(lm, 3, seed=1)
     before = snapshot(lm)
     with pytest.raises(FloatingPointError, match=r"SGD 1e\+38 on '1-0' diverged: log-lik"):
@@ -253,7 +253,7 @@ def test_what_is_not_finite_is_named(tmp_path):
     assert unchanged(lm, before)
     far = effects_of(lm, train, train, [Step("sgd", 10.0)])[0]
     assert far.min() < -20, "far off is not an error"
-    bad = language_model.Encoded("bad", (*train[0].prompt, 200), train[0].completion)
+    bad = models.Encoded("bad", (*train[0].prompt, 200), train[0].completion)
     with torch.no_grad():
         lm.model.get_input_embeddings().weight[200] = float("nan")
     with pytest.raises(FloatingPointError, match="gradient is not finite: example 'bad'"):

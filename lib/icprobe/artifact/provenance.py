@@ -21,7 +21,7 @@ from pathlib import Path
 import psutil
 from packaging.requirements import Requirement
 
-from icprobe import __version__
+from icprobe import __version__, data, models
 from icprobe.data import paths
 
 FILE = "run.json"
@@ -139,7 +139,7 @@ def sources(parameters: Mapping[str, object]) -> dict[str, dict]:
 def _identities(given: Mapping[str, object]) -> Iterator[tuple]:
     """Yield each source's title, the function that returns its identity, and its arguments."""
     if "model" in given:
-        yield "model", _model, given["model"], given.get("dtype", "float32")
+        yield "model", models.identity, given["model"], given.get("dtype", "float32")
     seed = given.get("seed", 0)
     for title, source, prefix, size in (
         ("training pool", "train", "train", "n_train"),
@@ -148,27 +148,15 @@ def _identities(given: Mapping[str, object]) -> Iterator[tuple]:
     ):
         if given.get(source) is not None:
             split, columns = (given.get(f"{prefix}_{one}") for one in ("split", "columns"))
-            yield title, _data, given[source], split, given.get(size), seed, columns
+            yield title, data.identity, given[source], split, given.get(size), seed, columns
     pools = given.get("condition_pools")
     for suite, sizes in (pools if isinstance(pools, Mapping) else {}).items():
         for side, n in zip(("train", "query"), sizes, strict=False):
-            yield f"suite {suite}, {side}", _data, suite, side, n, seed
+            yield f"suite {suite}, {side}", data.identity, suite, side, n, seed
     if given.get("compared"):
         yield "timings", _files, given["compared"]
     if given.get("published_dir"):
         yield "published scores", _files, given["published_dir"]
-
-
-def _model(*arguments: object) -> dict:
-    from icprobe import lm  # imports torch, which takes seconds
-
-    return lm.identity(*arguments)
-
-
-def _data(*arguments: object) -> dict:
-    from icprobe import data
-
-    return data.identity(*arguments)
 
 
 def _files(source: str) -> dict:

@@ -8,8 +8,8 @@ import pandas as pd
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from icprobe import data
-from icprobe.lm import Encoded
 from icprobe.methods.baselines import TFIDF
+from icprobe.models import Encoded
 
 POOL, QUERIES = "training pool", "queries"
 PARTS = ("prompt", "completion")

@@ -17,8 +17,8 @@ import pandas as pd
 import torch
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
-from icprobe import lm as language_model
-from icprobe.lm import LM, Encoded
+from icprobe import models
+from icprobe.models import LM, Encoded
 
 MEASURES = {
     "nats_per_token": "log-likelihood (nats per token)",
@@ -44,7 +44,7 @@ def evaluate(
     Args:
         lm: The model.
         queries: Q rows with id, prompt, completion, and options (or None).
-        max_length: Most tokens of one example, see `lm.encode`.
+        max_length: Most tokens of one example, see `models.encode`.
         n_answered: Of how many open questions, from the first on, answers are generated; all by
             default, 0 for none.
         answer_tokens: Most tokens of an answer. Only its first line counts, unless a completion
@@ -55,12 +55,12 @@ def evaluate(
         answer, the text generated, or None.
 
     Raises:
-        ValueError: As `lm.log_likelihoods`.
+        ValueError: As `models.log_likelihoods`.
         FloatingPointError: As these.
     """
     queries = list(queries)
-    encoded = language_model.encode(lm, queries, max_length)
-    nats = language_model.log_likelihoods(lm, encoded)[0]
+    encoded = models.encode(lm, queries, max_length)
+    nats = models.log_likelihoods(lm, encoded)[0]
     tokens = [len(query.completion) for query in encoded]
     found = pd.DataFrame(np.nan, index=[query["id"] for query in queries], columns=list(MEASURES))
     found["nats_per_token"], found["answer"] = nats / tokens, None
@@ -84,7 +84,7 @@ def _chosen_right(lm: LM, queries: Sequence[dict], max_length: int | None) -> li
         for query in queries
         for k, option in enumerate(query["options"])
     ]
-    nats = language_model.log_likelihoods(lm, language_model.encode(lm, rows, max_length))[0]
+    nats = models.log_likelihoods(lm, models.encode(lm, rows, max_length))[0]
     of_query = np.split(nats, np.cumsum([len(query["options"]) for query in queries])[:-1])
     return [
         float(query["options"][int(mine.argmax())] == query["completion"])

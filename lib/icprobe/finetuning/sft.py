@@ -25,11 +25,11 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging
 
-from icprobe import lm as language_model
+from icprobe import models
 from icprobe.data import assets
 from icprobe.finetuning.recipe import Recipe
-from icprobe.lm import LM
 from icprobe.methods.gradient import losses
+from icprobe.models import LM
 
 OPTIMIZER = "adamw_torch_fused"  # on two CPU cores a fifth of the time of the plain one
 
@@ -154,7 +154,7 @@ def _rows(lm: LM, examples: Iterable, loss_on: str) -> datasets.Dataset:
     """Return the rows for the trainer, or raise ValueError; see `train`."""
     if loss_on not in losses.LOSSES:
         raise ValueError(f"loss_on is {loss_on!r}, expected 'completion' or 'text'")
-    rows = language_model.training_rows(lm, examples)
+    rows = models.training_rows(lm, examples)
     if not len(rows):
         raise ValueError("there are no examples to train on")
     return rows
@@ -270,7 +270,7 @@ def _settings(lm: LM, rows: datasets.Dataset, folder: str | Path, recipe: Recipe
 
 
 def _with_adapters(lm: LM, model, rank: int):
-    """Return the model with adapters to train, which name their base as `lm.load` finds it."""
+    """Return the model with adapters to train, which name their base as `models.load` finds it."""
     from peft import LoraConfig, get_peft_model  # slow to import
 
     adapted = get_peft_model(
@@ -291,8 +291,8 @@ def _mean_loss(lm: LM, inputs: dict, count: torch.Tensor | int | None) -> torch.
     labels = inputs["labels"][:, 1:]  # each is predicted at the position before
     rows, columns = (labels != -100).nonzero(as_tuple=True)
     passed = {name: inputs[name] for name in ("input_ids", "attention_mask")}
-    with language_model.selective_head(lm):
-        logits = language_model.logits_at(lm, rows, columns, **passed, use_cache=False)
+    with models.selective_head(lm):
+        logits = models.logits_at(lm, rows, columns, **passed, use_cache=False)
     nats = nn.functional.cross_entropy(logits, labels[rows, columns], reduction="sum")
     return nats / (len(rows) if count is None else count)
 

@@ -20,7 +20,7 @@ from icprobe.finetuning.recipe import Recipe
 from icprobe.scores.method import Examples, Method, setting
 
 if TYPE_CHECKING:
-    from icprobe.lm import LM
+    from icprobe.models import LM
 
 
 @dataclass(frozen=True)

@@ -24,12 +24,12 @@ from pydantic import Field, InstanceOf
 from pydantic.dataclasses import dataclass
 from tqdm import tqdm
 
-from icprobe import lm as language_model
+from icprobe import models
 from icprobe.data import paths
 from icprobe.finetuning import evaluation, sft
 from icprobe.finetuning.recipe import Recipe
 from icprobe.finetuning.sft import Trained
-from icprobe.lm import LM
+from icprobe.models import LM
 from icprobe.scores import StoreError, store
 
 FOLDER = "finetuned"
@@ -81,7 +81,7 @@ class Runs:
         queries: The Q held-out queries, with options.
         recipe: See `Recipe`; the seed is each training's own.
         loss_on: See `sft.train`.
-        max_length: See `lm.encode`.
+        max_length: See `models.encode`.
         n_answered: See `evaluation.evaluate`; of the first seed's models. Those of other seeds do
             not answer, which takes as long as a small training.
         answer_tokens: See `evaluation.evaluate`.
@@ -233,7 +233,7 @@ class Runs:
         if not run.rows:
             return Trained(sft.as_float32(self.lm), pd.DataFrame(), [])
         recipe = replace(self.recipe, seed=run.seed)
-        examples = language_model.encode(self.lm, self._examples(run), self.max_length)
+        examples = models.encode(self.lm, self._examples(run), self.max_length)
         where = folder if recipe.saves else None
         return sft.train(self.lm, examples, recipe, where, self.loss_on)
 

@@ -10,16 +10,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import lazy_loader
 import numpy as np
 
+from icprobe import models
 from icprobe.scores.method import Examples, Method
 
 if TYPE_CHECKING:
-    from icprobe.lm import LM
+    from icprobe.models import LM
 
-# reading scores needs no torch
-language_model = lazy_loader.load("icprobe.lm", suppress_warning=True)
 
 # scikit-learn's defaults, but for words of one letter or digit, which it would drop
 TFIDF = {"token_pattern": r"(?u)\w+", "lowercase": True, "sublinear_tf": False, "smooth_idf": True}
@@ -103,10 +101,10 @@ def trained_tokens(lm: LM, examples: Iterable, loss_on: str = "completion") -> n
         examples: N rows with id, prompt, completion (or encoded already).
         loss_on: "completion" or "text".
     """
-    shown = language_model.encode(lm, examples)
+    shown = models.encode(lm, examples)
     if loss_on == "completion":
         return np.array([len(example.completion) for example in shown])
-    return np.array([len(language_model.sequence(lm, example)[0]) - 1 for example in shown])
+    return np.array([len(models.sequence(lm, example)[0]) - 1 for example in shown])
 
 
 @dataclass(frozen=True)
@@ -219,14 +217,14 @@ class OwnLoss(Baseline):
 
     def check(self, lm: LM, pool: Examples, queries: Examples) -> None:
         """Raise ValueError if an example has no prompt, or is too long for the model."""
-        language_model.check_packing(lm)
-        language_model.check_lengths(lm, pool.tokens, [()])
+        models.check_packing(lm)
+        models.check_lengths(lm, pool.tokens, [()])
 
     def score(self, prepared: tuple[LM, Examples], train: Examples) -> np.ndarray:
         """Return the losses [n, M]."""
         lm, queries = prepared
         nats = [
-            language_model.log_likelihoods(lm, train.tokens[start : start + TOGETHER])[0]
+            models.log_likelihoods(lm, train.tokens[start : start + TOGETHER])[0]
             for start in range(0, len(train), TOGETHER)
         ]
         lengths = [len(one.completion) for one in train.tokens]

@@ -19,8 +19,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from icprobe.lm import LM, Encoded
 from icprobe.methods.gradient import factors
+from icprobe.models import LM, Encoded
 
 FLOAT = 4  # bytes
 

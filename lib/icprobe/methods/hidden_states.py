@@ -6,9 +6,9 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from icprobe import lm as language_model
-from icprobe.lm import LM, Encoded
+from icprobe import models
 from icprobe.methods.gradient import losses
+from icprobe.models import LM, Encoded
 
 
 @torch.inference_mode()
@@ -36,7 +36,7 @@ def mean_states(lm: LM, examples: Sequence[Encoded], layer: int | None = None) -
     means = np.zeros((len(examples), lm.model.config.get_text_config().hidden_size))
 
     def read(batch: list[int]) -> None:
-        sequences = [language_model.sequence(lm, examples[i])[0] for i in batch]
+        sequences = [models.sequence(lm, examples[i])[0] for i in batch]
         lengths = torch.tensor([len(ids) for ids in sequences])
         real = torch.arange(int(lengths.max())) < lengths[:, None]
         ids = torch.zeros(real.shape, dtype=torch.long)
@@ -53,7 +53,7 @@ def mean_states(lm: LM, examples: Sequence[Encoded], layer: int | None = None) -
         means[batch] = (total / (lengths[:, None] - 1)).numpy()
 
     with _stopping(lm, layer) as stops:
-        language_model.side_by_side(read, list(losses.batches(lm, examples)), lm.device)
+        models.side_by_side(read, list(losses.batches(lm, examples)), lm.device)
     for example, mean in zip(examples, means, strict=True):
         if not np.isfinite(mean).all():
             raise FloatingPointError(f"a hidden state of {example.id!r} is not finite")

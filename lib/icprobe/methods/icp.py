@@ -20,16 +20,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
-import lazy_loader
 import numpy as np
 
+from icprobe import models
 from icprobe.scores.method import Examples, Method
 
 if TYPE_CHECKING:
-    from icprobe.lm import LM, Encoded
+    from icprobe.models import LM, Encoded
 
-# reading scores needs no torch
-language_model = lazy_loader.load("icprobe.lm", suppress_warning=True)
 
 PUBLISHED_PREAMBLE = "These examples may be helpful to answer the question"
 
@@ -56,8 +54,8 @@ def context(
     Each part is followed by the separator; parts without tokens are left out, so an empty
     demonstration without preamble is no context at all.
     """
-    end = language_model.text_ids(lm, separator)
-    parts = [language_model.text_ids(lm, preamble), demonstration.ids if demonstration else ()]
+    end = models.text_ids(lm, separator)
+    parts = [models.text_ids(lm, preamble), demonstration.ids if demonstration else ()]
     return tuple(token for part in parts if part for token in (*part, *end))
 
 
@@ -77,7 +75,7 @@ def log_likelihoods(
         demonstrations: N such rows; None for zero-shot, where no preamble stands either.
         preamble: Text before the demonstration; the paper's is `PUBLISHED_PREAMBLE`.
         separator: Text after the preamble and after the demonstration.
-        max_length: Most tokens of one example, see `lm.encode`.
+        max_length: Most tokens of one example, see `models.encode`.
 
     Returns:
         float32 [N, M], one row per demonstration in the order given; [M] when zero-shot.
@@ -85,12 +83,12 @@ def log_likelihoods(
     Raises:
         ValueError: If a completion would lose tokens, or a sequence is too long for the model.
     """
-    encoded = language_model.encode(lm, queries, max_length)
+    encoded = models.encode(lm, queries, max_length)
     if demonstrations is None:
-        return language_model.log_likelihoods(lm, encoded)[0]
-    shown = language_model.encode(lm, demonstrations, max_length)
+        return models.log_likelihoods(lm, encoded)[0]
+    shown = models.encode(lm, demonstrations, max_length)
     contexts = [context(lm, demonstration, preamble, separator) for demonstration in shown]
-    return language_model.log_likelihoods(lm, encoded, contexts)
+    return models.log_likelihoods(lm, encoded, contexts)
 
 
 def neutral_demonstrations(
@@ -106,16 +104,16 @@ def neutral_demonstrations(
     Args:
         lm: The model, for its tokenizer.
         demonstrations: N rows with prompt and completion.
-        max_length: Most tokens of one example, see `lm.encode`.
+        max_length: Most tokens of one example, see `models.encode`.
 
     Returns:
         N encoded texts. Replaced parts have the tokens of the original to the nearest multiple of
         `NEUTRAL_STEPS`, so that few different texts serve all; equal texts have equal ids.
     """
-    filler = np.array(language_model.text_ids(lm, NEUTRAL_TEXT))
+    filler = np.array(models.text_ids(lm, NEUTRAL_TEXT))
 
     def filled(text: str, step: int) -> str:
-        length = step * max(1, round(len(language_model.text_ids(lm, text)) / step))
+        length = step * max(1, round(len(models.text_ids(lm, text)) / step))
         return " " + lm.tokenizer.decode(np.resize(filler, length)).strip()
 
     demonstrations = list(demonstrations)
@@ -133,7 +131,7 @@ def neutral_demonstrations(
         completion = filled(row["completion"], NEUTRAL_STEPS[1])
         name = hashlib.sha256(f"{prompt}\0{completion}".encode()).hexdigest()[:12]
         rows.append({"id": f"neutral-{name}", "prompt": prompt, "completion": completion})
-    return language_model.encode(lm, rows, max_length)
+    return models.encode(lm, rows, max_length)
 
 
 def _frame_of(line: str, occurrences: Counter) -> str:
@@ -167,7 +165,7 @@ def reference(
 ) -> float:
     """Return one pair's log-likelihood in nats from one plain forward pass: slow, for checks."""
     before = context(lm, demonstration, preamble, separator)
-    return float(language_model.token_log_likelihoods(lm, query, before).sum())
+    return float(models.token_log_likelihoods(lm, query, before).sum())
 
 
 # ------------------------------------------------------------------------- scored through the store
@@ -184,13 +182,13 @@ class ZeroShot(Method):
 
     def check(self, lm: LM, pool: Examples, queries: Examples) -> None:
         """Raise ValueError if the model takes no packed rows, or something is too long for it."""
-        language_model.check_packing(lm)
-        language_model.check_lengths(lm, queries.tokens, self._contexts(lm, pool))
+        models.check_packing(lm)
+        models.check_lengths(lm, queries.tokens, self._contexts(lm, pool))
 
     def score(self, prepared: tuple[LM, Examples], train: Examples) -> np.ndarray:
         """Return the log-likelihoods [1, M]."""
         lm, queries = prepared
-        return language_model.log_likelihoods(lm, queries.tokens, [()])
+        return models.log_likelihoods(lm, queries.tokens, [()])
 
     def _contexts(self, lm: LM, pool: Examples) -> list[tuple[int, ...]]:
         return [()]
@@ -215,7 +213,7 @@ class ICP(ZeroShot):
         """Return the log-likelihoods [n, M]."""
         lm, queries = prepared
         contexts = self._contexts(lm, train)
-        return language_model.log_likelihoods(lm, queries.tokens, contexts)
+        return models.log_likelihoods(lm, queries.tokens, contexts)
 
     def _contexts(self, lm: LM, pool: Examples) -> list[tuple[int, ...]]:
         return [context(lm, one, self.preamble) for one in pool.tokens]
@@ -280,7 +278,7 @@ class _Neutral:
         if name not in self.known:
             group = self.together[name]
             contexts = [self.contexts[other] for other in group]
-            found = language_model.log_likelihoods(self.lm, self.queries, contexts)
+            found = models.log_likelihoods(self.lm, self.queries, contexts)
             self.known.update(zip(group, found, strict=True))
         return self.known[name]
 

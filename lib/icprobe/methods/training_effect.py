@@ -25,8 +25,8 @@ from icprobe.scores.experiment import Experiment
 from icprobe.scores.method import Examples, Method, Output, setting
 
 if TYPE_CHECKING:
-    from icprobe.lm import LM
     from icprobe.methods.training_steps import TrainingSteps
+    from icprobe.models import LM
 
 # each optimiser's class in torch, and its settings besides the rate; decay would add the same to
 # every effect

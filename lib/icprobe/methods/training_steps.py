@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from icprobe import lm as language_model
-from icprobe.lm import LM
+from icprobe import models
 from icprobe.methods.gradient import losses
 from icprobe.methods.gradient.layers import linear_layers
 from icprobe.methods.training_effect import OPTIMIZERS, Step
+from icprobe.models import LM
 
 
 class TrainingSteps:
@@ -32,7 +32,7 @@ class TrainingSteps:
             lm: The model, in float32 or better: coarser weights would round small steps away.
             queries: M rows with id, prompt, completion (or encoded already).
             layers: See `gradient.layers.linear_layers`.
-            max_length: Most tokens of one example, see `lm.encode`.
+            max_length: Most tokens of one example, see `models.encode`.
 
         Raises:
             ValueError: If there are no queries, no layer matches, or the model's weights are too
@@ -46,10 +46,10 @@ class TrainingSteps:
             )
         self.lm, self.max_length = lm, max_length
         self._weights = [module.weight for module in linear_layers(lm, layers).values()]
-        self._queries = language_model.encode(lm, queries, max_length)
+        self._queries = models.encode(lm, queries, max_length)
         if not self._queries:
             raise ValueError("there are no examples")
-        language_model.check_packing(lm)
+        models.check_packing(lm)
         self.before = self._log_likelihoods()
         self._start = [weight.detach().clone() for weight in self._weights]
         self._gradient = [torch.zeros_like(weight) for weight in self._start]
@@ -78,7 +78,7 @@ class TrainingSteps:
             FloatingPointError: If a gradient or a log-likelihood after a step is not finite; names
                 the example.
         """
-        train = language_model.encode(self.lm, train, self.max_length)
+        train = models.encode(self.lm, train, self.max_length)
         if not train:
             raise ValueError("there are no examples")
         effects = [np.zeros((len(train), len(self._queries)), np.float32) for _ in steps]
@@ -98,7 +98,7 @@ class TrainingSteps:
 
     def _log_likelihoods(self) -> np.ndarray:
         """Log-likelihoods of the queries with the weights as they are: float64 [M]."""
-        return language_model.log_likelihoods(self.lm, self._queries, dtype=np.float64)[0]
+        return models.log_likelihoods(self.lm, self._queries, dtype=np.float64)[0]
 
     def _backward(self, example, loss_on: str) -> torch.Tensor:
         """Make an example's gradient, in the memory that there is, and return its norm."""

@@ -21,7 +21,7 @@ from icprobe.data.paths import shown
 from icprobe.scores.store import ScoreStore, StoreError
 
 if TYPE_CHECKING:
-    from icprobe.lm import LM
+    from icprobe.models import LM
     from icprobe.scores.experiment import Experiment
     from icprobe.scores.method import Method
 

@@ -16,12 +16,12 @@ import numpy as np
 import pandas as pd
 
 from icprobe import data
-from icprobe.model_identity import TEMPLATE_VERSION
-from icprobe.model_identity import identity as model_identity
+from icprobe.models.identities import TEMPLATE_VERSION
+from icprobe.models.identities import identity as model_identity
 from icprobe.scores.method import Examples
 
 if TYPE_CHECKING:
-    from icprobe.lm import LM
+    from icprobe.models import LM
 
 _CHANGED = "was changed since it was first read: start again (in Jupyter, restart the kernel)"
 
@@ -32,7 +32,7 @@ class Experiment:
 
     Attributes:
         scores_dir: Folder of the score stores.
-        model: A model's name or folder, see `lm.load`.
+        model: A model's name or folder, see `models.load`.
         train: Source of the training pool, see `data.load`.
         queries: Source of the queries.
         train_split: Split of the pool, for suites and hub data sets; see `data.load`.
@@ -40,8 +40,8 @@ class Experiment:
         n_train: N, or None for the whole pool.
         n_query: M, or None for all queries.
         seed: Which examples are sampled.
-        dtype: The model's, see `lm.load`.
-        max_length: Most tokens of one example, see `lm.encode`.
+        dtype: The model's, see `models.load`.
+        max_length: Most tokens of one example, see `models.encode`.
         train_columns: Column mapping of the pool, see `data.load`.
         query_columns: The same for the queries.
     """
@@ -211,9 +211,9 @@ class Experiment:
 
     def load_model(self) -> LM:
         """Load the model."""
-        from icprobe import lm as language_model
+        from icprobe import models
 
-        return language_model.load(self.model, self.dtype)
+        return models.load(self.model, self.dtype)
 
     def check_model(self, lm: LM) -> None:
         """Raise ValueError if the model is not the experiment's."""

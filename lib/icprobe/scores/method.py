@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 if TYPE_CHECKING:
-    from icprobe.lm import LM, Encoded
+    from icprobe.models import LM, Encoded
 
 COLUMNS = ("id", "prompt", "completion", "task", "content", "type")
 
@@ -40,11 +40,11 @@ class Examples:
 
     @classmethod
     def of(cls, lm: LM, rows: Iterable[Mapping], max_length: int | None = None) -> Examples:
-        """Encode rows; see `lm.encode` for the errors."""
-        from icprobe import lm as language_model
+        """Encode rows; see `models.encode` for the errors."""
+        from icprobe import models
 
         rows = [{name: row[name] for name in COLUMNS if name in row} for row in rows]
-        return cls(rows, language_model.encode(lm, rows, max_length), max_length)
+        return cls(rows, models.encode(lm, rows, max_length), max_length)
 
     @property
     def ids(self) -> list[str]:
@@ -169,7 +169,7 @@ def compute(
         lm: The model.
         train: N rows with id, prompt, completion (and what else the method reads).
         queries: M rows like them.
-        max_length: Most tokens of one example, see `lm.encode`.
+        max_length: Most tokens of one example, see `models.encode`.
     """
     pool, asked = (Examples.of(lm, rows, max_length) for rows in (train, queries))
     method.check(lm, pool, asked)

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from icprobe import lm as language_model
-from icprobe.lm import LM
+from icprobe import models
+from icprobe.models import LM
 from icprobe.scores.experiment import Experiment
 
 try:
@@ -42,7 +42,7 @@ class Worker:
     def __init__(self, model: str, dtype: str, identity: dict) -> None:
         """Load a model; raises ValueError if its identity is not that of the driver's model."""
         torch.set_num_threads(1)  # the bytes of a sum depend on their number
-        self._lm = language_model.load(model, dtype)
+        self._lm = models.load(model, dtype)
         if self._lm.identity != identity:
             raise ValueError(f"this machine's model is {self._lm.identity}, expected {identity}")
         self._of = self._score = None

@@ -21,7 +21,7 @@ from icprobe.scores.method import Examples, Method, Output, matrices
 from icprobe.scores.store import ScoresNotFound, ScoreStore
 
 if TYPE_CHECKING:
-    from icprobe.lm import LM
+    from icprobe.models import LM
 
 Methods = Method | Iterable[Method]
 

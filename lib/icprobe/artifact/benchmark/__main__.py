@@ -5,8 +5,7 @@ import itertools
 
 import pandas as pd
 
-from icprobe import figures
-from icprobe import lm as language_model
+from icprobe import figures, models
 from icprobe.artifact import benchmark
 from icprobe.artifact.benchmark.comparison import compare
 from icprobe.artifact.benchmark.methods import METHODS
@@ -36,7 +35,7 @@ def main() -> None:
     )
     parser.add_argument("--repeats", type=int, default=3, help="runs of each")
     parser.add_argument(
-        "--dtype", **several, choices=language_model.DTYPES, default=["float32"],
+        "--dtype", **several, choices=models.DTYPES, default=["float32"],
         help="of the model",
     )  # fmt: skip
     parser.add_argument("--model", default=assets.DEFAULT_MODEL, help="a folder or a hub name")

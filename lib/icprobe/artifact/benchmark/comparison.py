@@ -18,13 +18,13 @@ from scipy.stats import spearmanr
 from torch.utils.benchmark import Timer
 from tqdm import tqdm
 
-from icprobe import lm as language_model
+from icprobe import models
 from icprobe.artifact import provenance
 from icprobe.artifact.benchmark.methods import METHODS, PEERS, PLAIN, Method
 from icprobe.artifact.benchmark.work import examples, exchange
-from icprobe.lm import LM
 from icprobe.methods import costs
 from icprobe.methods.costs import Lengths, Shape
+from icprobe.models import LM
 
 OWN_SCRIPT = "icprobe_methods.py"
 CHECKED = 4  # queries whose pairs are compared with float64
@@ -63,7 +63,7 @@ def compare(
         ValueError: If the lengths are unknown.
         RuntimeError: If the process of a method of ours fails, or no method can run.
     """
-    lm = language_model.load(model, dtype, device)
+    lm = models.load(model, dtype, device)
     train, queries = examples(lm, lengths, n, m)
     shape, sizes = Shape.of(lm), Lengths.of(train, queries)
     held = costs.whole_gradients(shape, sizes).bytes
@@ -120,7 +120,7 @@ def reference(quantity: str, model: str, device: str | None, lengths: str, n: in
     In a process of its own, since whole gradients leave it large. Arguments are those of `compare`;
     the same array serves all dtypes and numbers of queries.
     """
-    lm = language_model.load(model, device=device)
+    lm = models.load(model, device=device)
     work = exchange(model, lm, *examples(lm, lengths, n, CHECKED)) | {"dtype": "float64"}
     return run(PLAIN[quantity], work)[1]
 

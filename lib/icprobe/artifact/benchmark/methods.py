@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from icprobe import lm as language_model
+from icprobe import models
 from icprobe.data import paths
-from icprobe.lm import LM, Encoded
 from icprobe.methods import baselines, costs, gradient, icp
 from icprobe.methods.costs import Cost, Lengths, Shape
 from icprobe.methods.gradient import losses
+from icprobe.models import LM, Encoded
 from icprobe.scores import compute
 
 PEERS = paths.ROOT / "benchmarks" / "peers"
@@ -82,7 +82,7 @@ def _projected(lm, train, queries):
 def _plain_probing(lm, train, queries):
     """Return log-likelihoods as one would write them down: pair by pair, in padded batches."""
     contexts = [icp.context(lm, example) for example in train]
-    pairs = [language_model.sequence(lm, query, shown) for shown in contexts for query in queries]
+    pairs = [models.sequence(lm, query, shown) for shown in contexts for query in queries]
     padded, nats = functools.partial(pad_sequence, batch_first=True), []
     with torch.inference_mode():
         for start in range(0, len(pairs), PLAIN_BATCH):

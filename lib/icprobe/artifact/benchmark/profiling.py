@@ -8,8 +8,8 @@ import torch
 from tqdm import tqdm
 
 from icprobe.artifact.benchmark.methods import METHODS
-from icprobe.lm import LM, Encoded
 from icprobe.methods.costs import Lengths, Shape
+from icprobe.models import LM, Encoded
 
 KINDS = PRODUCTS, ATTENTION, OTHER = "matrix products", "attention", "other operations"
 

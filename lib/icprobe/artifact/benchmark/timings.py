@@ -8,7 +8,7 @@ import pandas as pd
 from icprobe.artifact.benchmark.methods import METHODS, NATS, OURS, PRODUCTS
 from icprobe.artifact.benchmark.work import LENGTHS
 from icprobe.data import paths
-from icprobe.lm import LM
+from icprobe.models import LM
 
 KEY = ["method", "model", "lengths", "dtype", "device", "n", "m"]
 CLAIMED = (1, 12, 48)  # numbers of queries that claim C5 looks at

@@ -5,11 +5,10 @@ from collections.abc import Sequence
 
 import torch
 
-from icprobe import data
-from icprobe import lm as language_model
+from icprobe import data, models
 from icprobe.data import assets
-from icprobe.lm import LM, Encoded
 from icprobe.methods import icp
+from icprobe.models import LM, Encoded
 
 LENGTHS = ("grid", "long")  # of examples: as they are in this suite, or made of several
 LONG = 90  # tokens that a long example has at least
@@ -29,14 +28,14 @@ def examples(lm: LM, lengths: str, n: int, m: int) -> tuple[list[Encoded], list[
     for split, size in (("train", n), ("query", m)):
         rows = list(data.load("grid", split, seed=0))
         rows = _joined(lm, rows, size) if lengths == "long" else rows[:size]
-        encoded = language_model.encode(lm, rows)
+        encoded = models.encode(lm, rows)
         found.append(list(itertools.islice(itertools.cycle(encoded), size)))
     return found[0], found[1]
 
 
 def _joined(lm: LM, rows: list[dict], size: int) -> list[dict]:
     """Return the first rows, each with as many of the next ones of its task as make it long."""
-    tokens = [len(encoded.ids) for encoded in language_model.encode(lm, rows)]
+    tokens = [len(encoded.ids) for encoded in models.encode(lm, rows)]
     step = len({row["task"] for row in rows})  # every so many rows, a task comes again
     joined = []
     for start in range(min(size, len(rows))):
@@ -57,7 +56,7 @@ def _joined(lm: LM, rows: list[dict], size: int) -> list[dict]:
 def exchange(model: str, lm: LM, train: Sequence[Encoded], queries: Sequence[Encoded]) -> dict:
     """Return what a method needs to know, in a form for any environment's Python.
 
-    The model is named as for `lm.load`, and passed on as a folder or hub name. Ids include the
+    The model is named as for `models.load`, and passed on as a folder or hub name. Ids include the
     beginning-of-sequence token, if the model has one; `start` is the position of the first
     completion token.
     """

@@ -13,10 +13,10 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 
-from icprobe import lm as language_model
-from icprobe.lm import LM
+from icprobe import models
 from icprobe.methods.gradient import losses
 from icprobe.methods.gradient.layers import linear_layers
+from icprobe.models import LM
 
 LOW, HIGH = 1e-4, 1.0
 
@@ -49,14 +49,14 @@ def clamped_log(
         layers: See `layers.linear_layers`.
         loss_on: Of the training examples, "text" (as published) or "completion"; losses are summed
             over tokens.
-        max_length: See `lm.encode`.
+        max_length: See `models.encode`.
         memory: GiB of query gradients held at once.
 
     Raises:
         ValueError: If no layer matches, or an example has no completion tokens.
         FloatingPointError: If a product is not finite; names the pair.
     """
-    train, queries = (language_model.encode(lm, rows, max_length) for rows in (train, queries))
+    train, queries = (models.encode(lm, rows, max_length) for rows in (train, queries))
     tensors = [
         tensor
         for layer in linear_layers(lm, layers).values()

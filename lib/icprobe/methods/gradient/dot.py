@@ -20,11 +20,11 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 import torch
 
-from icprobe import lm as language_model
-from icprobe.lm import LM
+from icprobe import models
 from icprobe.methods.gradient import factors, losses
 from icprobe.methods.gradient.factor_cache import FactorCache
 from icprobe.methods.gradient.layers import linear_layers
+from icprobe.models import LM
 
 # GiB of gradient factors to hold in memory on a CPU; a token's take about a megabyte for
 # SmolLM2-135M in float32. Of a GPU's free memory, a share: passes need the rest
@@ -65,7 +65,7 @@ class GradientDot:
             lm: The model.
             queries: M rows with id, prompt, completion (or encoded already).
             layers: See `layers.linear_layers`.
-            max_length: Most tokens of one example, see `lm.encode`.
+            max_length: Most tokens of one example, see `models.encode`.
             memory: GiB of factors to hold in the device's memory, beside what the passes
                 themselves need; the rest goes to a temporary file (in TMPDIR, if set). By default
                 `usual_memory`.
@@ -81,7 +81,7 @@ class GradientDot:
         if not memory >= 0:
             raise ValueError(f"memory is {memory}, expected GiB from 0")
         self.lm, self.layers, self.max_length = lm, layers, max_length
-        queries = language_model.encode(lm, queries, max_length)
+        queries = models.encode(lm, queries, max_length)
         self.size = len(queries)
         self._queries = queries
         self._cache = FactorCache(memory * 2**30)
@@ -128,7 +128,7 @@ class GradientDot:
             FloatingPointError: If a gradient is not finite; names the examples.
             OSError: If the factors do not fit on the disk.
         """
-        train = language_model.encode(self.lm, train, self.max_length)
+        train = models.encode(self.lm, train, self.max_length)
         chosen = ("", *parts)
         norms = np.full(len(train), np.nan)
         kept = norms if self._cosines else None
@@ -250,9 +250,9 @@ def finite_difference(
         step: Length of the step in weight space.
         layers: See `layers.linear_layers`.
         loss_on: See `GradientDot.products`.
-        max_length: See `lm.encode`.
+        max_length: See `models.encode`.
     """
-    train, queries = (language_model.encode(lm, rows, max_length) for rows in (train, queries))
+    train, queries = (models.encode(lm, rows, max_length) for rows in (train, queries))
     weights = [module.weight for module in linear_layers(lm, layers).values()]
     before = [weight.detach().clone() for weight in weights]
 
@@ -263,7 +263,7 @@ def finite_difference(
 
     def after_step(rate: float, gradient: list[torch.Tensor]) -> np.ndarray:
         move(rate, gradient)
-        return np.array([language_model.token_log_likelihoods(lm, q).sum() for q in queries])
+        return np.array([models.token_log_likelihoods(lm, q).sum() for q in queries])
 
     measured = []
     for example in train:

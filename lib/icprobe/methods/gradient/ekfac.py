@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from icprobe import lm as language_model
-from icprobe.lm import LM, Encoded
+from icprobe import models
 from icprobe.methods.gradient import losses
 from icprobe.methods.gradient.layers import linear_layers
+from icprobe.models import LM, Encoded
 
 CURVATURE = "ekfac"  # of those that kronfluence knows
 # added to every eigenvalue of H; None is a tenth of each layer's mean, as Grosse et al. take it
@@ -57,7 +57,7 @@ class EKFAC:
             seed: Of the labels that H is computed with: drawn from the model's own predictions at
                 the tokens of the loss, for each example the same whatever it is batched with.
             loss_on: Loss of the training examples, see `dot.GradientDot.products`.
-            max_length: See `lm.encode`.
+            max_length: See `models.encode`.
             memory: GiB of query gradients held at once; the training examples are read again for
                 each.
 
@@ -71,9 +71,9 @@ class EKFAC:
 
         self._lm, self._seed, self._max_length, self._loss_on = lm, seed, max_length, loss_on
         self._layers = linear_layers(lm, layers)
-        self._queries = language_model.encode(lm, queries, max_length)
+        self._queries = models.encode(lm, queries, max_length)
         self.size = len(self._queries)
-        fit_on = language_model.encode(lm, fit_on, max_length)
+        fit_on = models.encode(lm, fit_on, max_length)
         weights = sum(layer.weight.nbytes for layer in self._layers.values())
         self._queries_per_pass = _per_pass(lm, self._queries)
         self._passes_held = max(1, int(memory * 2**30 / weights) // self._queries_per_pass)
@@ -100,7 +100,7 @@ class EKFAC:
         """
         from kronfluence.arguments import ScoreArguments
 
-        train, queries = language_model.encode(self._lm, train, self._max_length), self._queries
+        train, queries = models.encode(self._lm, train, self._max_length), self._queries
         everything = [(z, self._loss_on) for z in train]
         everything += [(q, "completion") for q in queries]
         rows, columns = _by_length(train), _by_length(queries)
@@ -156,8 +156,8 @@ def _task(lm: LM, names: list[str], everything: list[tuple[Encoded, str]], seed:
             items = [everything[i] for i in batch]
             examples, (_, loss_on) = [item[0] for item in items], items[0]
             ids, rows, columns, targets, weights = losses.loss_inputs(lm, examples, loss_on)
-            with language_model.selective_head(lm):
-                logits = language_model.logits_at(lm, rows, columns, input_ids=ids.to(lm.device))
+            with models.selective_head(lm):
+                logits = models.logits_at(lm, rows, columns, input_ids=ids.to(lm.device))
             if sample:
                 targets = _sampled(logits.detach(), rows, batch.tolist(), seed)
             nats = nn.functional.cross_entropy(logits, targets, reduction="none")

@@ -21,10 +21,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from icprobe import lm as language_model
-from icprobe.lm import LM, Encoded
+from icprobe import models
 from icprobe.methods.gradient.layers import linear_layers
 from icprobe.methods.gradient.losses import batches, loss_inputs
+from icprobe.models import LM, Encoded
 
 # entries of weight gradients that are made at once: on a CPU, what its cache holds
 WEIGHT_ENTRIES = {"cpu": 2**23, "cuda": 2**28}
@@ -97,8 +97,8 @@ def factors(
     """
     ids, rows, columns, targets, weights = loss_inputs(lm, examples, loss_on)
     captured: list[_Call] = []
-    with _frozen(lm), language_model.selective_head(lm), _capturing(lm, layers, captured):
-        logits = language_model.logits_at(lm, rows, columns, input_ids=ids.to(lm.device))
+    with _frozen(lm), models.selective_head(lm), _capturing(lm, layers, captured):
+        logits = models.logits_at(lm, rows, columns, input_ids=ids.to(lm.device))
         nats = nn.functional.cross_entropy(logits, targets, reduction="none")
         _check_calls(captured, linear_layers(lm, layers))
         edges = [edge for call in captured for edge in call.outputs.values()]
@@ -181,7 +181,7 @@ def _over_weights(one, other) -> dict[str, torch.Tensor]:
     n, d_in = sum(len(part) for part in one), one[0].inputs.shape[-1]
     device = one[0].inputs.device
     dtype = torch.promote_types(one[0].inputs.dtype, torch.float32)
-    entries = language_model.by_device(WEIGHT_ENTRIES, device)
+    entries = models.by_device(WEIGHT_ENTRIES, device)
     rows_at_once = max(1, entries // (sum(sizes) * d_in))
     pieces = [
         (name, slice(start, min(start + rows_at_once, output.shape[-1])))
@@ -204,7 +204,7 @@ def _over_weights(one, other) -> dict[str, torch.Tensor]:
             found[k] = (weights[:n] @ weights[n:].T).double()
 
     shares = [list(range(len(pieces)))[w::workers] for w in range(workers)]
-    language_model.side_by_side(work, [s for s in shares if s], device)
+    models.side_by_side(work, [s for s in shares if s], device)
     result = {}
     for k, (name, _) in enumerate(pieces):
         result[name] = result[name] + found[k] if name in result else found[k]

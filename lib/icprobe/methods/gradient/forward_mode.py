@@ -20,10 +20,10 @@ from torch import nn
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from icprobe import lm as language_model
-from icprobe.lm import LM
+from icprobe import models
 from icprobe.methods.gradient import factors, losses
 from icprobe.methods.gradient.layers import LINEAR, linear_layers
+from icprobe.models import LM
 
 
 class MeanGradient:
@@ -42,14 +42,14 @@ class MeanGradient:
             lm: The model.
             queries: M rows with id, prompt, completion (or encoded already).
             layers: See `layers.linear_layers`.
-            max_length: Most tokens of one example, see `lm.encode`.
+            max_length: Most tokens of one example, see `models.encode`.
 
         Raises:
             ValueError: If there are no queries, no layer matches, or a query cannot be learnt.
             FloatingPointError: If a gradient is not finite; names the queries.
         """
         self.lm, self.max_length = lm, max_length
-        queries = language_model.encode(lm, queries, max_length)
+        queries = models.encode(lm, queries, max_length)
         chosen = linear_layers(lm, layers)
         exact = torch.promote_types(lm.model.dtype, torch.float32)
         total = {
@@ -80,15 +80,15 @@ class MeanGradient:
             FloatingPointError: If a value is not finite; names the examples.
         """
         lm = self.lm
-        train = language_model.encode(lm, train, self.max_length)
+        train = models.encode(lm, train, self.max_length)
         scores = np.zeros(len(train))
         for batch in losses.batches(lm, train):
             examples = [train[i] for i in batch]
             ids, rows, columns, targets, weights = losses.loss_inputs(lm, examples, loss_on)
             try:
-                with forward_ad.dual_level(), language_model.selective_head(lm), self._tangents():
+                with forward_ad.dual_level(), models.selective_head(lm), self._tangents():
                     inputs = {"input_ids": ids.to(lm.device)}
-                    logits = language_model.logits_at(lm, rows, columns, **inputs)
+                    logits = models.logits_at(lm, rows, columns, **inputs)
                     chosen = logits.log_softmax(-1).gather(1, targets[:, None])[:, 0]
                     tangent = forward_ad.unpack_dual(chosen).tangent
             except NotImplementedError as error:

@@ -7,7 +7,7 @@ import numpy as np
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from icprobe.lm import LM
+from icprobe.models import LM
 
 LINEAR = (nn.Linear, Conv1D)
 

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import nn
 
-from icprobe import lm as language_model
-from icprobe.lm import LM, Encoded, Result
+from icprobe import models
+from icprobe.models import LM, Encoded, Result
 
 # what the loss of a training example is taken over
 LOSSES = ("completion", "text")
@@ -14,7 +14,7 @@ LOSSES = ("completion", "text")
 # tokens in one forward and backward pass, padding included; more would only cost memory
 TOKENS_PER_PASS = {"cpu": 384, "cuda": 4096}
 
-PASSES = "gradients"  # what passes are for, see `lm.within_memory`
+PASSES = "gradients"  # what passes are for, see `models.within_memory`
 
 # examples are padded to a multiple of so many tokens: a GPU multiplies matrices of other sizes at a
 # fraction of its rate
@@ -39,7 +39,7 @@ def loss_inputs(
         raise ValueError("gradients cannot be taken inside torch.inference_mode()")
     if lm.model.training:
         raise ValueError(f"{lm.identity['name']} is in training mode: call lm.model.eval() first")
-    sequences = [language_model.sequence(lm, example) for example in examples]
+    sequences = [models.sequence(lm, example) for example in examples]
     longest = max(len(ids) for ids, _ in sequences) - 1
     ids = torch.zeros(len(examples), _padded(lm, longest), dtype=torch.long)
     entries = []
@@ -70,8 +70,8 @@ def loss(
 ) -> torch.Tensor:
     """Return one example's loss in nats, a scalar with its graph: a "sum" or "mean" over tokens."""
     ids, rows, columns, targets, weights = loss_inputs(lm, [example], loss_on, reduction)
-    with torch.enable_grad(), language_model.selective_head(lm):
-        logits = language_model.logits_at(lm, rows, columns, input_ids=ids.to(lm.device))
+    with torch.enable_grad(), models.selective_head(lm):
+        logits = models.logits_at(lm, rows, columns, input_ids=ids.to(lm.device))
         nats = nn.functional.cross_entropy(logits, targets, reduction="none")
         return (nats * weights).sum()
 
@@ -110,13 +110,13 @@ def batches(lm: LM, examples: Sequence[Encoded]) -> Iterator[list[int]]:
 
 def tokens_per_pass(lm: LM) -> int:
     """Return the most tokens of one forward and backward pass on the model's device."""
-    usual = language_model.by_device(TOKENS_PER_PASS, lm.device)
-    return language_model.fitting(lm, PASSES, usual)
+    usual = models.by_device(TOKENS_PER_PASS, lm.device)
+    return models.fitting(lm, PASSES, usual)
 
 
 def within_memory(lm: LM, work: Callable[[], Result]) -> Result:
     """Return `work()`; where a GPU's memory is too small, called again with smaller `batches`."""
-    return language_model.within_memory(lm, PASSES, tokens_per_pass(lm), lambda _: work())
+    return models.within_memory(lm, PASSES, tokens_per_pass(lm), lambda _: work())
 
 
 def tokens(lm: LM, examples: Sequence[Encoded], batch: list[int]) -> int:
@@ -126,6 +126,6 @@ def tokens(lm: LM, examples: Sequence[Encoded], batch: list[int]) -> int:
 
 def _padded(lm: LM, length: int) -> int:
     """Return the length to which a batch is padded whose longest example has `length` tokens."""
-    multiple = language_model.by_device(MULTIPLE, lm.device)
+    multiple = models.by_device(MULTIPLE, lm.device)
     padded = -(-length // multiple) * multiple
     return max(length, min(padded, lm.max_positions or padded))

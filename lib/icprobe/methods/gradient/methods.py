@@ -14,9 +14,9 @@ from icprobe.scores.experiment import Experiment
 from icprobe.scores.method import Examples, Method, Output, setting
 
 if TYPE_CHECKING:
-    from icprobe.lm import LM
     from icprobe.methods.gradient.dot import GradientDot
     from icprobe.methods.gradient.ekfac import EKFAC
+    from icprobe.models import LM
 
 PRODUCT = "nats per unit of learning rate; positive = helps"
 COSINE = "cosine of the gradients, without unit; positive = helps"

@@ -13,11 +13,11 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import torch
 
-from icprobe import lm as language_model
-from icprobe.lm import LM, Encoded
+from icprobe import models
 from icprobe.methods.gradient import factors, losses
 from icprobe.methods.gradient.factors import Factors
 from icprobe.methods.gradient.layers import linear_layers
+from icprobe.models import LM, Encoded
 
 
 def projected_gradients(
@@ -41,13 +41,13 @@ def projected_gradients(
         seed: Of the random matrices; each depends on its layer's name, too.
         layers: See `layers.linear_layers`.
         loss_on: See `dot.GradientDot.products`.
-        max_length: See `lm.encode`.
+        max_length: See `models.encode`.
 
     Raises:
         ValueError: If size is not positive, no layer matches, or a completion has no tokens.
         FloatingPointError: If a gradient is not finite; names the examples.
     """
-    examples = language_model.encode(lm, examples, max_length)
+    examples = models.encode(lm, examples, max_length)
     return of_sizes(lm, examples, [size], seed, layers, loss_on)[0]
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from tqdm import tqdm
 
-from icprobe import lm as language_model
+from icprobe import models
 from icprobe.methods.gradient.dot import GradientDot
 
 
@@ -38,14 +38,14 @@ def tracin(
 
     Args:
         checkpoints: Model and learning rate of each checkpoint. A model is a local folder (of a
-            whole model or a LoRA adapter), a hub name or `name@revision`, see `lm.load`.
+            whole model or a LoRA adapter), a hub name or `name@revision`, see `models.load`.
         train: N rows with id, prompt, completion.
         queries: M rows like them.
-        dtype: See `lm.load`.
-        device: See `lm.load`.
+        dtype: See `models.load`.
+        device: See `models.load`.
         layers: See `layers.linear_layers`.
         loss_on: See `dot.GradientDot.products`.
-        max_length: See `lm.encode`.
+        max_length: See `models.encode`.
         memory: See `dot.GradientDot`.
 
     Raises:
@@ -66,7 +66,7 @@ def tracin(
     for model, rate in tqdm(checkpoints, desc="checkpoints"):
         if rate:  # at the end of many schedules it is zero
             influence = GradientDot(
-                language_model.load(model, dtype, device),
+                models.load(model, dtype, device),
                 queries, layers, max_length, memory, cosines=False,
             )  # fmt: skip
             total += rate * influence.products(train, loss_on)[0]

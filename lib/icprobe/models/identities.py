@@ -62,8 +62,8 @@ def identity(name_or_path: str, dtype: str = "float32", device: str | None = Non
     Args:
         name_or_path: The default model's name, a local folder, or a hub name, optionally
             `name@revision`.
-        dtype: As for `lm.load`.
-        device: As for `lm.load`; only "auto" depends on it.
+        dtype: As for `load`.
+        device: As for `load`; only "auto" depends on it.
 
     Returns:
         name and dtype, sha256 (default model, local folder) or revision (hub), and for an adapter
