@@ -64,21 +64,14 @@ def compare(
         RuntimeError: If the process of a method of ours fails, or no method can run.
     """
     lm = models.load(model, dtype, device)
-    train, queries = examples(lm, lengths, n, m)
-    shape, sizes = Shape.of(lm), Lengths.of(train, queries)
+    pairs = examples(lm, lengths, n, m)
+    shape, sizes = Shape.of(lm), Lengths.of(*pairs)
     held = costs.whole_gradients(shape, sizes).bytes
     left_out = {name: why for name in names if (why := obstacle(METHODS[name], lm, held))}
-    names = [name for name in names if name not in left_out]
-    exact = {
-        quantity: reference(quantity, model, device, lengths, n)
-        for quantity in {METHODS[name].quantity for name in names} & PLAIN.keys()
-    }
-    work = exchange(model, lm, train, queries)
+    known = {METHODS[name].quantity for name in {*names} - left_out.keys()} & PLAIN.keys()
+    exact = {quantity: reference(quantity, model, device, lengths, n) for quantity in known}
+    work = exchange(model, lm, *pairs)
     table, scores = _run_in_turns(names, work, repeats, left_out)
-    for name, why in left_out.items():
-        print(f"Left out: {name}: {why}", file=sys.stderr)
-    if table.empty:
-        raise RuntimeError(f"no method could run to its end: {left_out}")
     on_gpu, rate = lm.device.type == "cuda", product_rate(lm)
     methods = [METHODS[name] for name in table["method"]]
     table = table.assign(
@@ -148,7 +141,11 @@ def _run_in_turns(
 ) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
     """Return medians and ranges over repeats, and scores [N, M] by method.
 
-    Each turn begins with another method. Other libraries that fail are added to those left out.
+    Each turn begins with another method. Those left out (name: why) are named, and with them other
+    libraries that fail.
+
+    Raises:
+        RuntimeError: If a method of ours fails, or none runs to its end.
     """
     runs, scores = [], {}
     turns = [name for turn in range(repeats) for name in np.roll(names, -turn).tolist()]
@@ -164,6 +161,10 @@ def _run_in_turns(
             left_out[name] = str(error)
     runs = pd.DataFrame(runs, columns=["method", "seconds", "cpu", "peak", "versions"])
     runs = runs[~runs["method"].isin(left_out)]
+    for name, why in left_out.items():
+        print(f"Left out: {name}: {why}", file=sys.stderr)
+    if runs.empty:
+        raise RuntimeError(f"no method could run to its end: {left_out}")
     summary = runs.groupby("method", sort=False).agg(
         seconds=("seconds", "median"),
         low=("seconds", "min"),

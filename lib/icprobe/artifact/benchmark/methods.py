@@ -16,7 +16,7 @@ from icprobe.methods import baselines, costs, gradient, icp
 from icprobe.methods.costs import Cost, Lengths, Shape
 from icprobe.methods.gradient import losses
 from icprobe.models import LM, Encoded
-from icprobe.scores import compute
+from icprobe.scores import Examples
 
 PEERS = paths.ROOT / "benchmarks" / "peers"
 ENVIRONMENTS = paths.ROOT / "benchmarks" / "environments"
@@ -115,7 +115,9 @@ def _plain_products(lm, train, queries):
 
 
 def _hidden_states(lm, train, queries):
-    return compute(baselines.Embedding(), lm, train, queries)["embedding"]
+    pool, asked = (Examples([{"id": one.id} for one in part], part) for part in (train, queries))
+    embedding = baselines.Embedding()
+    return embedding.score(embedding.prepare(lm, asked, pool), pool)
 
 
 def _peers(name, batches, kind, script, projection=0, **options):
