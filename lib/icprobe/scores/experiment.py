@@ -77,14 +77,7 @@ class Experiment:
             data.DataError: If the data are bad. A query that is also a training example is an error
                 in a suite and a warning in one's own data.
         """
-        return self._data
-
-    @cached_property
-    def _data(self) -> tuple[datasets.Dataset, datasets.Dataset]:
-        suites = data.is_suite(self.train) and data.is_suite(self.queries)
-        pool, queries = (rows for rows, _ in self._loaded.values())
-        data.check_disjoint(pool, queries, warn=not suites)
-        return pool, queries
+        return tuple(rows for rows, _ in self._loaded.values())
 
     @cached_property
     def _loaded(self) -> dict[str, tuple[datasets.Dataset, dict]]:
@@ -93,6 +86,8 @@ class Experiment:
         for name, (_, who) in found.items():
             if "identity" in vars(self) and self.identity[name] != who:
                 raise data.DataError(f"{getattr(self, name)} {_CHANGED}")
+        suites = data.is_suite(self.train) and data.is_suite(self.queries)
+        data.check_disjoint(*(rows for rows, _ in found.values()), warn=not suites)
         return found
 
     def held_out(
