@@ -63,7 +63,7 @@ def select(
         columns: Numbers of the queries whose mean counts; all by default.
 
     Returns:
-        Rows of the pool, with their mean as a column score; ties are broken at random, always alike.
+        Rows of the pool, with a column score, their mean; ties are broken at random, always alike.
 
     Raises:
         ValueError: If ids differ (names the first), n or fraction is out of range, or as `values`.

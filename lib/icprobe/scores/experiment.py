@@ -134,10 +134,9 @@ class Experiment:
 
     def on(self, suite: str, n_train: int, n_query: int) -> Experiment:
         """Return the same on other examples: n_train and n_query of a suite's."""
-        splits = {"train_split": "train", "query_split": "query"}
-        columns = {"train_columns": None, "query_columns": None}
-        sizes = {"n_train": n_train, "n_query": n_query}
-        return replace(self, train=suite, queries=suite, **splits, **sizes, **columns)
+        changes = {"train": suite, "queries": suite, "n_train": n_train, "n_query": n_query}
+        changes |= {"train_split": "train", "query_split": "query"}
+        return replace(self, **changes, train_columns=None, query_columns=None)
 
     def pools(self, condition_pools: Mapping[str, Sequence[int]]) -> dict[str, Experiment]:
         """Return the same on each of several suites, by the suite's name.
