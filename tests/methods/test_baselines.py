@@ -5,8 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import ATOL, FAMILIES, RTOL
-from test_lm import examples
+from helpers import ATOL, FAMILIES, RTOL, examples
 
 from icprobe import models
 from icprobe.methods import baselines

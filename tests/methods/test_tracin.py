@@ -6,9 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import experiment_on, save_tiny
-from test_gradient_dot import close
-from test_lm import examples
+from helpers import close, examples, experiment_on, save_tiny
 
 from icprobe import models
 from icprobe.finetuning import sft

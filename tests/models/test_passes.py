@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import ATOL, RTOL
-from test_lm import examples
+from helpers import ATOL, RTOL, examples
 
 from icprobe import models
 from icprobe.methods import gradient

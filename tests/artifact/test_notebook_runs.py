@@ -14,7 +14,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import yaml
-from conftest import save_tiny
+from helpers import save_tiny
 
 from icprobe import data
 from icprobe.artifact import runner
