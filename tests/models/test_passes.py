@@ -7,6 +7,7 @@ from helpers import ATOL, RTOL, examples
 
 from icprobe import models
 from icprobe.methods import gradient
+from icprobe.models import passes
 
 
 @pytest.fixture
@@ -15,7 +16,7 @@ def small_memory(tiny, monkeypatch):
 
     def limit(most: int):
         lm = tiny()
-        monkeypatch.setattr(models, "_fitting", {})
+        monkeypatch.setattr(passes, "_fitting", {})
         forward, sizes = lm.model.forward, []
 
         def limited(input_ids, **inputs):
