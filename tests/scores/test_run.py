@@ -138,7 +138,7 @@ def test_scores_are_stored_reused_and_found_without_model_and_data(what, caplog,
     assert (compute(Overlap(), lm, *what.load_data(), 100)["overlap"] == expected).all()
 
     CALLS.clear()
-    monkeypatch.setattr(Experiment, "_data", property(lambda _: pytest.fail("data were loaded")))
+    monkeypatch.setattr(Experiment, "_loaded", property(lambda _: pytest.fail("data were loaded")))
     monkeypatch.setattr(Experiment, "load_model", lambda _: pytest.fail("the model was loaded"))
     copy = replace(what)
     for again in (load(copy, [Overlap()]), score(copy, Overlap())):

@@ -1,7 +1,7 @@
-"""Choose training examples: the best or worst by any scores, at random, or all, within a budget.
+"""Choose training examples within a budget: best or worst by scores, at random, or all.
 
-Scores are matrices [N, M] whose mean over the queries ranks the N examples of the pool, positive =
-helps. A selection is the row numbers of the chosen ones, in the order of the pool.
+The mean over queries of scores [N, M] ranks the N examples of the pool, positive = helps. A
+selection is the row numbers of the chosen ones, in the order of the pool.
 """
 
 import itertools
@@ -21,7 +21,6 @@ from icprobe.data import COLUMNS, paths
 
 LENGTH_BINS = 10  # of a pool, within which a length-matched random choice is made
 MIN_IN_BIN = 10  # examples: in smaller ones hardly anything is left to chance
-
 TOP, BOTTOM, IN_TURN = "top", "bottom", "in turn"
 WRITTEN = "written.json"  # the names of the files that `write` left in a folder
 UNITS = ("examples", "tokens")  # of a budget
@@ -59,13 +58,12 @@ def select(
     Args:
         pool: N training examples.
         scores: [N, M], positive = helps; a data frame's index has the pool's ids, in their order.
-        n: How many examples, or
-        fraction: what fraction of the pool; just one of the two is given.
+        n: How many examples; either this or fraction is given.
+        fraction: What fraction of the pool.
         columns: Numbers of the queries whose mean counts; all by default.
 
     Returns:
-        The rows of the pool, with their mean as a column score. Ties are broken at random, but
-        every time alike.
+        Rows of the pool, with a column score, their mean; ties are broken at random, always alike.
 
     Raises:
         ValueError: If ids differ (names the first), n or fraction is out of range, or as `values`.
@@ -389,8 +387,7 @@ def write_one(
         examples: The pool, N rows.
         rows: Row numbers of the selection.
         file: Where to; a relative path starts at the repository root.
-        values: [N] what ranks the pool: lines then have a score, and the best come first; without
-            it they are in the order given.
+        values: [N] what ranks the pool: lines then have a score, and the best come first.
     """
     file = paths.resolve(file)
     lines = []

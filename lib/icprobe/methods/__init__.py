@@ -4,5 +4,5 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["baselines", "costs", "gradient", "icp", "registry", "training_effect"],
+    submodules=["baselines", "costs", "direct", "gradient", "icp", "registry", "training_effect"],
 )

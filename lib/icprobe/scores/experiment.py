@@ -77,14 +77,7 @@ class Experiment:
             data.DataError: If the data are bad. A query that is also a training example is an error
                 in a suite and a warning in one's own data.
         """
-        return self._data
-
-    @cached_property
-    def _data(self) -> tuple[datasets.Dataset, datasets.Dataset]:
-        suites = data.is_suite(self.train) and data.is_suite(self.queries)
-        pool, queries = (rows for rows, _ in self._loaded.values())
-        data.check_disjoint(pool, queries, warn=not suites)
-        return pool, queries
+        return tuple(rows for rows, _ in self._loaded.values())
 
     @cached_property
     def _loaded(self) -> dict[str, tuple[datasets.Dataset, dict]]:
@@ -93,6 +86,8 @@ class Experiment:
         for name, (_, who) in found.items():
             if "identity" in vars(self) and self.identity[name] != who:
                 raise data.DataError(f"{getattr(self, name)} {_CHANGED}")
+        suites = data.is_suite(self.train) and data.is_suite(self.queries)
+        data.check_disjoint(*(rows for rows, _ in found.values()), warn=not suites)
         return found
 
     def held_out(
@@ -139,10 +134,9 @@ class Experiment:
 
     def on(self, suite: str, n_train: int, n_query: int) -> Experiment:
         """Return the same on other examples: n_train and n_query of a suite's."""
-        splits = {"train_split": "train", "query_split": "query"}
-        columns = {"train_columns": None, "query_columns": None}
-        sizes = {"n_train": n_train, "n_query": n_query}
-        return replace(self, train=suite, queries=suite, **splits, **sizes, **columns)
+        changes = {"train": suite, "queries": suite, "n_train": n_train, "n_query": n_query}
+        changes |= {"train_split": "train", "query_split": "query"}
+        return replace(self, **changes, train_columns=None, query_columns=None)
 
     def pools(self, condition_pools: Mapping[str, Sequence[int]]) -> dict[str, Experiment]:
         """Return the same on each of several suites, by the suite's name.

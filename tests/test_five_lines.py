@@ -1,0 +1,68 @@
+"""The five-line use: labelled matrices that equal the reference, and a selection for TRL."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import ATOL, RTOL, save_tiny
+
+import icprobe
+from icprobe import models
+from icprobe.methods import icp
+from icprobe.methods.gradient import losses
+from icprobe.methods.gradient.layers import linear_layers
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("five")
+    save_tiny(folder / "model", "llama", bos=True)
+    for name, count in (("pool", 18), ("queries", 3)):
+        rows = [{"prompt": f"{name} {i}?", "completion": f" yes {i * i}"} for i in range(count)]
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    lm = icprobe.load_model(str(folder / "model"), device="cpu")
+    return lm, *(icprobe.load_data(folder / f"{name}.jsonl") for name in ("pool", "queries"))
+
+
+def test_probe_gives_labelled_gains(made):
+    lm, pool, queries = made
+    gains = icprobe.probe(lm, pool, queries)
+    assert list(gains.index) == pool["id"] and list(gains.columns) == queries["id"]
+    shown, asked = (models.encode(lm, rows) for rows in (pool, queries))
+    for i, j in ((0, 0), (17, 2)):
+        after = icp.reference(lm, asked[j], shown[i])
+        alone = models.token_log_likelihoods(lm, asked[j]).sum()
+        assert gains.iloc[i, j] == pytest.approx(after - alone, rel=RTOL, abs=ATOL)
+
+
+def test_attribute_gives_labelled_products(made):
+    lm, pool, queries = made
+    products = icprobe.attribute(lm, pool, queries)
+    weights = [layer.weight for layer in linear_layers(lm).values()]
+
+    def whole(rows, i):
+        (example,) = models.encode(lm, [rows[i]])
+        return losses.full_gradient(lm, example, weights)
+
+    for i, j in ((0, 0), (17, 2)):
+        parts = zip(whole(pool, i), whole(queries, j), strict=True)
+        expected = sum(float((a * b).sum()) for a, b in parts)
+        found = products.loc[pool["id"][i], queries["id"][j]]
+        assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_best_are_selected(made):
+    lm, pool, queries = made
+    gains = icprobe.probe(lm, pool, queries)
+    chosen = icprobe.select(pool, gains, n=4)
+    order = np.argsort(-gains.mean(axis=1).to_numpy(), kind="stable")[:4]
+    assert chosen["id"] == [pool["id"][i] for i in order]
+    np.testing.assert_allclose(chosen["score"], gains.mean(axis=1).iloc[order], rtol=RTOL)
+
+
+def test_repeated_ids_are_refused(made):
+    lm, pool, queries = made
+    with pytest.raises(ValueError, match="pool-00001"):
+        icprobe.probe(lm, [pool[0], pool[0]], queries)
+    with pytest.raises(AttributeError, match="nonsense"):
+        icprobe.nonsense  # noqa: B018
