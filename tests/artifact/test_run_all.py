@@ -108,7 +108,7 @@ def test_arguments_reach_python_unchanged_in_the_root(active):
 )
 def test_test_runs_pytest_from_the_root_and_slow_ones_with_all(active, arguments, asked):
     python = Path(active["VIRTUAL_ENV"]) / "bin" / "python"
-    tell = f"""[ "$2" = pytest ] && printf '%s\\n' "$PWD" "${{@:3}}" && exit"""
+    tell = """[ "$2" = pytest ] && printf '%s\\n' "$PWD" "${@:3}" && exit"""
     program(python, f"{tell}\n{python.read_text()}")
     told = run("test", *arguments, **active).stdout.splitlines()
     assert told == [str(paths.ROOT), "-n", "2", "--dist", "worksteal", *asked]
