@@ -156,19 +156,6 @@ def test_additive_over_examples(tiny):
     close(gradient.gradient_dot(lm, train, queries).sum(0), np.array(expected))
 
 
-def test_scales_with_the_loss(tiny):
-    """A loss that is divided by its tokens divides the products; cosines stay."""
-    lm = tiny()
-    train, queries = encoded(lm, 5, seed=1), encoded(lm, 3, seed=2)
-    held = GradientDot(lm, queries)
-    for loss_on in ("completion", "text"):
-        lengths = [len(z.completion if loss_on == "completion" else z.ids[1:]) for z in train]
-        summed, cosine = held.products(train, loss_on, "sum")
-        mean, same_cosine = held.products(train, loss_on, "mean")
-        close(mean * np.array(lengths)[:, None], summed)
-        close(same_cosine, cosine)
-
-
 @pytest.mark.parametrize(
     "options",
     [
