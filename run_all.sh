@@ -14,8 +14,9 @@ Reproduce everything:
         --help         after a profile: print the notebooks' parameters (docs/parameters.md has all)
       The default profile is laptop. Results appear in figures/<profile>/.
 
-  ./run_all.sh test [ARGUMENTS]    run the tests with two workers (arguments go to pytest; -n 0
-                                   for one process, which --pdb and -s need)
+  ./run_all.sh test [--all] [ARGUMENTS]
+                                   run the tests with two workers (arguments go to pytest; -n 0
+                                   for one process, which --pdb and -s need); --all: slow ones too
   ./run_all.sh publish NAME        make the run in figures/NAME/ the reference, to be committed
   ./run_all.sh lab                 open the notebooks in JupyterLab
   ./run_all.sh python [ARGUMENTS]  the environment's Python
@@ -209,6 +210,11 @@ fi
 case $command in
 test)
     shift
+    if [ "${1:-}" = --all ]; then
+        shift
+    else
+        set -- -m "not slow" "$@"
+    fi
     exec "$python" -m pytest -n 2 --dist worksteal "$@" # no more workers: each may load the model
     ;;
 lab)

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from conftest import ATOL, RTOL, save_tiny
+from helpers import ATOL, RTOL, save_tiny
 
 import icprobe
 from icprobe import models

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import UNITS, texts, three_methods
+from helpers import UNITS, texts, three_methods
 
 from icprobe.artifact import explorer, views
 

@@ -98,10 +98,24 @@ def test_arguments_reach_python_unchanged_in_the_root(active):
     assert result.stdout == f"{paths.ROOT} ['two words', '']\n"
 
 
-def test_test_runs_pytest_from_the_root(active):
-    assert run("test", "--version", **active).stdout.startswith("pytest ")
-    missing = run("test", "-n", "0", "tests/no_such_file.py", **active)
-    assert missing.returncode == 4  # pytest's code for a usage error
+@pytest.mark.parametrize(
+    ("arguments", "asked"),
+    [
+        (["-k", "two words"], ["-m", "not slow", "-k", "two words"]),
+        (["--all", "-x"], ["-x"]),
+        (["--all"], []),
+    ],
+)
+def test_test_runs_pytest_from_the_root_and_slow_ones_with_all(active, arguments, asked):
+    python = Path(active["VIRTUAL_ENV"]) / "bin" / "python"
+    tell = """[ "$2" = pytest ] && printf '%s\\n' "$PWD" "${@:3}" && exit"""
+    program(python, f"{tell}\n{python.read_text()}")
+    told = run("test", *arguments, **active).stdout.splitlines()
+    assert told == [str(paths.ROOT), "-n", "2", "--dist", "worksteal", *asked]
+
+
+def test_the_checks_of_every_change_run_all_tests():
+    assert "./run_all.sh test --all " in (paths.ROOT / ".ci" / "run").read_text()
 
 
 @pytest.mark.parametrize("lacking", ["its icprobe is that of", "it lacks no-such-package"])

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import UNITS, texts, three_methods
+from helpers import UNITS, texts, three_methods
 from jupyter_client.manager import start_new_kernel
 from scipy import stats
 

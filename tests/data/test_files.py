@@ -9,7 +9,7 @@ import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
-from conftest import save_after_reading
+from helpers import save_after_reading
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

@@ -11,7 +11,7 @@ from collections import Counter
 
 import pytest
 import yaml
-from conftest import keep_tasks, save_after_reading
+from helpers import keep_tasks, save_after_reading
 
 from icprobe import data
 from icprobe.data import assets, paths

@@ -6,23 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ATOL, FAMILIES, RTOL
-from test_lm import examples
+from helpers import ATOL, FAMILIES, RTOL, examples, questions
 
 from icprobe import models
 from icprobe.finetuning import evaluation
 from icprobe.finetuning.evaluation import MEASURES
 
 OPEN = ["exact_match", "rouge_l"]
-
-
-def questions(n_options, seed=0):
-    """Rows with so many options each, the completion among them, or none."""
-    rows, others = examples(len(n_options), seed), iter(examples(sum(n_options), seed + 1))
-    for k, (row, n) in enumerate(zip(rows, n_options, strict=True)):
-        wrong = [next(others)["completion"] for _ in range(n - 1)]
-        row["options"] = [*wrong[: k % n], row["completion"], *wrong[k % n :]] if n else None
-    return rows
 
 
 def token_nats(lm, row, completion, max_length=None):

@@ -7,7 +7,7 @@ import datasets
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ATOL, RTOL
+from helpers import ATOL, RTOL
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats

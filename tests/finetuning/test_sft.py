@@ -11,9 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ATOL, FAMILIES, RTOL
+from helpers import ATOL, FAMILIES, RTOL, examples
 from methods.test_gradient_dot import close, encoded
-from test_lm import examples
 
 from icprobe import models
 from icprobe.finetuning import sft

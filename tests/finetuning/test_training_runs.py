@@ -10,9 +10,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
-from conftest import ATOL, RTOL, save_tiny
-from test_evaluation import questions
-from test_lm import examples
+from helpers import ATOL, RTOL, examples, questions, save_tiny
 
 from icprobe import models
 from icprobe.data import paths

@@ -5,8 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import ATOL, FAMILIES, RTOL
-from test_lm import examples
+from helpers import ATOL, FAMILIES, RTOL, examples
 
 from icprobe import models
 from icprobe.methods import baselines
@@ -42,13 +41,11 @@ def test_lengths_are_those_of_the_examples(tiny):
 @pytest.mark.parametrize("loss_on", losses.LOSSES)
 def test_trained_tokens_are_those_of_the_loss(tiny, bos, loss_on):
     lm = tiny(bos=bos)
-    train = models.encode(lm, [{"id": "a", **row("abc", " de")}, {"id": "b", **row("ü")}])
-    rows = losses.loss_inputs(lm, train, loss_on, "sum")[1]
-    assert baselines.trained_tokens(lm, train, loss_on).tolist() == rows.bincount().tolist()
+    train = [row("abc", " de"), row("ü")]
+    learnt = losses.loss_inputs(lm, models.encode(lm, train), loss_on, "sum")[1].bincount().tolist()
+    assert baselines.trained_tokens(lm, train, loss_on).tolist() == learnt
     if loss_on == "text":
-        assert scored(baselines.TextTokens(), lm, train, train[:1])[:, 0].tolist() == (
-            rows.bincount().tolist()
-        )
+        assert scored(baselines.TextTokens(), lm, train, train[:1])[:, 0].tolist() == learnt
 
 
 def test_lexical_similarity_by_hand(tiny):

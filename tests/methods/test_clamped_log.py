@@ -5,8 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import FAMILIES
-from test_gradient_dot import close, encoded
+from helpers import FAMILIES, close, encoded
 
 from icprobe import models
 from icprobe.methods.gradient import clamped_log, linear_layers

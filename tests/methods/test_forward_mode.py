@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import FAMILIES
-from test_gradient_dot import PRECISION, close, encoded
+from helpers import FAMILIES, PRECISION, close, encoded
 
 from icprobe import models
 from icprobe.methods.gradient import (
@@ -64,7 +63,7 @@ def test_the_pool_needs_no_backward_pass(tiny, monkeypatch):
 
 
 def test_bad_input_is_named(tiny, tmp_path):
-    from conftest import save_tiny
+    from helpers import save_tiny
 
     lm = models.load(str(save_tiny(tmp_path, "llama")), device="cpu")
     train = encoded(lm, 3, seed=1)

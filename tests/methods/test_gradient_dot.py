@@ -7,8 +7,7 @@ import tempfile
 import numpy as np
 import pytest
 import torch
-from conftest import FAMILIES, save_tiny
-from test_lm import examples
+from helpers import FAMILIES, PRECISION, close, encoded, save_tiny
 
 from icprobe import data, models
 from icprobe.methods import gradient
@@ -16,9 +15,6 @@ from icprobe.methods.gradient import GradientDot, factors, last_blocks, linear_l
 from icprobe.methods.gradient import dot as module
 from icprobe.methods.gradient.factor_cache import FactorCache
 from icprobe.methods.gradient.layers import parts as parts_of
-
-# relative to the largest entry
-PRECISION = {"float64": 1e-6, "float32": 2e-4}  # scores are returned in float32
 
 
 def brute_force(lm, example, layers="", loss_on="completion"):
@@ -38,16 +34,6 @@ def brute_force_dot(lm, train, queries, cosine=False, **options):
     if cosine:
         one, other = (g / np.linalg.norm(g, axis=1, keepdims=True) for g in (one, other))
     return one @ other.T
-
-
-def encoded(lm, n, seed, words=8):
-    return models.encode(lm, examples(n, seed, words))
-
-
-def close(actual, expected, dtype="float32"):
-    np.testing.assert_allclose(
-        actual, expected, rtol=0, atol=PRECISION[dtype] * abs(expected).max()
-    )
 
 
 @pytest.mark.parametrize("dtype", PRECISION)
@@ -168,19 +154,6 @@ def test_additive_over_examples(tiny):
     summed = torch.cat([g.flatten() for g in torch.autograd.grad(loss, weights)]).numpy()
     expected = [summed @ brute_force(lm, q) for q in queries]
     close(gradient.gradient_dot(lm, train, queries).sum(0), np.array(expected))
-
-
-def test_scales_with_the_loss(tiny):
-    """A loss that is divided by its tokens divides the products; cosines stay."""
-    lm = tiny()
-    train, queries = encoded(lm, 5, seed=1), encoded(lm, 3, seed=2)
-    held = GradientDot(lm, queries)
-    for loss_on in ("completion", "text"):
-        lengths = [len(z.completion if loss_on == "completion" else z.ids[1:]) for z in train]
-        summed, cosine = held.products(train, loss_on, "sum")
-        mean, same_cosine = held.products(train, loss_on, "mean")
-        close(mean * np.array(lengths)[:, None], summed)
-        close(same_cosine, cosine)
 
 
 @pytest.mark.parametrize(

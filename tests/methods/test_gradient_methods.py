@@ -8,9 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import experiment_on
-from test_gradient_dot import close
-from test_lm import examples
+from helpers import close, examples, experiment_on
 
 from icprobe.methods import gradient
 from icprobe.methods.gradient import (

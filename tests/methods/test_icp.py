@@ -4,8 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from conftest import ATOL, RTOL, experiment_on
-from test_lm import examples
+from helpers import ATOL, RTOL, examples, experiment_on
 
 from icprobe import models
 from icprobe.methods import icp

@@ -2,8 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import FAMILIES
-from test_gradient_dot import close, encoded
+from helpers import FAMILIES, close, encoded
 
 from icprobe.methods.gradient import gradient_dot, linear_layers, losses, projected
 from icprobe.methods.gradient import projected_gradients as gradients_of

@@ -8,7 +8,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import experiment_on
+from helpers import experiment_on
 
 from icprobe.data import paths
 from icprobe.finetuning import selection

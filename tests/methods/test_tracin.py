@@ -6,9 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import experiment_on, save_tiny
-from test_gradient_dot import close
-from test_lm import examples
+from helpers import close, examples, experiment_on, save_tiny
 
 from icprobe import models
 from icprobe.finetuning import sft
@@ -32,11 +30,11 @@ def test_tracin_sums_over_checkpoints(tmp_path):
     folders = [
         save_tiny(tmp_path / name, "llama", seed=seed) for name, seed in (("a", 1), ("b", 2))
     ]
-    models = [models.load(str(folder), device="cpu") for folder in folders]
+    reached = [models.load(str(folder), device="cpu") for folder in folders]
     train, queries = examples(4, seed=1), examples(3, seed=2)
     expected = sum(
         rate * gradient.gradient_dot(lm, train, queries, layers="mlp")
-        for lm, rate in zip(models, (0.1, 0.02), strict=True)
+        for lm, rate in zip(reached, (0.1, 0.02), strict=True)
     )
     checkpoints = list(zip(map(str, folders), (0.1, 0.02), strict=True))
     actual = gradient.tracin(checkpoints, train, queries, device="cpu", layers="mlp")

@@ -8,9 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import ATOL, FAMILIES, RTOL, experiment_on, save_tiny
-from test_gradient_dot import close, encoded
-from test_lm import examples
+from helpers import ATOL, FAMILIES, RTOL, close, encoded, examples, experiment_on, save_tiny
 
 from icprobe import models
 from icprobe.methods import training_effect

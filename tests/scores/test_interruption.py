@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from test_store import IDENTITY, files, fill, filled, from_matrix, opened, some_scores
+from stores import IDENTITY, files, fill, filled, from_matrix, opened, some_scores
 
 from icprobe.data import paths
 

@@ -13,7 +13,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from conftest import experiment_on, texts
+from helpers import experiment_on, texts
 
 from icprobe.methods import icp, training_effect
 from icprobe.methods.gradient import GradientProducts

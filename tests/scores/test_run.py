@@ -10,9 +10,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
-from conftest import experiment_on
-from test_lm import examples
-from test_store import files, reused
+from helpers import examples, experiment_on
+from stores import files, reused
 
 from icprobe.data import paths
 from icprobe.scores import (

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ATOL, RTOL
+from helpers import ATOL, RTOL
 from scipy.stats import spearmanr
 
 from icprobe.statistics import recommendation as rule

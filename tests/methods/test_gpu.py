@@ -5,8 +5,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from conftest import experiment_on, texts
-from test_influence import close
+from helpers import close, experiment_on, texts
 
 from icprobe import models
 from icprobe.methods import icp

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import yaml
-from conftest import keep_tasks
+from helpers import keep_tasks
 
 from icprobe import data
 from icprobe.data import paths

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from conftest import ATOL, RTOL
-from test_lm import examples
+from helpers import ATOL, RTOL, examples
 
 from icprobe import models
 from icprobe.methods import gradient
+from icprobe.models import passes
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def small_memory(tiny, monkeypatch):
 
     def limit(most: int):
         lm = tiny()
-        monkeypatch.setattr(models, "_fitting", {})
+        monkeypatch.setattr(passes, "_fitting", {})
         forward, sizes = lm.model.forward, []
 
         def limited(input_ids, **inputs):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import save_tiny
+from helpers import save_tiny
 
 from icprobe import models
 from icprobe.artifact.benchmark import comparison, methods, profiling, timings, work
