@@ -54,6 +54,12 @@ def test_results_scores_and_networks_are_copied_and_texts_are_not(root):
     assert files == {target: source for source, target in copied.items()}
 
 
+def test_scores_may_lie_in_a_folder_of_another_name(root):
+    write(root, "figures/long/04_lds.csv", "data/scores/laptop/finetuned/training-01.json")
+    made = publish.publish("long", "laptop")
+    assert root / "data/scores/reference/finetuned/training-01.json" in made and len(made) == 2
+
+
 def test_a_run_that_is_not_there_is_named(root, capsys):
     assert publish.main(["other"]) == 2
     assert "figures/other" in capsys.readouterr().err

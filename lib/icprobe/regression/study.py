@@ -116,7 +116,7 @@ class Study:
             stores[condition] = self._store(f"regression_{name}", same | identity, ids)
         left = sum(len(kept.rows(block)) for kept in stores.values() for block in kept.missing())
         total = self.B * len(stores)
-        print(f"{name}: reused {total - left} of {total} rows from {paths.shown(self.scores_dir)}")
+        print(f"{name}: {total - left} of {total} rows were there")
         progress = {"total": total, "initial": total - left, "unit": " tasks", "disable": not left}
         with tqdm(desc=name, **progress) as bar:
             for condition, kept in stores.items():
