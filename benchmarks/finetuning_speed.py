@@ -3,11 +3,11 @@
     ./run_all.sh python benchmarks/finetuning_speed.py [--examples 32] [--batch 4] [--rank 0]
         [--repeats 3] [--methods icprobe trl plain]
 
-Same model, batches, order, optimiser and threads: `icprobe.finetuning.train`; the same trainer with
-TRL's own loss; and a loop of a dozen lines over the very same batches, with the model's own loss
-over all positions. Each runs in a process of its own (for its peak memory), they take turns, and
-medians and ranges over runs are shown. The first step, which touches memory for the first time, is
-left out of the seconds a step and is in the total. With them the largest difference of the final
+Same model, batches, order, optimiser and threads: `icprobe.finetuning.sft.train`; the same trainer
+with TRL's own loss; and a loop of a dozen lines over the very same batches, with the model's own
+loss over all positions. Each runs in a process of its own (for its peak memory), they take turns,
+and medians and ranges over runs are shown. The first step, which touches memory for the first time,
+is left out of the seconds a step and is in the total. With them the largest difference of the final
 query log-likelihoods from the plain loop's: no speed without the error.
 """
 

@@ -45,7 +45,7 @@ def render(text: str) -> str:
 
 
 def read(table: str) -> pd.DataFrame:
-    """Return a table such as "laptop_long/04_lds.csv"; without a folder, of figures/laptop."""
+    """Return a reference table, such as "laptop_long/04_lds.csv"; without a folder, laptop's."""
     return pd.read_csv(FIGURES / table if "/" in table else FIGURES / "laptop" / table)
 
 

@@ -9,8 +9,9 @@ They were written before the first results, and some things have changed since. 
 reproduced" by it. Intervals of correlations are normal on Fisher's scale, since percentiles lay too
 low (`statistics.confidence_interval`). The two rows "each query for itself" were added, and those
 of data that queries choose in turn; their tests say so. Of fine-tuning, intervals became longer for
-so few seeds (`comparison`: verdicts from three on, then Student's t), random data of the same
-lengths are matched in the tokens that are learnt rather than in all, and a longer run was added.
+so few seeds (`finetuning.comparison`: verdicts from three on, then Student's t), random data of the
+same lengths are matched in the tokens that are learnt rather than in all, and a longer run was
+added.
 The shifts of C4 were chosen when a prototype's results were known, the rule of C5 when single
 timings were. Verdicts are not corrected for the number of claims.
 """

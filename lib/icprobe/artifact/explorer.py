@@ -32,7 +32,7 @@ from icprobe.artifact import views
 from icprobe.data import paths
 from icprobe.finetuning import selection
 
-BLUE, ORANGE, GREY = "#0072B2", "#E69F00", "#555555"  # Okabe and Ito's, as in figures.py
+BLUE, ORANGE, GREY = "#0072B2", "#E69F00", "#555555"  # Okabe and Ito's, as in figures
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
 
 MOST_EXAMPLES = 1000  # that a page holds

@@ -190,7 +190,7 @@ class FinetuningSettings(Gradients):
     answer_tokens: Count = 24
     """most tokens of such an answer"""
     rivals: Annotated[list[str], AfterValidator(checks.baselines)] = []
-    """what else chooses data: titles in methods.py, "hidden states", ..."""
+    """what else chooses data: titles of baselines, "hidden states", ..."""
     budget: Fraction = 0.12
     """share of the pool that a method may choose"""
     budget_unit: BudgetUnit = "examples"

@@ -7,7 +7,8 @@ first use or read from a copy of one's own, and never become part of this one.
     data/scores/infl_ip-K-of-9.pt     float32 [M, N / 9]: influence on each query, K = 1 to 9
 
 Both are positive where the training example helps. The influences are sums over weight matrices of
-signed logarithms of products of clamped gradients (see `clamped`), so they have no unit.
+signed logarithms of products of clamped gradients (see `methods.gradient.clamped_log`), so they
+have no unit.
 """
 
 import hashlib

@@ -67,7 +67,7 @@ def load(name_or_path: str, dtype: str = "float32", device: str | None = None) -
         name_or_path: "smollm2-135m-instruct" (fetched and cached at first use), a local folder, or
             a hub name, optionally `name@revision`. A folder may hold an adapter, which is merged
             into its base's weights.
-        dtype: One of `model_identity.DTYPES`; see `resolve_dtype` for "auto".
+        dtype: One of `identities.DTYPES`; see `resolve_dtype` for "auto".
         device: "cpu", "cuda", ...; by default a GPU if there is one.
 
     Raises:

@@ -83,7 +83,7 @@ class Method:
 
     Attributes:
         name: Of its store; letters, digits, dots, dashes, underscores.
-        title: What figures and notebook 04's `baselines` call it; None where it is not ranked.
+        title: What figures and notebook 04's `rivals` call it; None where it is not ranked.
         unit: The unit of a score, a semicolon, and what its sign means, such as "nats; positive =
             the training example helps".
         version: Raise it when the code gives other numbers for the same options.
