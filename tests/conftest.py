@@ -29,6 +29,16 @@ def pytest_configure(config):
         raise pytest.UsageError("--gpu: there is no GPU")
 
 
+def freeze():
+    """Spare the garbage collector what is there: libraries call it after each piece of work."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_collection_finish():
+    freeze()
+
+
 def pytest_collection_modifyitems(config, items):
     other = [one for one in items if bool(one.get_closest_marker("gpu")) != config.option.gpu]
     config.hook.pytest_deselected(items=other)
@@ -61,10 +71,8 @@ def two_threads():
 
 @pytest.fixture(scope="module")
 def frozen():
-    """Spare the garbage collector what is imported: most of the time of a tiny training."""
+    """Spare the garbage collector, too, what a training imports: most of a tiny one's time."""
     import torchmetrics.functional.text  # noqa: F401
     import trl.trainer.sft_trainer  # noqa: F401
 
-    gc.freeze()
-    yield
-    gc.unfreeze()
+    freeze()

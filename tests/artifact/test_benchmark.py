@@ -94,6 +94,7 @@ def test_every_peer_has_what_it_needs():
             assert needed.exists() or not method.environment, name
 
 
+@pytest.mark.slow
 def test_a_peer_beside_ours(saved, tmp_path, monkeypatch, capsys):
     """Kronfluence needs no environment of its own; others are left out, and named."""
     monkeypatch.setattr(methods, "ENVIRONMENTS", tmp_path)
@@ -106,6 +107,7 @@ def test_a_peer_beside_ours(saved, tmp_path, monkeypatch, capsys):
     assert list(figure) == ["gradient products: grid, N = 5, M = 3"]
 
 
+@pytest.mark.slow
 def test_a_peer_that_fails_costs_only_itself(saved, monkeypatch, capsys):
     name, ours = "kronfluence, batch 4", "icprobe, hidden states"
     failing = methods.Method("gradient products", script=("lm_eval_probing.py", "--unknown"))
