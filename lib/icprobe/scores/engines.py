@@ -112,7 +112,7 @@ def fill(stores: Sequence[ScoreStore], scorer: BlockScorer, progress: bool = Tru
                 else:
                     yield rows
 
-        for rows, found in scorer(wanted()):
+        for rows, found in scorer(wanted()) if missing else ():  # else no workers are started
             if all(kept.finished(rows) for kept in stores):
                 # shuffle, so that two processes rarely compute the same block
                 np.random.default_rng().shuffle(left)
