@@ -227,8 +227,10 @@ def test_reference_scores_are_read_and_never_written(what, tmp_path, monkeypatch
     score(what, Overlap(), fresh=True)
     assert CALLS and files(folder) == before
     assert len(list((tmp_path / "scores").glob("overlap-*/part-*"))) == 3
-    with pytest.raises(StoreError, match="reference"):
-        score(replace(what, scores_dir=str(reference)), Overlap(), fresh=True)
+    (tmp_path / "link").symlink_to(reference)
+    for named in (reference, tmp_path / "link"):
+        with pytest.raises(StoreError, match="only read"):
+            score(replace(what, scores_dir=str(named)), Overlap(), fresh=True)
     assert files(folder) == before
     # an unfinished reference is no reference: the run makes its own
     (folder / "part-00001.parquet").unlink()

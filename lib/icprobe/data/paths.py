@@ -31,7 +31,7 @@ def is_reference(path: str | Path) -> bool:
     """Tell whether a path is that of reference results, or within them."""
     path = resolve(path).resolve()
     folders = REFERENCE_FIGURES, REFERENCE_SCORES, REFERENCE_NETWORKS
-    return any(path.is_relative_to(folder) for folder in folders)
+    return any(path.is_relative_to(folder.resolve()) for folder in folders)
 
 
 def is_source(path: str | Path) -> bool:
