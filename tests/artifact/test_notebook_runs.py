@@ -244,6 +244,7 @@ def test_of_your_own_data_a_sample_decides_and_the_pool_is_scored(tmp_path, own)
     assert cleaned["id"] == [one for one in train["id"] if one != train["id"][copy]]
     assert "Differences of Spearman" in pd.read_csv(folder / "08_verdict.csv")["in words"][0]
     assert f"-p train {folder / '08_pool.jsonl'}" in printed(tmp_path, "08")
+    assert "-p seed 0 -p budget 0.5 -p budget_unit examples" in printed(tmp_path, "08")
     chosen = data.load(folder / "08_selected.jsonl")
     assert set(chosen["id"]) == set(scores["id"][scores["selected"]])
     assert chosen["score"] == sorted(chosen["score"], reverse=True)

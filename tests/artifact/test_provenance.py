@@ -1,8 +1,10 @@
 """What made a run: the checkout's state, and where models and data come from."""
 
+import shutil
 import subprocess
 
 from icprobe.artifact import provenance
+from icprobe.data import paths
 
 
 def git(root, *arguments: str) -> str:
@@ -16,16 +18,23 @@ def test_git_state(tmp_path):
     git(tmp_path, "init", "--quiet")
     assert "error" in provenance.git_state(tmp_path)  # nothing is committed yet
     (tmp_path / "a file").write_text("1")
-    (tmp_path / "figures").mkdir()
-    (tmp_path / "figures" / "result.csv").write_text("1")
+    shutil.copy(paths.ROOT / ".gitignore", tmp_path)
+    results = [tmp_path / "figures" / "laptop", tmp_path / "data" / "scores" / "laptop"]
+    reference = tmp_path / "data" / "scores" / "reference"
+    for folder in (*results, reference):
+        folder.mkdir(parents=True)
+        (folder / "result.csv").write_text("1")
     git(tmp_path, "add", ".")
     git(tmp_path, "commit", "--quiet", "--message", "all")
     clean = {"revision": git(tmp_path, "rev-parse", "HEAD"), "changed": []}
     assert provenance.git_state(tmp_path) == clean
-    (tmp_path / "figures" / "result.csv").write_text("2")  # a result says nothing of the code
+    for folder in results:
+        (folder / "result.csv").write_text("2")  # a result says nothing of the code
     assert provenance.git_state(tmp_path) == clean
     (tmp_path / "a file").rename(tmp_path / "ä file")
-    assert set(provenance.git_state(tmp_path)["changed"]) == {"a file", "ä file"}
+    (reference / "result.csv").write_text("2")  # which a run reads
+    changed = {"a file", "ä file", "data/scores/reference/result.csv"}
+    assert set(provenance.git_state(tmp_path)["changed"]) == changed
     within = tmp_path / "unpacked"
     within.mkdir()
     assert provenance.git_state(within) is None  # the repository above is another one

@@ -124,6 +124,8 @@ def test_reference_records_are_read_and_never_written(bench, calls, monkeypatch,
     assert len(calls) == 1 and not Path(bench.scores_dir).exists()
     same(found, *bench.run([ONE], fresh=True))
     assert len(calls) == 2 and len(files(bench)) == 1
+    with pytest.raises(StoreError, match="reference"):
+        dataclasses.replace(bench, scores_dir=str(reference)).run([ONE], fresh=True)
     assert {path: path.read_bytes() for path in reference.rglob("*.json")} == before
 
 

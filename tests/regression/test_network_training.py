@@ -166,6 +166,8 @@ def test_committed_networks_are_notebook_05s_and_learn_as_recorded(monkeypatch, 
         )
 
     monkeypatch.setattr(training, "train", None)
+    with pytest.raises(store.StoreError, match="only read"):
+        load_or_train(recipes[0], folder, fresh=True)
     for recipe in recipes:
         made = load_or_train(recipe, folder)
         curve = learning_curve(made.network, recipe.prior)

@@ -227,6 +227,11 @@ def test_reference_scores_are_read_and_never_written(what, tmp_path, monkeypatch
     score(what, Overlap(), fresh=True)
     assert CALLS and files(folder) == before
     assert len(list((tmp_path / "scores").glob("overlap-*/part-*"))) == 3
+    (tmp_path / "link").symlink_to(reference)
+    for named in (reference, tmp_path / "link"):
+        with pytest.raises(StoreError, match="only read"):
+            score(replace(what, scores_dir=str(named)), Overlap(), fresh=True)
+    assert files(folder) == before
     # an unfinished reference is no reference: the run makes its own
     (folder / "part-00001.parquet").unlink()
     (tmp_path / "scores").rename(tmp_path / "away")
@@ -304,7 +309,8 @@ experiment = Experiment(**json.loads(sys.argv[1]))
 methods = [*icp.probing("", True), GradientProducts(), EKFACInfluence(2), *registry.baselines()]
 found = load(experiment, [*methods, TracIn(Recipe(saves=2))])
 assert found["icp"].shape == (132, 48)
-print([name for name in ("torch", "transformers", "trl", "sklearn") if name in sys.modules])
+heavy = ("torch", "transformers", "datasets", "trl", "sklearn")
+print([name for name in heavy if name in sys.modules])
 """
 
 

@@ -25,8 +25,6 @@ from icprobe import __version__, data, models
 from icprobe.data import paths
 
 FILE = "run.json"
-# results, which a run changes: they say nothing about the code that made them
-RESULTS = ("figures", "data/scores")
 
 
 def usable_cores() -> int:
@@ -82,7 +80,9 @@ def of_run(command: str, profile: str, root: Path) -> dict:
 
 
 def git_state(root: Path) -> dict | None:
-    """Return the checkout's revision and the files that differ from it, results aside.
+    """Return the checkout's revision and the files that differ from it.
+
+    Reference results count, since runs read them; what runs write, git ignores.
 
     Returns:
         None where the folder is no checkout (an unpacked archive), or {"revision", "changed"}
@@ -90,10 +90,9 @@ def git_state(root: Path) -> dict | None:
     """
     if not (root / ".git").exists():  # a repository further up is not this one's
         return None
-    aside = [f":(exclude){folder}" for folder in RESULTS]
     try:
         revision = _output("git", "-C", str(root), "rev-parse", "HEAD")
-        options = "--porcelain", "--no-renames", "-z", "--", ".", *aside
+        options = "--porcelain", "--no-renames", "-z"
         status = _output("git", "-C", str(root), "status", *options)
     except (OSError, subprocess.SubprocessError) as error:
         said = (getattr(error, "stderr", None) or str(error)).strip()

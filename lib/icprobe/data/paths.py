@@ -27,6 +27,13 @@ def resolve(path: str | Path) -> Path:
     return path if path.is_absolute() else ROOT / path
 
 
+def is_reference(path: str | Path) -> bool:
+    """Tell whether a path is that of reference results, or within them."""
+    path = resolve(path).resolve()
+    folders = REFERENCE_FIGURES, REFERENCE_SCORES, REFERENCE_NETWORKS
+    return any(path.is_relative_to(folder.resolve()) for folder in folders)
+
+
 def is_source(path: str | Path) -> bool:
     """Tell whether results at `path` could damage the repository: its root or above, or sources.
 
@@ -35,7 +42,7 @@ def is_source(path: str | Path) -> bool:
     path, root = resolve(path).resolve(), ROOT.resolve()
     if root.is_relative_to(path):
         return True
-    if any(path.is_relative_to(kept) for kept in (REFERENCE_FIGURES, REFERENCE_SCORES)):
+    if is_reference(path):
         return True
     if path.is_relative_to(root / "data" / "scores"):
         return False

@@ -112,12 +112,14 @@ class Runs:
             StoreError: If a record is damaged, or cannot be written. Finished ones stay.
         """
         by_key = {self._key(run): run for run in runs}
+        missing = [key for key, run in by_key.items() if fresh or not self._record(key, run)]
+        folder = paths.shown(self._file("").parent)
+        if missing and paths.is_reference(self._file("")):
+            raise StoreError(f"{folder}: reference records are only read, take another folder")
         if fresh:
             for key in by_key:
                 for kind in (".json", ".jsonl"):
                     self._file(key).with_suffix(kind).unlink(missing_ok=True)
-        missing = [key for key, run in by_key.items() if fresh or not self._record(key, run)]
-        folder = paths.shown(self._file("").parent)
         print(f"trainings: reused {len(by_key) - len(missing)} of {len(by_key)} from {folder}")
         for key in tqdm(missing, desc="trainings", unit=" trainings"):
             run = by_key[key]

@@ -232,9 +232,9 @@ class NeutralControl(ICP):
 
     def prepare(self, lm: LM, queries: Examples, pool: Examples) -> _Neutral:
         """Make the neutral demonstrations of the pool."""
-        twins = neutral_demonstrations(lm, pool.rows, pool.max_length)
-        contexts = {one.id: context(lm, one, self.preamble) for one in twins}
-        names = dict(zip(pool.ids, (one.id for one in twins), strict=True))
+        controls = neutral_demonstrations(lm, pool.rows, pool.max_length)
+        contexts = {one.id: context(lm, one, self.preamble) for one in controls}
+        names = dict(zip(pool.ids, (one.id for one in controls), strict=True))
         return _Neutral(lm, queries.tokens, names, contexts, {})
 
     def score(self, prepared: _Neutral, train: Examples) -> np.ndarray:
@@ -242,8 +242,8 @@ class NeutralControl(ICP):
         return np.stack([prepared.row(name) for name in train.ids])
 
     def _contexts(self, lm: LM, pool: Examples) -> list[tuple[int, ...]]:
-        twins = neutral_demonstrations(lm, pool.rows, pool.max_length)
-        return [context(lm, one, self.preamble) for one in twins]
+        controls = neutral_demonstrations(lm, pool.rows, pool.max_length)
+        return [context(lm, one, self.preamble) for one in controls]
 
 
 @dataclass(frozen=True)

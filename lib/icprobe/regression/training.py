@@ -213,7 +213,7 @@ def load_or_train(recipe: Recipe, folder: str | Path, fresh: bool = False) -> Tr
         fresh: Train it anew in any case.
 
     Raises:
-        store.StoreError: If the files are damaged.
+        store.StoreError: If the files are damaged, or a new one would be the reference's.
         FloatingPointError: As `train`.
     """
     for kept in (paths.resolve(folder), paths.REFERENCE_NETWORKS):
@@ -222,6 +222,8 @@ def load_or_train(recipe: Recipe, folder: str | Path, fresh: bool = False) -> Tr
             print(f"networks: reused {paths.shown(weights)}")
             return _load(recipe, weights)
     weights = paths.resolve(folder) / f"{recipe.name}.safetensors"
+    if paths.is_reference(weights):
+        raise store.StoreError(f"{paths.shown(weights)}: reference networks are only read")
     trained = train(recipe)
     curve = learning_curve(trained.network, recipe.prior).round(CURVE_DIGITS)
     trained = replace(trained, curve=curve)

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-import datasets
 import numpy as np
 import pandas as pd
 
@@ -21,6 +20,8 @@ from icprobe.models.identities import identity as model_identity
 from icprobe.scores.method import Examples
 
 if TYPE_CHECKING:
+    import datasets
+
     from icprobe.models import LM
 
 _CHANGED = "was changed since it was first read: start again (in Jupyter, restart the kernel)"

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from icprobe.data import COLUMNS
+
 if TYPE_CHECKING:
     from icprobe.models import LM, Encoded
-
-COLUMNS = ("id", "prompt", "completion", "task", "content", "type")
 
 
 @dataclass(frozen=True)

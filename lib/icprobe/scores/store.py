@@ -269,9 +269,12 @@ def open(
 
     Raises:
         StoreError: empty or duplicate ids, a manifest that is damaged or made for something else
-            (the fields that differ are named), or a folder that cannot be written.
+            (the fields that differ are named), or a folder that cannot be written or is of the
+            reference.
     """
     folder = resolve(scores_dir) / key(method, identity)
+    if paths.is_reference(folder):
+        raise StoreError(f"{shown(folder)}: reference scores are only read, take another folder")
     ids = plain(list(train_ids)), plain(list(query_ids))
     asked = ScoreStore(folder, method, plain(identity), *ids, block_size, description)
     if fresh:
