@@ -409,7 +409,7 @@ def test_the_paper_profile_with_local_stand_ins(tmp_path):
     for number, expected in expected_of.items():
         assert results(tmp_path, number) == expected
 
-    names = ["n_train", "n_query", "seed", "dtype", "max_length", "train_columns", "query_columns"]
+    names = ["n_train", "n_query", "dtype", "max_length", "train_columns", "query_columns"]
     kept = {name: profile[name] for name in names}
     experiment = Experiment(scores_dir=str(tmp_path / "scores"), **sources, **kept)
     gain, _ = icp.gains(load(experiment, icp.probing(profile["preamble"], neutral=True)))
