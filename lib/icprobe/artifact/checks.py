@@ -58,6 +58,7 @@ def apart(value: str, info: ValidationInfo) -> str:
 
 
 def source(value: str) -> str:
+    """Refuse what is no suite, no file that is there and no hub name."""
     from icprobe import data
 
     try:
@@ -68,6 +69,7 @@ def source(value: str) -> str:
 
 
 def columns(value: dict) -> dict:
+    """Refuse mappings of unknown columns, or with templates that cannot be read."""
     from icprobe import data
 
     known = (*data.COLUMNS, "options")
@@ -83,6 +85,7 @@ def columns(value: dict) -> dict:
 
 
 def model(value: str) -> str:
+    """Refuse folders that are not there or hold no model."""
     folder = paths.resolve(value)
     is_path = Path(value).is_absolute() or value.startswith((".", "~"))
     is_path |= value.partition("@")[0].count("/") > 1
@@ -97,18 +100,21 @@ def model(value: str) -> str:
 
 
 def file(value: str) -> str:
+    """Refuse files that are not there."""
     if not paths.resolve(value).is_file():
         raise ValueError("a file that is there")
     return value
 
 
 def published(value: str, info: ValidationInfo) -> str:
+    """Refuse folders that are not there, or in the folder of results."""
     if value and not paths.resolve(value).is_dir():
         raise ValueError('a folder that is there, or ""')
     return apart(value, info)
 
 
 def regular_expression(value: str) -> str:
+    """Refuse what is no regular expression."""
     try:
         re.compile(value)
     except re.error as error:
@@ -117,6 +123,7 @@ def regular_expression(value: str) -> str:
 
 
 def pools(value: dict) -> dict:
+    """Refuse unknown suites, and sizes that are not [N, M]."""
     from icprobe import data
 
     for suite, sizes in value.items():
@@ -129,6 +136,7 @@ def pools(value: dict) -> dict:
 
 
 def steps(value: list) -> list:
+    """Refuse training steps that are not as `training_effect.planned` wants them."""
     from icprobe.methods import training_effect
 
     training_effect.planned(value)  # its error says what is wrong
@@ -136,6 +144,7 @@ def steps(value: list) -> list:
 
 
 def step(value: list) -> list:
+    """Refuse a training step that is not an optimizer and its learning rate."""
     from icprobe.methods import training_effect
 
     try:
@@ -154,24 +163,28 @@ def _among(values: list[str], known: list[str]) -> list[str]:
 
 
 def baselines(value: list[str]) -> list[str]:
+    """Refuse titles that no registered baseline has."""
     from icprobe.methods import registry
 
     return _among(value, [one.title for one in registry.baselines() if one.title])
 
 
 def timed_methods(value: list[str]) -> list[str]:
+    """Refuse names that the benchmark does not know."""
     from icprobe.artifact.benchmark.methods import METHODS
 
     return _among(value, list(METHODS))
 
 
 def subsets(value: int) -> int:
+    """Refuse fewer subsets than can be ranked."""
     if 0 < value < RANKED:
         raise ValueError(f"0 for none, or at least {RANKED} to rank")
     return value
 
 
 def heads(value: int, info: ValidationInfo) -> int:
+    """Refuse a number of heads that does not divide the width."""
     width = info.data.get("network_width", value)
     if width % value:
         raise ValueError(f"a divisor of network_width, {width}")
@@ -179,6 +192,7 @@ def heads(value: int, info: ValidationInfo) -> int:
 
 
 def bases(value: list, info: ValidationInfo) -> list:
+    """Refuse contexts that are longer than the network's."""
     if not all(len(base) == 2 and base[0] >= 0 and base[1] >= 1 for base in value):
         raise ValueError("lists of [pairs from 0, contexts from 1]")
     most = info.data.get("network_pairs", float("inf")) - 2  # the example and the query
@@ -188,6 +202,7 @@ def bases(value: list, info: ValidationInfo) -> list:
 
 
 def angles(value: list, info: ValidationInfo) -> list:
+    """Refuse planes in fewer than four dimensions."""
     dimension = info.data.get("dimension", 4)
     if dimension < 4:
         raise ValueError(f"planes in four dimensions, and dimension is {dimension}")
@@ -195,6 +210,7 @@ def angles(value: list, info: ValidationInfo) -> list:
 
 
 def watched(value: list, info: ValidationInfo) -> list:
+    """Refuse steps after the end of training."""
     steps = info.data.get("quick_steps", max(value, default=0))
     if max(value, default=0) > steps:
         raise ValueError(f"none above quick_steps, {steps}")
