@@ -150,7 +150,7 @@ def test_peers_share_a_loss_that_is_the_completions(pairs, monkeypatch):
     told = work.exchange(lm.identity["name"], lm, train, queries)
     batch = exchange.padded([exchange.labelled(row) for row in told["train"]])
     few = exchange.needed(batch["labels"])
-    expected = sum(losses.loss(lm, example).item() for example in train)
+    expected = sum(losses.token_losses(lm, example).sum().item() for example in train)
     for kept in (0, few):  # 0: all
         logits = lm.model(batch["input_ids"], logits_to_keep=kept).logits
         assert exchange.loss(logits, batch["labels"]).item() == pytest.approx(expected, rel=1e-5)

@@ -17,6 +17,7 @@ from methods.test_gradient_dot import close, encoded
 from icprobe import models
 from icprobe.finetuning import sft
 from icprobe.finetuning.recipe import SCHEDULES, Recipe
+from icprobe.finetuning.tracin import over_checkpoints
 from icprobe.methods import gradient
 
 RECIPE = Recipe(batch_size=4, rate=1e-3)
@@ -190,7 +191,7 @@ def test_what_tracin_means(tiny, tmp_path, monkeypatch, loss_on, schedule):
     found = sft.train(lm, pool, recipe, tmp_path, loss_on).checkpoints
     folders, rates = zip(*found, strict=True)
     steps = list(zip(folders[:-1], rates[1:], strict=True))
-    products = gradient.tracin(steps, pool, queries, device="cpu", loss_on=loss_on)
+    products = over_checkpoints(lm, steps, pool, queries, loss_on=loss_on)
     tokens = sum(len(z.completion if loss_on == "completion" else z.ids) for z in pool)
     fallen = losses(lm, queries) - losses(load(folders[-1]), queries)
     predicted = products.sum(axis=0) / tokens
@@ -349,7 +350,7 @@ def test_checkpoints_of_adapters_are_read_back_and_scored(tiny, tmp_path, family
     np.testing.assert_allclose(losses(load(end), queries), expected, rtol=RTOL, atol=ATOL)
     assert abs(expected - losses(lm, queries)).max() > 100 * ATOL
     assert load(end).identity["base"] == lm.identity
-    actual = gradient.tracin(run.checkpoints, pool, queries, device="cpu")
+    actual = over_checkpoints(lm, run.checkpoints, pool, queries)
     parts = [
         rate * gradient.gradient_dot(load(folder), pool, queries)
         for folder, rate in run.checkpoints

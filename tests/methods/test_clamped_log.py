@@ -5,27 +5,23 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers import FAMILIES, close, encoded
+from helpers import FAMILIES, close, examples
 
 from icprobe import models
-from icprobe.methods.gradient import clamped_log, linear_layers
+from icprobe.methods.gradient import ClampedLog, clamped_log, linear_layers
+from icprobe.scores.method import compute
 
 
-def gradient_by_name(lm, example, loss_on):
-    ids, mask = models.sequence(lm, example)
+def gradient_by_name(lm, row, loss_on):
+    ids, mask = models.sequence(lm, *models.encode(lm, [row]))
     lm.model.zero_grad()
     logits = lm.model(torch.tensor([ids])).logits[0, :-1]
     learnt = torch.tensor([bool(m) or loss_on == "text" for m in mask[1:]])
     targets = torch.tensor(ids[1:])[learnt]
     torch.nn.functional.cross_entropy(logits[learnt], targets, reduction="sum").backward()
     chosen = tuple(f"{name}." for name in linear_layers(lm))
-    found = {
-        name: p.grad.double().numpy().copy()
-        for name, p in lm.model.named_parameters()
-        if name.startswith(chosen)
-    }
-    lm.model.zero_grad()
-    return found
+    parameters = lm.model.named_parameters()
+    return {name: p.grad.double().numpy() for name, p in parameters if name.startswith(chosen)}
 
 
 def slow(lm, train, queries, loss_on):
@@ -45,11 +41,11 @@ def slow(lm, train, queries, loss_on):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_equals_a_plain_loop(tiny, family):
+def test_equals_a_plain_loop(tiny, family, monkeypatch):
     lm = tiny(family, dtype="float64")
-    train, queries = encoded(lm, 2, seed=1), encoded(lm, 2, seed=2)
-    actual = clamped_log(lm, train, queries)
-    assert actual.dtype == np.float32 and actual.shape == (2, 2)
+    train, queries = examples(2, seed=1), examples(2, seed=2)
+    actual = compute(ClampedLog(), lm, train, queries)["clamped_log"]
     close(actual, slow(lm, train, queries, "text"), "float64")
-    one_at_a_time = clamped_log(lm, train, queries, memory=0)
+    monkeypatch.setattr(clamped_log, "MEMORY", 0)
+    one_at_a_time = compute(ClampedLog(), lm, train, queries)["clamped_log"]
     np.testing.assert_array_equal(one_at_a_time, actual)

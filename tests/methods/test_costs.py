@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from icprobe import models
 from icprobe.methods import costs, hidden_states, icp
 from icprobe.methods.costs import Lengths, Shape
-from icprobe.methods.gradient import MeanGradient, linear_layers, losses, projected_gradients
+from icprobe.methods.gradient import forward_mode, linear_layers, losses, projected_gradients
 
 PROMPTS = ("A cat sat", "A cat ran off", "Two dogs")
 ROWS = [
@@ -149,9 +149,9 @@ def test_forward_mode_takes_what_pytorch_counts(work, loss_on):
     lm, shape, train, queries = work
 
     def every_one():
-        held = MeanGradient(lm, queries[:1])
+        direction = forward_mode.mean_gradient(lm, queries[:1])
         for example in train:
-            held.influence([example], loss_on)
+            forward_mode.along(lm, direction, [example], loss_on)
 
     lengths = Lengths.of(train, queries[:1], loss_on)
     expected = costs.query_set(without_attention(shape), lengths).operations
@@ -163,7 +163,9 @@ def test_forward_mode_takes_what_pytorch_counts(work, loss_on):
 def test_projections_take_what_pytorch_counts(work):
     lm, shape, train, queries = work
     size = 2
-    measured = counted(lambda: [projected_gradients(lm, [one], size) for one in (*train, *queries)])
+    measured = counted(
+        lambda: [projected_gradients(lm, [one], [size]) for one in (*train, *queries)]
+    )
     lengths = Lengths.of(train, queries)
     entries = sum(size * size * len(d_outs) for _, d_outs in shape.groups)
     products = 2 * entries * len(train) * len(queries)

@@ -3,45 +3,44 @@
 import numpy as np
 import pytest
 import torch
-from helpers import FAMILIES, close, encoded
+from helpers import FAMILIES, close, examples
 
 from icprobe import models
-from icprobe.methods.gradient import EKFAC, gradient_dot, losses
-from icprobe.methods.gradient import ekfac as module
+from icprobe.methods.gradient import EKFACInfluence, ekfac, gradient_dot, losses
+from icprobe.scores.method import Examples, compute
 
 
-def scores(lm, train, queries, **options):
-    return EKFAC(lm, queries, train, **options).scores(train)
+def scores(lm, train, queries, blocks=3, **options):
+    return compute(EKFACInfluence(blocks, **options), lm, train, queries)["ekfac"]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_identity_gives_gradient_dot(tiny, family, monkeypatch):
-    monkeypatch.setattr(module, "CURVATURE", "identity")
+    monkeypatch.setattr(ekfac, "CURVATURE", "identity")
     lm = tiny(family, bos=family == "gpt2")
-    train, queries = encoded(lm, 5, seed=1, words=20), encoded(lm, 3, seed=2, words=20)
-    actual = scores(lm, train, queries)
-    assert actual.dtype == np.float32 and actual.shape == (5, 3)
-    close(actual, gradient_dot(lm, train, queries))
+    train, queries = examples(5, seed=1, words=20), examples(3, seed=2, words=20)
+    close(scores(lm, train, queries), gradient_dot(lm, train, queries))
     options = {"layers": "mlp|dense|c_fc", "loss_on": "text"}
-    actual = scores(lm, train, queries, memory=1e-9, **options)
-    close(actual, gradient_dot(lm, train, queries, **options))
+    monkeypatch.setattr(ekfac, "MEMORY", 1e-9)
+    close(scores(lm, train, queries, **options), gradient_dot(lm, train, queries, **options))
+
+
+LAYER = "layers.1"  # kronfluence takes its time for each layer
 
 
 def test_blocks_of_examples_share_one_fit(tiny):
-    lm = tiny()
-    train, queries = encoded(lm, 6, seed=1), encoded(lm, 4, seed=2)
-    layers = "layers.1"  # kronfluence takes its time for each layer
-    whole = scores(lm, train, queries, layers=layers)
-    fitted = EKFAC(lm, queries, train, layers)
-    close(np.concatenate([fitted.scores(train[:2]), fitted.scores(train[2:])]), whole)
+    lm, method = tiny(), EKFACInfluence(1, LAYER)
+    pool, queries = (Examples.of(lm, examples(n, seed=n)) for n in (6, 4))
+    prepared = method.prepare(lm, queries, pool)
+    blocks = [method.score(prepared, part) for part in (pool[:2], pool[2:])]
+    close(np.concatenate(blocks), method.score(prepared, pool))
 
 
 def test_large_damping_gives_gradient_dot(tiny, monkeypatch):
-    monkeypatch.setattr(module, "DAMPING", 1e9)
+    monkeypatch.setattr(ekfac, "DAMPING", 1e9)
     lm = tiny()
-    train, queries = encoded(lm, 5, seed=1), encoded(lm, 4, seed=2)
-    damped = scores(lm, train, queries) * 1e9
-    close(damped, gradient_dot(lm, train, queries))
+    train, queries = examples(5, seed=1), examples(4, seed=2)
+    close(scores(lm, train, queries) * 1e9, gradient_dot(lm, train, queries))
 
 
 def with_labels(lm, example, index, seed):
@@ -57,9 +56,10 @@ def with_labels(lm, example, index, seed):
 @pytest.mark.parametrize("damping", [0.5, None])
 def test_equals_the_closed_form(tiny, damping, monkeypatch):
     """Covariances, their eigenvectors, second moments along them, division; one layer, by numpy."""
-    monkeypatch.setattr(module, "DAMPING", damping)
+    monkeypatch.setattr(ekfac, "DAMPING", damping)
     lm, seed, name = tiny(dtype="float64"), 3, "model.layers.1.mlp.up_proj"
-    train, queries = encoded(lm, 6, seed=1), encoded(lm, 3, seed=2)
+    rows, asked = examples(6, seed=1), examples(3, seed=2)
+    train, queries = models.encode(lm, rows), models.encode(lm, asked)
 
     def factors(example, labels=None):
         ids, mask = models.sequence(lm, example)
@@ -86,35 +86,36 @@ def test_equals_the_closed_form(tiny, damping, monkeypatch):
     eigenvalues += 0.1 * eigenvalues.mean() if damping is None else damping
     one, other = ([rotated(factors(e)) for e in side] for side in (train, queries))
     expected = np.array([[(a * b / eigenvalues).sum() for b in other] for a in one])
-    actual = scores(lm, train, queries, layers=name, seed=seed)
+    actual = scores(lm, rows, asked, blocks=1, layers=name, seed=seed)
     assert abs(actual - expected).max() < 2e-3 * abs(expected).max()
 
 
 def test_seeded_and_batches_do_not_matter(tiny, monkeypatch):
     lm = tiny()
-    train, queries = encoded(lm, 5, seed=1, words=20), encoded(lm, 2, seed=2, words=20)
-    state = torch.get_rng_state()
-    first = scores(lm, train, queries, layers="layers.1", seed=1)
+    train, queries = examples(5, seed=1, words=20), examples(2, seed=2, words=20)
+
+    def drawn(seed):
+        return scores(lm, train, queries, blocks=1, layers=LAYER, seed=seed)
+
+    first = drawn(1)
     torch.rand(3)
-    again = scores(lm, train, queries, layers="layers.1", seed=1)
-    np.testing.assert_array_equal(again, first)
-    torch.set_rng_state(state)
-    other = scores(lm, train, queries, layers="layers.1", seed=2)
-    assert abs(other - first).max() > 1e-3 * abs(first).max()
+    np.testing.assert_array_equal(drawn(1), first)
+    assert abs(drawn(2) - first).max() > 1e-3 * abs(first).max()
     monkeypatch.setitem(losses.TOKENS_PER_PASS, "cpu", 1)
-    alone = scores(lm, train, queries, layers="layers.1", seed=1)
-    assert abs(alone - first).max() < 2e-3 * abs(first).max()
+    assert abs(drawn(1) - first).max() < 2e-3 * abs(first).max()
 
 
 def test_the_model_is_left_as_it_was(tiny):
     lm = tiny("gpt2")
-    example = encoded(lm, 1, seed=3)[0]
-    before = models.token_log_likelihoods(lm, example)
+    pool = Examples.of(lm, examples(3, seed=1))
+    before = models.token_log_likelihoods(lm, pool.tokens[0])
     kinds = [type(module) for module in lm.model.modules()]
-    train = encoded(lm, 3, seed=1)
-    scores(lm, train, train, layers="c_fc")
+    method = EKFACInfluence(3, "c_fc")
+    prepared = method.prepare(lm, pool, pool)
+    method.score(prepared, pool)
+    cut = Examples([{"id": "cut"}], [models.Encoded("cut", (1, 2), ())])
     with pytest.raises(ValueError, match="'cut': no completion token"):
-        scores(lm, [models.Encoded("cut", train[0].prompt, ())], train)
+        method.score(prepared, cut)
     assert [type(module) for module in lm.model.modules()] == kinds
     assert all(p.requires_grad for p in lm.model.parameters())
-    np.testing.assert_array_equal(models.token_log_likelihoods(lm, example), before)
+    np.testing.assert_array_equal(models.token_log_likelihoods(lm, pool.tokens[0]), before)

@@ -47,9 +47,8 @@ class Trained(NamedTuple):
         lm: The trained model, adapters merged, in evaluation mode.
         curve: One row a step: step (from 1), loss (nats per token, of the batch before the step),
             rate.
-        checkpoints: Folder and learning rate of each checkpoint, the start first, as
-            `gradient.tracin` takes them. The rate is the mean over the steps that led there, the
-            start's that of the first step.
+        checkpoints: Folder and learning rate of each checkpoint, the start first. The rate is the
+            mean over the steps that led there, the start's that of the first step.
     """
 
     lm: LM

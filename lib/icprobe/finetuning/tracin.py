@@ -1,6 +1,11 @@
 """TracIn over the checkpoints of a fine-tuning run on the experiment's own pool.
 
+TracInCP (Pruthi et al. 2020) adds gradient products up over the checkpoints w_t of a run:
+
     tracin_ij = sum_t eta_t < grad L(z_i; w_t), grad L(q_j; w_t) >
+
+in nats: what the queries' losses would fall by, to first order, if from each checkpoint in turn a
+step of plain gradient descent of size eta_t were taken on z_i alone.
 
 A schedule changes the learning rate between checkpoints, so eta_t is the mean over the steps that
 led to w_t (LESS, Xia et al. 2024, takes it so, too); the start, which no step has led to, counts
@@ -11,16 +16,20 @@ losses, so its own falls are other numbers than the sum; compare ranks.
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from tqdm import tqdm
 
+from icprobe import models
 from icprobe.finetuning.recipe import Recipe
+from icprobe.methods import gradient
 from icprobe.scores.method import Examples, Method, setting
 
 if TYPE_CHECKING:
-    from icprobe.models import LM
+    from icprobe.models import LM, Encoded
 
 
 @dataclass(frozen=True)
@@ -35,7 +44,7 @@ class TracIn(Method):
     Attributes:
         recipe: How it is trained, with at least one checkpoint.
         layers: See `layers.linear_layers`; of the scores only, all weights are trained.
-        loss_on: See `dot.GradientDot.products`; what is trained on, too.
+        loss_on: "completion" or "text": what is trained on, and the training examples' loss.
         start: [N, M] products at the start if they are there, of the same layers and loss_on; saves
             their part of the time.
         memory: See `dot.GradientDot`.
@@ -56,11 +65,9 @@ class TracIn(Method):
 
     @property
     def options(self) -> dict:
-        """The version, the recipe's fields, layers and loss_on."""
         return {**super().options, "recipe": asdict(self.recipe)}
 
     def check(self, lm: LM, pool: Examples, queries: Examples) -> None:
-        """Raise ValueError if `start` has another shape, or the recipe saves no checkpoint."""
         shape = len(pool), len(queries)
         if self.start is not None and np.shape(self.start) != shape:
             raise ValueError(f"start has shape {np.shape(self.start)}, expected {shape}")
@@ -68,22 +75,35 @@ class TracIn(Method):
             raise ValueError("saves is 0, expected at least one checkpoint beside the start")
 
     def score(self, prepared: tuple[LM, Examples], train: Examples) -> np.ndarray:
-        """Train on the pool, which is the only block, and return the sum over checkpoints [N, M].
-
-        Raises:
-            FloatingPointError: If a loss or a gradient is not finite.
-        """
         from icprobe.finetuning import sft
-        from icprobe.methods.gradient import gradient_dot, tracin
 
         lm, queries = prepared
         pairs = train.tokens, queries.tokens
         how = {"layers": self.layers, "loss_on": self.loss_on, "memory": self.memory}
         start = self.start
         if start is None:  # before the training, so that wrong options show at once
-            start = gradient_dot(lm, *pairs, **how)
+            start = gradient.gradient_dot(lm, *pairs, **how)
         with tempfile.TemporaryDirectory(prefix="icprobe-") as folder:
             run = sft.train(lm, train.tokens, self.recipe, folder, self.loss_on)
             (_, rate), *later = run.checkpoints
-            dtype, device = lm.identity["dtype"], str(lm.device)
-            return rate * start + tracin(later, *pairs, dtype, device, **how)
+            return rate * start + over_checkpoints(lm, later, *pairs, **how)
+
+
+def over_checkpoints(
+    lm: LM,
+    checkpoints: Sequence[tuple[str, float]],
+    train: Sequence[Encoded],
+    queries: Sequence[Encoded],
+    **how: str | float | None,
+) -> np.ndarray:
+    """Return the sum over checkpoints (folder, learning rate) of one model: float32 [N, M].
+
+    `how` are options of `gradient.gradient_dot`.
+    """
+    total = np.zeros((len(train), len(queries)))
+    for folder, rate in tqdm(checkpoints, desc="checkpoints"):
+        if rate:  # at the end of many schedules it is zero
+            reached = models.load(folder, lm.identity["dtype"], str(lm.device))
+            total += rate * gradient.gradient_dot(reached, train, queries, **how)
+            del reached  # or two models would be held
+    return total.astype(np.float32)

@@ -104,7 +104,7 @@ class TrainingSteps:
         """Make an example's gradient, in the memory that there is, and return its norm."""
         for weight, part in zip(self._weights, self._gradient, strict=True):
             weight.grad = part.zero_()
-        loss = losses.loss(self.lm, example, loss_on, "mean")
+        loss = losses.token_losses(self.lm, example, loss_on).mean()
         torch.autograd.backward(loss, inputs=self._weights)
         norm = nn.utils.get_total_norm(self._gradient)
         if not norm.isfinite():

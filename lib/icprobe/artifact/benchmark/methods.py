@@ -75,7 +75,9 @@ class Method:
 
 
 def _projected(lm, train, queries):
-    one, other = (gradient.projected_gradients(lm, rows, PROJECTION) for rows in (train, queries))
+    (one,), (other,) = (
+        gradient.projected_gradients(lm, rows, [PROJECTION]) for rows in (train, queries)
+    )
     return one @ other.T
 
 

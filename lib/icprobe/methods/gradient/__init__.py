@@ -4,22 +4,15 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["layers", "losses", "factors", "projected"],
+    submodules=["dot", "factors", "forward_mode", "layers", "losses", "projected"],
     submod_attrs={
-        "clamped_log": ["clamped_log"],
+        "clamped_log": ["ClampedLog"],
         "dot": ["GradientDot", "finite_difference", "gradient_dot"],
-        "ekfac": ["EKFAC"],
+        "ekfac": ["EKFACInfluence"],
         "factors": ["norm_shares"],
-        "forward_mode": ["MeanGradient", "mean_influence"],
+        "forward_mode": ["mean_influence"],
         "layers": ["last_blocks", "linear_layers"],
-        "methods": [
-            "ClampedLog",
-            "EKFACInfluence",
-            "GradientProducts",
-            "ProjectedProducts",
-            "load_parts",
-        ],
-        "projected": ["projected_gradients"],
-        "tracin": ["tracin"],
+        "products": ["GradientProducts", "load_parts"],
+        "projected": ["ProjectedProducts", "projected_gradients"],
     },
 )

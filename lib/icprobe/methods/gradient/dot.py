@@ -10,11 +10,8 @@ is the first-order decrease of L(q_j) per unit of learning rate in one step of g
 z_i: TracIn at one checkpoint (Pruthi et al. 2020), which Jiao et al. 2025 compare probing with.
 """
 
-import itertools
 import math
 import re
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -24,7 +21,7 @@ from icprobe import models
 from icprobe.methods.gradient import factors, losses
 from icprobe.methods.gradient.factor_cache import FactorCache
 from icprobe.methods.gradient.layers import linear_layers
-from icprobe.models import LM
+from icprobe.models import LM, Encoded
 
 # GiB of gradient factors to hold in memory on a CPU; a token's take about a megabyte for
 # SmolLM2-135M in float32. Of a GPU's free memory, a share: passes need the rest
@@ -45,77 +42,57 @@ class GradientDot:
 
     They are kept as factors (see `factors`): in memory as far as there is room, else in a
     temporary file (see `factor_cache`). No example is passed twice, whatever the memory.
-
-    Attributes:
-        size: M.
     """
 
     def __init__(
         self,
         lm: LM,
-        queries: Iterable,
+        queries: Sequence[Encoded],
         layers: str = "",
-        max_length: int | None = None,
         memory: float | None = None,
         cosines: bool = True,
     ) -> None:
-        """Compute the factors of the queries' gradients: one forward and backward pass each.
+        """Compute the factors of M queries' gradients: one forward and backward pass each.
 
         Args:
             lm: The model.
-            queries: M rows with id, prompt, completion (or encoded already).
-            layers: See `layers.linear_layers`.
-            max_length: Most tokens of one example, see `models.encode`.
+            queries: M encoded examples.
+            layers: A regular expression, see `layers.linear_layers`.
             memory: GiB of factors to hold in the device's memory, beside what the passes
-                themselves need; the rest goes to a temporary file (in TMPDIR, if set). By default
-                `usual_memory`.
+                themselves need; the rest goes to a temporary file (in TMPDIR, if set).
             cosines: Whether `products` returns them, too, which takes the norms of all gradients.
 
         Raises:
-            ValueError: If no layer matches, a query cannot be learnt, or memory is negative.
+            ValueError: If no layer matches, or a query cannot be learnt.
             FloatingPointError: If a gradient is not finite; names the queries.
             OSError: If the factors will not fit on the disk.
         """
-        if memory is None:
-            memory = usual_memory(lm.device)
-        if not memory >= 0:
-            raise ValueError(f"memory is {memory}, expected GiB from 0")
-        self.lm, self.layers, self.max_length = lm, layers, max_length
-        queries = models.encode(lm, queries, max_length)
-        self.size = len(queries)
-        self._queries = queries
-        self._cache = FactorCache(memory * 2**30)
-        self._norms = np.full(self.size, np.nan)
+        self._lm, self._queries, self._layers = lm, queries, layers
+        self._cache = FactorCache((usual_memory(lm.device) if memory is None else memory) * 2**30)
+        self._norms = np.full(len(queries), np.nan)
         self._cosines = cosines
         losses.within_memory(lm, self._keep_queries)
 
     def _keep_queries(self) -> None:
-        """Put the factors of the queries' gradients on the cache."""
         self._cache.clear()
-        self._batches = list(losses.batches(self.lm, self._queries))
-        self._tokens = [losses.tokens(self.lm, self._queries, b) for b in self._batches]
+        self._batches = list(losses.batches(self._lm, self._queries))
+        self._tokens = [losses.tokens(self._lm, self._queries, b) for b in self._batches]
         for number, batch in enumerate(self._batches):
-            groups = factors.factors(self.lm, [self._queries[j] for j in batch], self.layers)
+            groups = factors.factors(self._lm, [self._queries[j] for j in batch], self._layers)
             if number == 0:
                 self._token_bytes = sum(group.nbytes for group in groups) / self._tokens[0]
-                self._check_disk()
+                self._cache.check_room(sum(self._tokens) * self._token_bytes)
             if self._cosines:
                 self._norms[batch] = factors.norms(groups)
             self._cache.put(groups)
 
     def products(
-        self,
-        train: Iterable,
-        loss_on: str = "completion",
-        parts: Sequence[str] = (),
+        self, train: Sequence[Encoded], loss_on: str = "completion", parts: Sequence[str] = ()
     ) -> tuple[np.ndarray, ...]:
-        """Return gradient dot products and cosines, from one pass over the training examples.
+        """Return gradient dot products and cosines, from one pass over N training examples.
 
-        Args:
-            train: N rows like the queries; one forward and one backward pass each, whatever M is.
-            loss_on: "completion", or "text" to train on the prompt, too (as published). Losses are
-                sums over these tokens.
-            parts: Regular expressions that each choose some of the layers.
+        Losses are sums over the tokens of the "completion", or of the whole "text" (as published).
+        `parts` are regular expressions that each choose some of the layers.
 
         Returns:
             Products, float32 [N, M], in nats per unit of learning rate, and cosines, float32
@@ -124,24 +101,22 @@ class GradientDot:
             contribute to the products, float32 [N, M].
 
         Raises:
-            ValueError: If an example has no completion tokens.
+            ValueError: If an example cannot be learnt.
             FloatingPointError: If a gradient is not finite; names the examples.
             OSError: If the factors do not fit on the disk.
         """
-        train = models.encode(self.lm, train, self.max_length)
         chosen = ("", *parts)
         norms = np.full(len(train), np.nan)
-        kept = norms if self._cosines else None
 
         def dots_of_all() -> np.ndarray:
-            dots = np.zeros((len(chosen), len(train), self.size))
-            for rows, columns, by_layer in self._blocks(train, kept, loss_on):
+            dots = np.zeros((len(chosen), len(train), len(self._queries)))
+            for rows, columns, by_layer in self._blocks(train, norms, loss_on):
                 for dot, layers in zip(dots, chosen, strict=True):
                     parts = [part for name, part in by_layer.items() if re.search(layers, name)]
                     dot[np.ix_(rows, columns)] += sum(parts)
             return dots
 
-        dots = losses.within_memory(self.lm, dots_of_all)
+        dots = losses.within_memory(self._lm, dots_of_all)
         scale = np.outer(norms, self._norms)
         cosine = np.divide(dots[0], scale, out=0 * scale, where=scale > 0)
         return tuple(scores.astype(np.float32) for scores in (dots[0], cosine, *dots[1:]))
@@ -149,42 +124,32 @@ class GradientDot:
     def _blocks(self, train, norms, loss_on):
         """Yield rows, columns and products by layer, for one group of layers after another.
 
-        Makes each training example's factors and notes its norm, if `norms` is given. The queries'
-        factors are met once for as many training examples as are kept together (a tile), so the
-        cost of meeting them is shared: on a CPU at 4096 tokens it is less than that of the products
-        themselves.
+        Makes each training example's factors and notes its norm. The queries' factors are met once
+        for as many training examples as are kept together (a tile), so the cost of meeting them is
+        shared: on a CPU at 4096 tokens it is less than that of the products themselves.
         """
-        batches = list(losses.batches(self.lm, train))
-        lengths = [losses.tokens(self.lm, train, batch) for batch in batches]
+        lm = self._lm
+        batches = list(losses.batches(lm, train))
+        lengths = [losses.tokens(lm, train, batch) for batch in batches]
         cache = FactorCache(self._cache.free)
         together = TOKENS_TOGETHER
-        if self.lm.device.type == "cuda":
+        if lm.device.type == "cuda":
             together = max(together, min(TOKENS_ON_GPU, int(cache.free / self._token_bytes)))
         for tile in _runs(lengths, together):
             cache.clear()
             for batch in batches[tile]:
-                groups = factors.factors(self.lm, [train[i] for i in batch], self.layers, loss_on)
-                if norms is not None:
+                groups = factors.factors(lm, [train[i] for i in batch], self._layers, loss_on)
+                if self._cosines:
                     norms[batch] = factors.norms(groups)
                 cache.put(groups)
-            rows = list(itertools.chain.from_iterable(batches[tile]))
+            rows = np.concatenate(batches[tile])
             for group in range(len(groups)):
                 mine = cache.read(group)
                 for run in _runs(self._tokens, TOKENS_READ):
-                    columns = list(itertools.chain.from_iterable(self._batches[run]))
+                    columns = np.concatenate(self._batches[run])
                     parts = factors.products(mine, self._cache.read(group, run))
                     yield rows, columns, {name: part.cpu().numpy() for name, part in parts.items()}
             del mine, groups
-
-    def _check_disk(self) -> None:
-        """Raise OSError if the queries' factors will not fit on the disk, before all are made."""
-        size = sum(self._tokens) * self._token_bytes
-        free = shutil.disk_usage(tempfile.gettempdir()).free
-        if size - self._cache.free > free:
-            raise OSError(
-                f"the queries' gradients take {size / 2**30:.1f} GiB, {tempfile.gettempdir()} has "
-                f"{free / 2**30:.1f} free: set TMPDIR to a larger disk, or raise memory"
-            )
 
 
 def usual_memory(device: torch.device) -> float:
@@ -204,8 +169,7 @@ def _runs(sizes: Sequence[int], limit: int) -> Iterator[slice]:
             yield slice(start, end)
             start, total = end, 0
         total += size
-    if sizes:
-        yield slice(start, len(sizes))
+    yield slice(start, len(sizes))
 
 
 def gradient_dot(
@@ -221,38 +185,30 @@ def gradient_dot(
     """Return <grad L(z_i), grad L(q_j)> for all pairs: float32 [N, M], positive = helps.
 
     Exact, in nats per unit of learning rate; with `cosine` divided by both gradients' norms and
-    without unit. See `GradientDot` for the arguments and errors, and to score block by block.
+    without unit. `train` and `queries` are rows with id, prompt, completion, of at most
+    `max_length` tokens (see `models.encode`), or encoded already. For the other arguments and
+    errors, and to score block by block, see `GradientDot`.
     """
-    influence = GradientDot(lm, queries, layers, max_length, memory, cosine)
-    dot, cosines = influence.products(train, loss_on)
-    return cosines if cosine else dot
+    train, queries = (models.encode(lm, rows, max_length) for rows in (train, queries))
+    held = GradientDot(lm, queries, layers, memory, cosines=cosine)
+    products, cosines = held.products(train, loss_on)
+    return cosines if cosine else products
 
 
 def finite_difference(
     lm: LM,
-    train: Iterable,
-    queries: Iterable,
-    step: float = 0.003,
+    train: Sequence[Encoded],
+    queries: Sequence[Encoded],
     layers: str = "",
     loss_on: str = "completion",
-    max_length: int | None = None,
+    step: float = 0.003,
 ) -> np.ndarray:
     """Return `gradient_dot` measured by actual steps: float32 [N, M], for checks.
 
     For each training example, the weights go a distance `step` (in their own unit) downhill and
-    uphill along its gradient; half the difference of the queries' log-likelihoods over the learning
-    rate is the product, but for terms of third order and rounding.
-
-    Args:
-        lm: The model; its weights are restored.
-        train: N rows with id, prompt, completion (or encoded already); M + 1 passes each.
-        queries: M rows like them.
-        step: Length of the step in weight space.
-        layers: See `layers.linear_layers`.
-        loss_on: See `GradientDot.products`.
-        max_length: See `models.encode`.
+    uphill along its gradient, and back; half the difference of the queries' log-likelihoods over
+    the learning rate is the product, but for terms of third order and rounding.
     """
-    train, queries = (models.encode(lm, rows, max_length) for rows in (train, queries))
     weights = [module.weight for module in linear_layers(lm, layers).values()]
     before = [weight.detach().clone() for weight in weights]
 

@@ -1,9 +1,10 @@
 """Keeps the factors of many examples' gradients until their products are taken.
 
-A token's factors take about a megabyte for SmolLM2-135M in float32. They stay in memory as far as
-there is room; the rest goes to a temporary file, from which one group of layers is read at a time.
+They stay in memory as far as there is room; the rest goes to a temporary file, from which one group
+of layers is read at a time.
 """
 
+import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,30 +26,25 @@ class _Place:
 
 
 class FactorCache:
-    """Factors of batch after batch of examples.
+    """Factors of batch after batch of examples; `free` bytes of memory are left.
 
     The file has no name: it is gone with the process, however that ends.
-
-    Attributes:
-        free: Bytes of memory that are left.
     """
 
     def __init__(self, memory: float) -> None:
-        """Make an empty cache.
-
-        Args:
-            memory: Bytes of factors to hold in memory; a batch that does not fit goes to the file.
-        """
+        """Make an empty cache; a batch that does not fit in `memory` bytes goes to the file."""
         self._memory = self.free = memory
         self._file, self._end = None, 0
         self._batches: list[list[Factors | _Place]] = []
 
-    def put(self, groups: Sequence[Factors]) -> None:
-        """Keep the factors of one batch, as `factors.factors` returns them.
+    def check_room(self, size: float) -> None:
+        """Raise OSError if so many bytes will not fit on the disk, before all are made."""
+        disk = shutil.disk_usage(tempfile.gettempdir()).free
+        if size - self.free > disk:
+            raise _full(f"they take {size / 2**30:.1f} GiB, it has {disk / 2**30:.1f} free")
 
-        Raises:
-            OSError: If the disk is full.
-        """
+    def put(self, groups: Sequence[Factors]) -> None:
+        """Keep the factors of one batch, or raise OSError if the disk is full."""
         size = sum(group.nbytes for group in groups)
         if size <= self.free:
             self.free -= size
@@ -77,10 +73,7 @@ class FactorCache:
                     left = left[self._file.write(left) :]
             self._end = self._file.tell()
         except OSError as error:
-            raise OSError(
-                f"the factors of gradients do not fit in {tempfile.gettempdir()} "
-                f"({error.strerror}): set TMPDIR to a larger disk, or raise memory"
-            ) from error
+            raise _full(error.strerror) from error
         x, outputs = group.inputs, {name: part.shape for name, part in group.outputs.items()}
         return _Place(start, x.device, x.dtype, x.shape, outputs)
 
@@ -97,6 +90,13 @@ class FactorCache:
         while left:
             left = left[self._file.readinto(left) :]
         return part.to(place.device)
+
+
+def _full(reason: str) -> OSError:
+    return OSError(
+        f"the factors of gradients do not fit in {tempfile.gettempdir()} ({reason}): "
+        "set TMPDIR to a larger disk, or raise memory"
+    )
 
 
 def _bytes(tensor: torch.Tensor) -> memoryview:

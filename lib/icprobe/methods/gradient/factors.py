@@ -23,7 +23,7 @@ from torch import nn
 
 from icprobe import models
 from icprobe.methods.gradient.layers import linear_layers
-from icprobe.methods.gradient.losses import batches, loss_inputs
+from icprobe.methods.gradient.losses import batches, logits_of, loss_inputs
 from icprobe.models import LM, Encoded
 
 # entries of weight gradients that are made at once: on a CPU, what its cache holds
@@ -40,26 +40,20 @@ class Factors:
 
     In the model's dtype: wider ones would hold nothing more. Output gradients of padding are zero,
     so it adds nothing to any product.
-
-    Attributes:
-        inputs: [n, T, d_in].
-        outputs: Gradients of the loss by the layers' outputs, [n, T, d_out] by layer name.
     """
 
-    inputs: torch.Tensor
-    outputs: dict[str, torch.Tensor]
+    inputs: torch.Tensor  # [n, T, d_in]
+    outputs: dict[str, torch.Tensor]  # gradients by the outputs, [n, T, d_out] by layer name
 
     def __len__(self) -> int:
         return len(self.inputs)
 
     @property
     def tokens(self) -> int:
-        """Tokens, padding included."""
         return self.inputs.shape[:2].numel()
 
     @property
     def nbytes(self) -> int:
-        """Memory of the factors in bytes."""
         return sum(part.nbytes for part in (self.inputs, *self.outputs.values()))
 
     def widened(self) -> "Factors":
@@ -74,35 +68,28 @@ class Factors:
 
 
 def factors(
-    lm: LM,
-    examples: Sequence[Encoded],
-    layers: str = "",
-    loss_on: str = "completion",
+    lm: LM, examples: Sequence[Encoded], layers: str = "", loss_on: str = "completion"
 ) -> list[Factors]:
     """Return the factors of each example's loss gradient, from one forward and backward pass.
 
     One entry for each group of layers that read the same input, such as queries, keys and values.
-
-    Args:
-        lm: The model.
-        examples: n encoded examples, padded to the longest of them; padding changes nothing.
-        layers: See `layers.linear_layers`.
-        loss_on: Tokens whose negative log-likelihoods in nats are added up: "completion", or
-            "text" for all but the first.
+    Losses are negative log-likelihoods in nats, summed over the tokens of the "completion", or of
+    the "text" (all but the first). Examples are padded to the longest; that changes nothing.
 
     Raises:
-        ValueError: If an option is unknown, an example has no token to learn from or is too long,
-            or the model does not run each chosen layer once.
+        ValueError: If an example cannot be learnt (see `losses.loss_inputs`), or the model does not
+            run each chosen layer once.
         FloatingPointError: If a loss or gradient is not finite; names the examples.
     """
-    ids, rows, columns, targets, weights = loss_inputs(lm, examples, loss_on)
+    ids, rows, columns, targets = loss_inputs(lm, examples, loss_on)
+    chosen = linear_layers(lm, layers)
     captured: list[_Call] = []
-    with _frozen(lm), models.selective_head(lm), _capturing(lm, layers, captured):
-        logits = models.logits_at(lm, rows, columns, input_ids=ids.to(lm.device))
+    with _frozen(lm), _capturing(chosen, captured):
+        logits = logits_of(lm, ids, rows, columns)
         nats = nn.functional.cross_entropy(logits, targets, reduction="none")
-        _check_calls(captured, linear_layers(lm, layers))
+        _check_calls(captured, chosen)
         edges = [edge for call in captured for edge in call.outputs.values()]
-        found = iter(torch.autograd.grad((nats * weights).sum(), edges))
+        found = iter(torch.autograd.grad(nats.double().sum(), edges))
 
     def by_token(part: torch.Tensor) -> torch.Tensor:
         # some layers (OPT's) see the tokens of all examples in one row
@@ -126,9 +113,7 @@ def factors(
 def products(one: Sequence[Factors], other: Sequence[Factors]) -> dict[str, torch.Tensor]:
     """Return the inner products of all pairs of gradients, by layer: float64 [n, m] each.
 
-    Args:
-        one: Factors of n examples for one group of layers, in any number of batches.
-        other: Factors of m examples for the same layers.
+    Each side has the factors of its examples for one group of layers, in any number of batches.
     """
     one, other = ([part.multipliable() for part in side] for side in (one, other))
     n, m = (sum(len(part) for part in side) for side in (one, other))
@@ -157,7 +142,6 @@ def _matmul(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor | None = None) -
 
 
 def _over_tokens(one, other) -> dict[str, torch.Tensor]:
-    """Products [n, m] over pairs of tokens."""
     rows: dict[str, list] = {name: [] for name in one[0].outputs}
     for a in one:
         columns: dict[str, list] = {name: [] for name in rows}
@@ -175,7 +159,7 @@ def _over_tokens(one, other) -> dict[str, torch.Tensor]:
 
 
 def _over_weights(one, other) -> dict[str, torch.Tensor]:
-    """Products [n, m] over weight gradients, which are made some output rows at a time."""
+    """Make the weight gradients some output rows at a time."""
     both = [*one, *other]
     sizes = [len(part) for part in both]
     n, d_in = sum(len(part) for part in one), one[0].inputs.shape[-1]
@@ -266,7 +250,7 @@ def _check_calls(calls: Sequence[_Call], layers: Iterable[str]) -> None:
 
 
 @contextmanager
-def _frozen(lm) -> Iterator[None]:
+def _frozen(lm: LM) -> Iterator[None]:
     """Let gradients flow to activations only: no weight gradient is computed or kept."""
     parameters = [p for p in lm.model.parameters() if p.requires_grad]
 
@@ -286,7 +270,7 @@ def _frozen(lm) -> Iterator[None]:
 
 
 @contextmanager
-def _capturing(lm, layers, calls) -> Iterator[None]:
+def _capturing(layers: dict[str, nn.Module], calls: list[_Call]) -> Iterator[None]:
     """Append a call for each layer; layers that read one tensor one after another share theirs."""
 
     def keep(name, inputs, output):
@@ -297,7 +281,7 @@ def _capturing(lm, layers, calls) -> Iterator[None]:
 
     hooks = [
         module.register_forward_hook(lambda _, *rest, name=name: keep(name, *rest))
-        for name, module in linear_layers(lm, layers).items()
+        for name, module in layers.items()
     ]
     try:
         yield

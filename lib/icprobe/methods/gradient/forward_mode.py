@@ -11,7 +11,7 @@ and the products with every single query.)
 """
 
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -22,151 +22,114 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from icprobe import models
 from icprobe.methods.gradient import factors, losses
-from icprobe.methods.gradient.layers import LINEAR, linear_layers
-from icprobe.models import LM
-
-
-class MeanGradient:
-    """The mean gradient of a query set, ready for any number of training examples.
-
-    Attributes:
-        direction: v by layer name, each of its weight's shape.
-    """
-
-    def __init__(
-        self, lm: LM, queries: Iterable, layers: str = "", max_length: int | None = None
-    ) -> None:
-        """Compute the mean gradient by backward passes over the queries.
-
-        Args:
-            lm: The model.
-            queries: M rows with id, prompt, completion (or encoded already).
-            layers: See `layers.linear_layers`.
-            max_length: Most tokens of one example, see `models.encode`.
-
-        Raises:
-            ValueError: If there are no queries, no layer matches, or a query cannot be learnt.
-            FloatingPointError: If a gradient is not finite; names the queries.
-        """
-        self.lm, self.max_length = lm, max_length
-        queries = models.encode(lm, queries, max_length)
-        chosen = linear_layers(lm, layers)
-        exact = torch.promote_types(lm.model.dtype, torch.float32)
-        total = {
-            name: torch.zeros_like(layer.weight, dtype=exact) for name, layer in chosen.items()
-        }
-        for batch in losses.batches(lm, queries):
-            groups = factors.factors(lm, [queries[j] for j in batch], layers)
-            for group in (part.widened() for part in groups):
-                for name, g in group.outputs.items():
-                    part = g.flatten(0, 1).T @ group.inputs.flatten(0, 1) / len(queries)
-                    total[name] += part.T if _is_transposed(chosen[name]) else part
-        self.direction = {name: part.to(lm.model.dtype) for name, part in total.items()}
-
-    @torch.no_grad()
-    def influence(self, train: Iterable, loss_on: str = "completion") -> np.ndarray:
-        """Return the mean influence on the queries: float32 [N], nats per unit of learning rate.
-
-        Positive = helps. Equals the mean over queries of `dot.GradientDot.products`.
-
-        Args:
-            train: N rows like the queries; one forward pass with tangents each.
-            loss_on: See `dot.GradientDot.products`.
-
-        Raises:
-            ValueError: If an example has no completion tokens.
-            NotImplementedError: If torch lacks the forward-mode derivative of some operation of the
-                model (mixtures of experts, for instance).
-            FloatingPointError: If a value is not finite; names the examples.
-        """
-        lm = self.lm
-        train = models.encode(lm, train, self.max_length)
-        scores = np.zeros(len(train))
-        for batch in losses.batches(lm, train):
-            examples = [train[i] for i in batch]
-            ids, rows, columns, targets, weights = losses.loss_inputs(lm, examples, loss_on)
-            try:
-                with forward_ad.dual_level(), models.selective_head(lm), self._tangents():
-                    inputs = {"input_ids": ids.to(lm.device)}
-                    logits = models.logits_at(lm, rows, columns, **inputs)
-                    chosen = logits.log_softmax(-1).gather(1, targets[:, None])[:, 0]
-                    tangent = forward_ad.unpack_dual(chosen).tangent
-            except NotImplementedError as error:
-                raise NotImplementedError(
-                    f"{lm.identity['name']} has an operation without forward-mode derivative; "
-                    "gradient_dot(...).mean(axis=1) gives the same"
-                ) from error
-            totals = torch.zeros(len(batch), dtype=torch.float64, device=lm.device)
-            totals.index_add_(0, rows.to(lm.device), -tangent.double() * weights)
-            scores[batch] = totals.cpu().numpy()
-        wrong = [repr(train[i].id) for i in np.flatnonzero(~np.isfinite(scores))]
-        if wrong:
-            raise FloatingPointError(f"influence is not finite: examples {', '.join(wrong)}")
-        return scores.astype(np.float32)
-
-    @contextmanager
-    def _tangents(self) -> Iterator[None]:
-        """Let the chosen layers' outputs change as if their weights moved along the direction.
-
-        A linear layer with weight w has outputs w x with tangents w x' + v x: three products,
-        where torch's own rule takes a fourth, of x and a matrix of zeros.
-        """
-        given = {}
-
-        def strip(layer, inputs):
-            given[layer] = forward_ad.unpack_dual(inputs[0])
-            return given[layer].primal
-
-        def move(layer, _, output, direction):
-            x, x_tangent = (
-                part if part is None else part.flatten(0, -2) for part in given.pop(layer)
-            )
-            if direction is not None:
-                tangent = x @ _across(layer, direction)
-                if x_tangent is not None:
-                    tangent.addmm_(x_tangent, _across(layer, layer.weight))
-            elif x_tangent is not None:
-                tangent = x_tangent @ _across(layer, layer.weight)
-            else:
-                return output
-            return forward_ad.make_dual(output, tangent.view_as(output))
-
-        hooks = []
-        for name, layer in self.lm.model.named_modules():
-            if isinstance(layer, LINEAR):
-                moved = functools.partial(move, direction=self.direction.get(name))
-                hooks.append(layer.register_forward_pre_hook(strip))
-                hooks.append(layer.register_forward_hook(moved))
-        try:
-            # the fused attention kernels have no forward-mode derivative
-            with sdpa_kernel(SDPBackend.MATH):
-                yield
-        finally:
-            for hook in hooks:
-                hook.remove()
+from icprobe.methods.gradient.layers import LINEAR, is_transposed, linear_layers
+from icprobe.models import LM, Encoded
 
 
 def mean_influence(
     lm: LM,
-    train: Iterable,
-    queries: Iterable,
+    train: Sequence[Encoded],
+    queries: Sequence[Encoded],
     layers: str = "",
     loss_on: str = "completion",
-    max_length: int | None = None,
 ) -> np.ndarray:
     """Return mean_j <grad L(z_i), grad L(q_j)>: float32 [N], positive = helps.
 
-    In nats per unit of learning rate. See `MeanGradient` for arguments and errors, and to go block
-    by block.
+    In nats per unit of learning rate: the mean over queries of `dot.gradient_dot`.
+
+    Raises:
+        ValueError: If there are no examples, no layer matches, or an example cannot be learnt.
+        NotImplementedError: If torch lacks the forward-mode derivative of some operation of the
+            model (mixtures of experts, for instance).
+        FloatingPointError: If a value is not finite; names the examples.
     """
-    return MeanGradient(lm, queries, layers, max_length).influence(train, loss_on)
+    return along(lm, mean_gradient(lm, queries, layers), train, loss_on)
 
 
-def _is_transposed(layer: nn.Module) -> bool:
-    """Tell a Conv1D, whose weight is [d_in, d_out], from a Linear."""
-    return not isinstance(layer, nn.Linear)
+def mean_gradient(lm: LM, queries: Sequence[Encoded], layers: str = "") -> dict[str, torch.Tensor]:
+    """Return the mean gradient v of the queries by layer, by backward passes over them."""
+    chosen = linear_layers(lm, layers)
+    exact = torch.promote_types(lm.model.dtype, torch.float32)
+    total = {name: torch.zeros_like(layer.weight, dtype=exact) for name, layer in chosen.items()}
+    for batch in losses.batches(lm, queries):
+        groups = factors.factors(lm, [queries[j] for j in batch], layers)
+        for group in (part.widened() for part in groups):
+            for name, g in group.outputs.items():
+                part = g.flatten(0, 1).T @ group.inputs.flatten(0, 1) / len(queries)
+                total[name] += part.T if is_transposed(chosen[name]) else part
+    return {name: part.to(lm.model.dtype) for name, part in total.items()}
+
+
+@torch.no_grad()
+def along(
+    lm: LM,
+    direction: Mapping[str, torch.Tensor],
+    train: Sequence[Encoded],
+    loss_on: str = "completion",
+) -> np.ndarray:
+    """Return how the examples' losses change along v, per step: float32 [N]; no backward pass."""
+    scores = np.zeros(len(train))
+    for batch in losses.batches(lm, train):
+        examples = [train[i] for i in batch]
+        ids, rows, columns, targets = losses.loss_inputs(lm, examples, loss_on)
+        try:
+            with forward_ad.dual_level(), models.selective_head(lm), _tangents(lm, direction):
+                logits = models.logits_at(lm, rows, columns, input_ids=ids.to(lm.device))
+                chosen = logits.log_softmax(-1).gather(1, targets[:, None])[:, 0]
+                tangent = forward_ad.unpack_dual(chosen).tangent
+        except NotImplementedError as error:
+            raise NotImplementedError(
+                f"{lm.identity['name']} has an operation without forward-mode derivative; "
+                "gradient_dot(...).mean(axis=1) gives the same"
+            ) from error
+        totals = torch.zeros(len(batch), dtype=torch.float64, device=lm.device)
+        totals.index_add_(0, rows.to(lm.device), -tangent.double())
+        scores[batch] = totals.cpu().numpy()
+    wrong = [repr(train[i].id) for i in np.flatnonzero(~np.isfinite(scores))]
+    if wrong:
+        raise FloatingPointError(f"influence is not finite: examples {', '.join(wrong)}")
+    return scores.astype(np.float32)
+
+
+@contextmanager
+def _tangents(lm: LM, direction: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    """Let layers' outputs change as if their weights moved along the direction.
+
+    A linear layer with weight w has outputs w x with tangents w x' + v x: three products, where
+    torch's own rule takes a fourth, of x and a matrix of zeros.
+    """
+    given = {}
+
+    def strip(layer, inputs):
+        given[layer] = forward_ad.unpack_dual(inputs[0])
+        return given[layer].primal
+
+    def move(layer, _, output, v):
+        x, x_tangent = (part if part is None else part.flatten(0, -2) for part in given.pop(layer))
+        if v is not None:
+            tangent = x @ _across(layer, v)
+            if x_tangent is not None:
+                tangent.addmm_(x_tangent, _across(layer, layer.weight))
+        elif x_tangent is not None:
+            tangent = x_tangent @ _across(layer, layer.weight)
+        else:
+            return output
+        return forward_ad.make_dual(output, tangent.view_as(output))
+
+    hooks = []
+    for name, layer in lm.model.named_modules():
+        if isinstance(layer, LINEAR):
+            moved = functools.partial(move, v=direction.get(name))
+            hooks.append(layer.register_forward_pre_hook(strip))
+            hooks.append(layer.register_forward_hook(moved))
+    try:
+        with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no forward-mode derivative
+            yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _across(layer: nn.Module, weight: torch.Tensor) -> torch.Tensor:
     """Return a matrix like the layer's weight as [d_in, d_out], to be multiplied from the left."""
-    return weight if _is_transposed(layer) else weight.T
+    return weight if is_transposed(layer) else weight.T

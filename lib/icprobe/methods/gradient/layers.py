@@ -16,6 +16,8 @@ BLOCK = re.compile(r"\.(\d+)\.")
 
 OUTSIDE = "outside the blocks"  # the part of other layers, such as OPT's projections
 
+BANDS = 6  # runs of neighbouring blocks, see `parts`
+
 # fraction of the blocks' weights in no linear layer above which there is a warning
 LEFT_OUT = 0.01
 
@@ -23,17 +25,14 @@ LEFT_OUT = 0.01
 def linear_layers(lm: LM, layers: str = "") -> dict[str, nn.Module]:
     """Return the linear layers of the transformer blocks by name: all but the output head.
 
-    Args:
-        lm: The model.
-        layers: A regular expression that the name must contain, such as "mlp" or "layers.29";
-            all by default.
+    `layers` is a regular expression that the name must contain, such as "mlp" or "layers.29".
 
     Raises:
         ValueError: If there is none (lists the module types found), or two share their weight.
 
     Warns:
-        UserWarning: If by default much of the blocks' weights is in no linear layer, as in mixtures
-            of experts.
+        UserWarning: If much of the blocks' weights is in no linear layer, as in mixtures of
+            experts, and none were chosen.
     """
     head = lm.model.get_output_embeddings()
     modules = dict(lm.model.named_modules())
@@ -54,13 +53,14 @@ def linear_layers(lm: LM, layers: str = "") -> dict[str, nn.Module]:
             raise ValueError(f"layers {owners[module.weight]} and {name} share their weight")
         owners[module.weight] = name
     if not layers:
-        in_blocks = [p for name, p in lm.model.named_parameters() if BLOCK.search(name)]
-        matrices = [p for p in in_blocks if p.ndim > 1]
+        parameters = lm.model.named_parameters()
+        matrices = [p for name, p in parameters if BLOCK.search(name) and p.ndim > 1]
+        whole = sum(p.numel() for p in matrices)
         out = sum(p.numel() for p in matrices if p not in owners)
-        if out > LEFT_OUT * sum(p.numel() for p in matrices):
+        if out > LEFT_OUT * whole:
             warnings.warn(
-                f"{lm.identity['name']}: {out / sum(p.numel() for p in matrices):.0%} of the "
-                "blocks' weights are in no linear layer; gradients leave them out",
+                f"{lm.identity['name']}: {out / whole:.0%} of the blocks' weights are in no linear "
+                "layer; gradients leave them out",
                 stacklevel=2,
             )
     return found
@@ -80,16 +80,11 @@ def last_blocks(lm: LM, count: int, layers: str = "") -> str:
     return f"^(?=.*(?:{layers})).*{last}" if layers else last
 
 
-def parts(lm: LM, layers: str = "", bands: int = 6) -> dict[str, str]:
+def parts(lm: LM, layers: str = "") -> dict[str, str]:
     """Return the kinds of layers and bands of blocks: by name, the regular expression for each.
 
     Both, with the layers outside of the numbered blocks (`OUTSIDE`) where a model has some, cut the
     layers into parts whose dot products add up to the whole.
-
-    Args:
-        lm: The model.
-        layers: See `linear_layers`.
-        bands: Into how many runs of neighbouring blocks to cut them.
     """
     names = list(linear_layers(lm, layers))
     outside = [name for name in names if not BLOCK.search(name)]
@@ -98,6 +93,11 @@ def parts(lm: LM, layers: str = "", bands: int = 6) -> dict[str, str]:
     by_name = {kind: rf"\.\d+\.{re.escape(kind)}$" for kind in kinds}
     if outside:
         by_name[OUTSIDE] = f"^({'|'.join(map(re.escape, outside))})$"
-    for band in np.array_split(numbers, min(bands, len(numbers))):
+    for band in np.array_split(numbers, min(BANDS, len(numbers))):
         by_name[f"blocks {band[0]:02}-{band[-1]:02}"] = rf"\.({'|'.join(map(str, band))})\."
     return by_name
+
+
+def is_transposed(layer: nn.Module) -> bool:
+    """Tell a Conv1D, whose weight is [d_in, d_out], from a Linear."""
+    return isinstance(layer, Conv1D)

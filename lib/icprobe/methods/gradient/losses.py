@@ -21,20 +21,16 @@ PASSES = "gradients"  # what passes are for, see `models.within_memory`
 MULTIPLE = {"cpu": 1, "cuda": 8}
 
 
-def loss_inputs(
-    lm: LM, examples: Sequence[Encoded], loss_on: str, reduction: str = "sum"
-) -> tuple[torch.Tensor, ...]:
-    """Return ids [n, T], and row, column, target id and weight [S] of each token of the loss.
+def loss_inputs(lm: LM, examples: Sequence[Encoded], loss_on: str) -> tuple[torch.Tensor, ...]:
+    """Return ids [n, T], and row, column and target id [S] of each token of the loss.
 
     Raises:
-        ValueError: If an option is unknown, the model is in training mode (dropout would make the
+        ValueError: If `loss_on` is unknown, the model is in training mode (dropout would make the
             numbers random) or inference mode is on, or an example has no prompt or completion or is
             too long for the model.
     """
     if loss_on not in LOSSES:
         raise ValueError(f"loss_on is {loss_on!r}, expected 'completion' or 'text'")
-    if reduction not in ("sum", "mean"):
-        raise ValueError(f"reduction is {reduction!r}, expected 'sum' or 'mean'")
     if torch.is_inference_mode_enabled():
         raise ValueError("gradients cannot be taken inside torch.inference_mode()")
     if lm.model.training:
@@ -44,36 +40,35 @@ def loss_inputs(
     ids = torch.zeros(len(examples), _padded(lm, longest), dtype=torch.long)
     entries = []
     for row, (tokens, mask) in enumerate(sequences):
+        name = f"example {examples[row].id!r}"
         if lm.max_positions and len(tokens) > lm.max_positions:
             raise ValueError(
-                f"example {examples[row].id!r} has {len(tokens)} tokens, the model reads "
-                f"{lm.max_positions}: lower max_length"
+                f"{name} has {len(tokens)} tokens, the model reads {lm.max_positions}: "
+                "lower max_length"
             )
         if mask[0]:
-            raise ValueError(f"example {examples[row].id!r}: the prompt has no tokens")
+            raise ValueError(f"{name}: the prompt has no tokens")
+        if not any(mask):
+            raise ValueError(f"{name}: no completion token is left to learn")
         ids[row, : len(tokens) - 1] = torch.tensor(tokens[:-1])
         learnt = [k for k in range(1, len(tokens)) if mask[k] or loss_on == "text"]
-        if not learnt or not any(mask):
-            raise ValueError(f"example {examples[row].id!r}: no completion token is left to learn")
-        weight = 1.0 if reduction == "sum" else 1 / len(learnt)
-        entries += [(row, k - 1, tokens[k], weight) for k in learnt]
-    rows, columns, targets, weights = zip(*entries, strict=True)
-    targets, weights = (
-        torch.tensor(targets, device=lm.device),
-        torch.tensor(weights, device=lm.device, dtype=torch.float64),
-    )
-    return ids, torch.tensor(rows), torch.tensor(columns), targets, weights
+        entries += [(row, k - 1, tokens[k]) for k in learnt]
+    rows, columns, targets = torch.tensor(entries).T
+    return ids, rows, columns, targets.to(lm.device)
 
 
-def loss(
-    lm: LM, example: Encoded, loss_on: str = "completion", reduction: str = "sum"
-) -> torch.Tensor:
-    """Return one example's loss in nats, a scalar with its graph: a "sum" or "mean" over tokens."""
-    ids, rows, columns, targets, weights = loss_inputs(lm, [example], loss_on, reduction)
-    with torch.enable_grad(), models.selective_head(lm):
-        logits = models.logits_at(lm, rows, columns, input_ids=ids.to(lm.device))
-        nats = nn.functional.cross_entropy(logits, targets, reduction="none")
-        return (nats * weights).sum()
+def logits_of(lm: LM, ids: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """Return the logits [S, V] at the positions that `loss_inputs` chose."""
+    with models.selective_head(lm):
+        return models.logits_at(lm, rows, columns, input_ids=ids.to(lm.device))
+
+
+def token_losses(lm: LM, example: Encoded, loss_on: str = "completion") -> torch.Tensor:
+    """Return one example's negative log-likelihoods by token, in nats: float64 [S], with graph."""
+    *places, targets = loss_inputs(lm, [example], loss_on)
+    with torch.enable_grad():
+        logits = logits_of(lm, *places)
+        return nn.functional.cross_entropy(logits, targets, reduction="none").double()
 
 
 def full_gradient(
@@ -86,11 +81,17 @@ def full_gradient(
 
     As large as the parameters themselves: for checks and for estimators that need every entry.
     """
-    return list(torch.autograd.grad(loss(lm, example, loss_on), list(parameters)))
+    loss = token_losses(lm, example, loss_on).sum()
+    return list(torch.autograd.grad(loss, list(parameters)))
+
+
+def by_length(examples: Sequence[Encoded]) -> list[int]:
+    """Return the examples' numbers, the shortest first, so that little is padded."""
+    return sorted(range(len(examples)), key=lambda i: len(examples[i].ids))
 
 
 def batches(lm: LM, examples: Sequence[Encoded]) -> Iterator[list[int]]:
-    """Cut examples into batches of like length, so that little is padded: lists of indices.
+    """Cut examples into batches of like length, for one pass each: lists of indices.
 
     Raises:
         ValueError: If there are no examples.
@@ -99,13 +100,12 @@ def batches(lm: LM, examples: Sequence[Encoded]) -> Iterator[list[int]]:
         raise ValueError("there are no examples")
     budget = tokens_per_pass(lm)
     batch: list[int] = []
-    for i in sorted(range(len(examples)), key=lambda i: len(examples[i].ids)):
+    for i in by_length(examples):
         if batch and tokens(lm, examples, [*batch, i]) > budget:
             yield batch
             batch = []
         batch.append(i)
-    if batch:
-        yield batch
+    yield batch
 
 
 def tokens_per_pass(lm: LM) -> int:

@@ -7,103 +7,126 @@ k (d_in + d_out) operations a token (LoGra, Choe et al. 2024, with random instea
 directions). Signs have less variance than normal entries; a side of at most k entries stays whole.
 """
 
+from __future__ import annotations
+
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
-from icprobe import models
-from icprobe.methods.gradient import factors, losses
-from icprobe.methods.gradient.factors import Factors
-from icprobe.methods.gradient.layers import linear_layers
-from icprobe.models import LM, Encoded
+from icprobe.methods import gradient
+from icprobe.methods.gradient.products import PRODUCT
+from icprobe.scores.method import Examples, Method, Output, setting
+
+if TYPE_CHECKING:
+    import torch
+
+    from icprobe.methods.gradient.factors import Factors
+    from icprobe.models import LM, Encoded
+
+
+@dataclass(frozen=True)
+class ProjectedProducts(Method):
+    """Products of gradients that are projected to several sizes: unbiased estimates of products.
+
+    Each size k has an output "projected <k>". The seed is that of the random matrices.
+    """
+
+    name = "projected"
+    unit = PRODUCT
+    notebook = "02"
+    block_size = 8
+
+    sizes: Sequence[int] = setting((16,))
+    layers: str = ""
+    loss_on: str = "completion"
+    seed: int = 0
+
+    @property
+    def outputs(self) -> dict[str, Output]:
+        return {
+            f"{self.name} {size}": Output(self.name, {**self.options, "size": size}, self.unit)
+            for size in self.sizes
+        }
+
+    def only(self, names: Sequence[str]) -> ProjectedProducts:
+        sizes = [size for size in self.sizes if f"{self.name} {size}" in names]
+        return replace(self, sizes=tuple(sizes))
+
+    def prepare(self, lm: LM, queries: Examples, pool: None) -> tuple[LM, dict[int, np.ndarray]]:
+        found = projected_gradients(lm, queries.tokens, self.sizes, self.seed, self.layers)
+        return lm, dict(zip(self.sizes, found, strict=True))
+
+    def score(
+        self, prepared: tuple[LM, dict[int, np.ndarray]], train: Examples
+    ) -> dict[str, np.ndarray]:
+        lm, queries = prepared
+        found = projected_gradients(
+            lm, train.tokens, self.sizes, self.seed, self.layers, self.loss_on
+        )
+        sizes = zip(self.sizes, found, strict=True)
+        return {f"{self.name} {size}": one @ queries[size].T for size, one in sizes}
 
 
 def projected_gradients(
     lm: LM,
-    examples: Iterable,
-    size: int,
+    examples: Sequence[Encoded],
+    sizes: Sequence[int],
     seed: int = 0,
     layers: str = "",
     loss_on: str = "completion",
-    max_length: int | None = None,
-) -> np.ndarray:
-    """Return each example's projected gradient: float32 [N, K], K about size^2 a layer.
+) -> list[np.ndarray]:
+    """Return the examples' projected gradients for each size k: float32 [N, `width`] each.
 
     Inner products of the rows of two such matrices (of one size and seed) are unbiased estimates of
-    `dot.gradient_dot`, in nats per unit of learning rate.
-
-    Args:
-        lm: The model.
-        examples: N rows with id, prompt, completion (or encoded already).
-        size: k, rows of each random matrix.
-        seed: Of the random matrices; each depends on its layer's name, too.
-        layers: See `layers.linear_layers`.
-        loss_on: See `dot.GradientDot.products`.
-        max_length: See `models.encode`.
+    `dot.gradient_dot`, in nats per unit of learning rate. All sizes are made in one pass.
 
     Raises:
-        ValueError: If size is not positive, no layer matches, or a completion has no tokens.
+        ValueError: If a size is not positive, no layer matches, or an example cannot be learnt.
         FloatingPointError: If a gradient is not finite; names the examples.
-    """
-    examples = models.encode(lm, examples, max_length)
-    return of_sizes(lm, examples, [size], seed, layers, loss_on)[0]
-
-
-def of_sizes(
-    lm: LM,
-    examples: Sequence[Encoded],
-    sizes: Sequence[int],
-    seed: int,
-    layers: str = "",
-    loss_on: str = "completion",
-) -> list[np.ndarray]:
-    """Return projected gradients [N, K] of several sizes, from one pass over the examples.
-
-    Arguments and errors are those of `projected_gradients`.
     """
     if min(sizes) < 1:
         raise ValueError(f"size is {min(sizes)}, expected a positive number")
-    result: list = [None] * len(sizes)
-    for batch in losses.batches(lm, examples):
-        groups = factors.factors(lm, [examples[i] for i in batch], layers, loss_on)
-        for k, size in enumerate(sizes):
-            block = _project(groups, size, seed).cpu().numpy()
-            if result[k] is None:
-                result[k] = np.zeros((len(examples), block.shape[1]), np.float32)
-            result[k][batch] = block
+    result = [np.zeros((len(examples), width(lm, size, layers)), np.float32) for size in sizes]
+    for batch in gradient.losses.batches(lm, examples):
+        groups = gradient.factors.factors(lm, [examples[i] for i in batch], layers, loss_on)
+        for rows, size in zip(result, sizes, strict=True):
+            rows[batch] = _project(groups, size, seed).cpu().numpy()
     return result
 
 
 def width(lm: LM, size: int, layers: str = "") -> int:
-    """Return K, the numbers that are kept for one example."""
-    shapes = [layer.weight.shape for layer in linear_layers(lm, layers).values()]
+    """Return how many numbers are kept for one example: about size^2 a layer."""
+    shapes = [layer.weight.shape for layer in gradient.linear_layers(lm, layers).values()]
     return sum(min(size, rows) * min(size, columns) for rows, columns in shapes)
 
 
 def _project(groups: Sequence[Factors], size: int, seed: int) -> torch.Tensor:
-    """Project the gradients of n examples: float32 [n, K]."""
+    """Project the gradients of n examples: float32 [n, width]."""
+    import torch
+
     blocks = []
     for group in (part.widened() for part in groups):
         x = group.inputs
         for name, g in group.outputs.items():
-            p, q = (
-                _signs(side, name, seed, size, part.shape[-1]).to(part)
-                for side, part in (("out", g), ("in", x))
-            )
+            p = _signs(f"{seed} out {name}", size, g.shape[-1]).to(g)
+            q = _signs(f"{seed} in {name}", size, x.shape[-1]).to(x)
             blocks.append(((g @ p.T).mT @ (x @ q.T)).flatten(1))
     return torch.cat(blocks, 1).float()
 
 
-def _signs(side: str, name: str, seed: int, size: int, entries: int) -> torch.Tensor:
+def _signs(key: str, size: int, entries: int) -> torch.Tensor:
     """Return a random matrix [size, entries] of +-1/sqrt(size), or the identity if that is smaller.
 
     Drawn on the CPU, so that it is the same whatever the device and the choice of layers.
     """
+    import torch
+
     if entries <= size:
         return torch.eye(entries)
-    digest = hashlib.sha256(f"{seed} {side} {name}".encode()).digest()
+    digest = hashlib.sha256(key.encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
     signs = torch.randint(0, 2, (size, entries), generator=generator) * 2.0 - 1
     return signs / size**0.5
