@@ -259,6 +259,7 @@ def test_factors_lie_in_memory_or_in_a_file_without_a_name(tiny, monkeypatch, tm
 def test_a_full_disk_is_an_error_that_says_what_to_do(tiny, monkeypatch):
     lm = tiny()
     queries = encoded(lm, 6, seed=2)
+    monkeypatch.setitem(losses.TOKENS_PER_PASS, "cpu", 60)
     usage = shutil.disk_usage(tempfile.gettempdir())
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1))

@@ -5,12 +5,10 @@ TracInCP (Pruthi et al. 2020) adds gradient products up over the checkpoints w_t
     tracin_ij = sum_t eta_t < grad L(z_i; w_t), grad L(q_j; w_t) >
 
 in nats: what the queries' losses would fall by, to first order, if from each checkpoint in turn a
-step of plain gradient descent of size eta_t were taken on z_i alone.
-
-A schedule changes the learning rate between checkpoints, so eta_t is the mean over the steps that
-led to w_t (LESS, Xia et al. 2024, takes it so, too); the start, which no step has led to, counts
-with the rate of the first step away from it. The run itself takes steps of AdamW on batches' mean
-losses, so its own falls are other numbers than the sum; compare ranks.
+step of plain gradient descent of size eta_t were taken on z_i alone. eta_t is the mean rate of the
+steps that led to w_t (as LESS takes it, Xia et al. 2024), at the start that of the first step. The
+run itself takes steps of AdamW on batches' mean losses, so its own falls are other numbers than the
+sum; compare ranks.
 """
 
 from __future__ import annotations
@@ -36,18 +34,13 @@ if TYPE_CHECKING:
 class TracIn(Method):
     """Gradient products over a run's checkpoints: float32 [N, M], in nats, positive = helps.
 
-    A copy of the model is trained, its checkpoints are scored and deleted (they lie in TMPDIR, one
-    size of the model each), and the whole matrix is stored in one part, so that it is always of one
-    run. It is stored under the recipe, not under the checkpoints' hashes: training differs in the
-    last bits between machines, and the scores with it.
+    A copy of the model is trained, all its weights whatever the `layers`; its checkpoints are
+    scored and deleted (they lie in TMPDIR, one size of the model each), and the matrix is stored in
+    one part, so that it is of one run. It is stored under the recipe, not under the checkpoints'
+    hashes: training differs in the last bits between machines, and the scores with it.
 
-    Attributes:
-        recipe: How it is trained, with at least one checkpoint.
-        layers: See `layers.linear_layers`; of the scores only, all weights are trained.
-        loss_on: "completion" or "text": what is trained on, and the training examples' loss.
-        start: [N, M] products at the start if they are there, of the same layers and loss_on; saves
-            their part of the time.
-        memory: See `dot.GradientDot`.
+    `start` are the products [N, M] at the start, of the same layers and loss_on, if they are there;
+    that saves their part of the time. For layers, loss_on and memory see `gradient.gradient_dot`.
     """
 
     name = "tracin"
@@ -96,10 +89,7 @@ def over_checkpoints(
     queries: Sequence[Encoded],
     **how: str | float | None,
 ) -> np.ndarray:
-    """Return the sum over checkpoints (folder, learning rate) of one model: float32 [N, M].
-
-    `how` are options of `gradient.gradient_dot`.
-    """
+    """Return the sum over a model's checkpoints (folder, learning rate): float32 [N, M]."""
     total = np.zeros((len(train), len(queries)))
     for folder, rate in tqdm(checkpoints, desc="checkpoints"):
         if rate:  # at the end of many schedules it is zero

@@ -4,15 +4,15 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["dot", "factors", "forward_mode", "layers", "losses", "projected"],
+    submodules=["dot", "factor_cache", "factors", "forward_mode", "layers", "losses", "projected"],
     submod_attrs={
         "clamped_log": ["ClampedLog"],
-        "dot": ["GradientDot", "finite_difference", "gradient_dot"],
+        "dot": ["GradientDot", "GradientProducts", "gradient_dot", "load_parts"],
         "ekfac": ["EKFACInfluence"],
         "factors": ["norm_shares"],
         "forward_mode": ["mean_influence"],
         "layers": ["last_blocks", "linear_layers"],
-        "products": ["GradientProducts", "load_parts"],
+        "losses": ["finite_difference"],
         "projected": ["ProjectedProducts", "projected_gradients"],
     },
 )

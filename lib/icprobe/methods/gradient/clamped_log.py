@@ -7,9 +7,8 @@ layers then adds sign(s) log |s| of its own product s,
     clamped_log_ij = sum_t sign(s_t) log |s_t|
     s_t = < clamp(grad_t L(z_i)), clamp(grad_t L(q_j)) >
 
-It is not an inner product and no derivative of any loss: it is not linear in the examples, a
-product below 1 in magnitude changes its sign under the logarithm, entries below 1e-4 are raised,
-and a bias counts as much as a matrix. Use `dot.gradient_dot` for attribution.
+It is no derivative of any loss: a product below 1 in magnitude changes its sign under the
+logarithm, and a bias counts as much as a matrix. Use `dot.gradient_dot` for attribution.
 """
 
 from __future__ import annotations
@@ -32,14 +31,10 @@ MEMORY = 4.0  # GiB of whole query gradients held at once (0.4 a query for SmolL
 
 @dataclass(frozen=True)
 class ClampedLog(Method):
-    """The published clamp-and-log estimator; slow.
+    """The published clamp-and-log estimator: one backward pass a query, and one a training example.
 
-    It needs every entry of every gradient: one backward pass a query, and one a training example
-    for each `MEMORY` of queries; N M P operations for P parameters.
-
-    Attributes:
-        layers: A regular expression, see `layers.linear_layers`.
-        loss_on: Of the training examples: "text" (as published) or "completion".
+    Slow: N M P operations for P parameters. For `layers` and `loss_on` see `dot.gradient_dot`; the
+    published loss of training examples is on the "text".
     """
 
     name = "clamped_log"

@@ -10,18 +10,28 @@ is the first-order decrease of L(q_j) per unit of learning rate in one step of g
 z_i: TracIn at one checkpoint (Pruthi et al. 2020), which Jiao et al. 2025 compare probing with.
 """
 
-import math
+from __future__ import annotations
+
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-import torch
 
 from icprobe import models
-from icprobe.methods.gradient import factors, losses
-from icprobe.methods.gradient.factor_cache import FactorCache
-from icprobe.methods.gradient.layers import linear_layers
-from icprobe.models import LM, Encoded
+from icprobe.methods import gradient
+from icprobe.scores import run
+from icprobe.scores.experiment import Experiment
+from icprobe.scores.method import Examples, Method, Output, setting
+
+if TYPE_CHECKING:
+    import torch
+
+    from icprobe.models import LM, Encoded
+
+PRODUCT = "nats per unit of learning rate; positive = helps"
+COSINE = "cosine of the gradients, without unit; positive = helps"
 
 # GiB of gradient factors to hold in memory on a CPU; a token's take about a megabyte for
 # SmolLM2-135M in float32. Of a GPU's free memory, a share: passes need the rest
@@ -35,6 +45,70 @@ TOKENS_ON_GPU = 16384
 
 # queries' tokens whose factors, of one group of layers, are read from the file at once
 TOKENS_READ = 16384
+
+
+@dataclass(frozen=True)
+class GradientProducts(Method):
+    """Gradient dot products and cosines, from one pass, and what parts of the layers contribute.
+
+    Each of `parts`, regular expressions by name that choose some of the `layers` (such as
+    `layers.parts`), has an output of its name. For the other fields see `gradient_dot`; the
+    memory is that of each worker.
+    """
+
+    name = "gradient_dot"
+    unit = PRODUCT
+    notebook = "02"
+    block_size: ClassVar = {"cpu": 64, "cuda": 256}  # on a GPU, enough to fill its passes
+
+    layers: str = ""
+    loss_on: str = "completion"
+    parts: Mapping[str, str] = setting(())
+    memory: float | None = setting()
+
+    @property
+    def outputs(self) -> dict[str, Output]:
+        units = {"gradient_dot": PRODUCT, "gradient_cosine": COSINE}
+        outputs = {name: Output(name, self.options, unit) for name, unit in units.items()}
+        for name, layers in dict(self.parts).items():
+            options = {**self.options, "part": {"name": name, "layers": layers}}
+            outputs[name] = Output("gradient_dot", options, PRODUCT)
+        return outputs
+
+    @property
+    def worker_gib(self) -> float:
+        return MEMORY if self.memory is None else self.memory
+
+    def check(self, lm: LM, pool: Examples, queries: Examples) -> None:
+        chosen = gradient.linear_layers(lm, self.layers)
+        for part in dict(self.parts).values():
+            if not any(re.search(part, name) for name in chosen):
+                raise ValueError(
+                    f"no layer among {self.layers or 'all'!r} matches the part {part!r}"
+                )
+
+    def prepare(self, lm: LM, queries: Examples, pool: None) -> GradientDot:
+        return GradientDot(lm, queries.tokens, self.layers, self.memory)
+
+    def score(self, prepared: GradientDot, train: Examples) -> dict[str, np.ndarray]:
+        parts = list(dict(self.parts).values())
+        found = prepared.products(train.tokens, self.loss_on, parts)
+        return dict(zip(self.outputs, found, strict=True))
+
+
+def load_parts(experiment: Experiment, method: GradientProducts) -> dict[str, np.ndarray]:
+    """Return the finished products of all parts of layers, by name: float32 [N, M] each.
+
+    Raises ValueError if two different parts have the same name.
+    """
+    found = {}
+    for options, scores in run.variants(experiment, method.outputs["gradient_dot"]):
+        part = options.pop("part", None)
+        if part and options == method.options:
+            if part["name"] in found:
+                raise ValueError(f"two parts {part['name']!r} in {experiment.scores_dir}")
+            found[part["name"]] = scores
+    return dict(sorted(found.items()))
 
 
 class GradientDot:
@@ -52,58 +126,44 @@ class GradientDot:
         memory: float | None = None,
         cosines: bool = True,
     ) -> None:
-        """Compute the factors of M queries' gradients: one forward and backward pass each.
+        """Make the factors of M queries; without `cosines`, no norm of a gradient is computed.
 
-        Args:
-            lm: The model.
-            queries: M encoded examples.
-            layers: A regular expression, see `layers.linear_layers`.
-            memory: GiB of factors to hold in the device's memory, beside what the passes
-                themselves need; the rest goes to a temporary file (in TMPDIR, if set).
-            cosines: Whether `products` returns them, too, which takes the norms of all gradients.
-
-        Raises:
-            ValueError: If no layer matches, or a query cannot be learnt.
-            FloatingPointError: If a gradient is not finite; names the queries.
-            OSError: If the factors will not fit on the disk.
+        For the other arguments and the errors see `gradient_dot`.
         """
         self._lm, self._queries, self._layers = lm, queries, layers
-        self._cache = FactorCache((usual_memory(lm.device) if memory is None else memory) * 2**30)
+        memory = usual_memory(lm.device) if memory is None else memory
+        self._cache = gradient.factor_cache.FactorCache(memory * 2**30)
         self._norms = np.full(len(queries), np.nan)
         self._cosines = cosines
-        losses.within_memory(lm, self._keep_queries)
+        gradient.losses.within_memory(lm, self._keep_queries)
 
     def _keep_queries(self) -> None:
         self._cache.clear()
-        self._batches = list(losses.batches(self._lm, self._queries))
-        self._tokens = [losses.tokens(self._lm, self._queries, b) for b in self._batches]
-        for number, batch in enumerate(self._batches):
-            groups = factors.factors(self._lm, [self._queries[j] for j in batch], self._layers)
-            if number == 0:
+        self._batches = list(gradient.losses.batches(self._lm, self._queries))
+        self._tokens = [gradient.losses.tokens(self._lm, self._queries, b) for b in self._batches]
+        for batch in self._batches:
+            groups = self._keep(self._cache, self._queries, batch, self._norms)
+            if batch is self._batches[0]:
                 self._token_bytes = sum(group.nbytes for group in groups) / self._tokens[0]
-                self._cache.check_room(sum(self._tokens) * self._token_bytes)
-            if self._cosines:
-                self._norms[batch] = factors.norms(groups)
-            self._cache.put(groups)
+                self._cache.check_room(sum(self._tokens[1:]) * self._token_bytes)
+
+    def _keep(self, cache, examples, batch, norms, loss_on="completion"):
+        """Make the factors of a batch, put them on a cache, note the norms; return the factors."""
+        chosen = [examples[i] for i in batch]
+        groups = gradient.factors.factors(self._lm, chosen, self._layers, loss_on)
+        if self._cosines:
+            norms[batch] = gradient.factors.norms(groups)
+        cache.put(groups)
+        return groups
 
     def products(
         self, train: Sequence[Encoded], loss_on: str = "completion", parts: Sequence[str] = ()
     ) -> tuple[np.ndarray, ...]:
-        """Return gradient dot products and cosines, from one pass over N training examples.
+        """Return matrices float32 [N, M] from one pass over N training examples.
 
-        Losses are sums over the tokens of the "completion", or of the whole "text" (as published).
-        `parts` are regular expressions that each choose some of the layers.
-
-        Returns:
-            Products, float32 [N, M], in nats per unit of learning rate, and cosines, float32
-            [N, M], without unit, in [-1, 1] up to rounding (0 where a gradient is zero, not
-            numbers if they were not asked for); then for each of `parts` what its layers
-            contribute to the products, float32 [N, M].
-
-        Raises:
-            ValueError: If an example cannot be learnt.
-            FloatingPointError: If a gradient is not finite; names the examples.
-            OSError: If the factors do not fit on the disk.
+        The gradient dot products; the cosines (in [-1, 1] up to rounding, 0 where a gradient is
+        zero, not numbers if they were not asked for); and for each of `parts`, a regular expression
+        that chooses some of the layers, what these contribute to the products.
         """
         chosen = ("", *parts)
         norms = np.full(len(train), np.nan)
@@ -116,7 +176,7 @@ class GradientDot:
                     dot[np.ix_(rows, columns)] += sum(parts)
             return dots
 
-        dots = losses.within_memory(self._lm, dots_of_all)
+        dots = gradient.losses.within_memory(self._lm, dots_of_all)
         scale = np.outer(norms, self._norms)
         cosine = np.divide(dots[0], scale, out=0 * scale, where=scale > 0)
         return tuple(scores.astype(np.float32) for scores in (dots[0], cosine, *dots[1:]))
@@ -124,36 +184,35 @@ class GradientDot:
     def _blocks(self, train, norms, loss_on):
         """Yield rows, columns and products by layer, for one group of layers after another.
 
-        Makes each training example's factors and notes its norm. The queries' factors are met once
-        for as many training examples as are kept together (a tile), so the cost of meeting them is
-        shared: on a CPU at 4096 tokens it is less than that of the products themselves.
+        Notes the training examples' norms. The queries' factors are read once for as many training
+        examples as are kept together (a tile): on a CPU at 4096 tokens that costs less than the
+        products themselves.
         """
         lm = self._lm
-        batches = list(losses.batches(lm, train))
-        lengths = [losses.tokens(lm, train, batch) for batch in batches]
-        cache = FactorCache(self._cache.free)
+        batches = list(gradient.losses.batches(lm, train))
+        lengths = [gradient.losses.tokens(lm, train, batch) for batch in batches]
+        cache = gradient.factor_cache.FactorCache(self._cache.free)
         together = TOKENS_TOGETHER
         if lm.device.type == "cuda":
             together = max(together, min(TOKENS_ON_GPU, int(cache.free / self._token_bytes)))
         for tile in _runs(lengths, together):
             cache.clear()
             for batch in batches[tile]:
-                groups = factors.factors(lm, [train[i] for i in batch], self._layers, loss_on)
-                if self._cosines:
-                    norms[batch] = factors.norms(groups)
-                cache.put(groups)
+                groups = self._keep(cache, train, batch, norms, loss_on)
             rows = np.concatenate(batches[tile])
             for group in range(len(groups)):
                 mine = cache.read(group)
-                for run in _runs(self._tokens, TOKENS_READ):
-                    columns = np.concatenate(self._batches[run])
-                    parts = factors.products(mine, self._cache.read(group, run))
+                for part in _runs(self._tokens, TOKENS_READ):
+                    columns = np.concatenate(self._batches[part])
+                    parts = gradient.factors.products(mine, self._cache.read(group, part))
                     yield rows, columns, {name: part.cpu().numpy() for name, part in parts.items()}
             del mine, groups
 
 
 def usual_memory(device: torch.device) -> float:
     """Return how many GiB of gradient factors to hold where nothing else is asked for."""
+    import torch
+
     if device.type != "cuda":
         return MEMORY
     kept_by_torch = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -185,49 +244,26 @@ def gradient_dot(
     """Return <grad L(z_i), grad L(q_j)> for all pairs: float32 [N, M], positive = helps.
 
     Exact, in nats per unit of learning rate; with `cosine` divided by both gradients' norms and
-    without unit. `train` and `queries` are rows with id, prompt, completion, of at most
-    `max_length` tokens (see `models.encode`), or encoded already. For the other arguments and
-    errors, and to score block by block, see `GradientDot`.
+    without unit. To score block by block, see `GradientDot`.
+
+    Args:
+        lm: The model.
+        train: N rows with id, prompt, completion (or encoded already).
+        queries: M rows like them; their loss is on the completion.
+        layers: A regular expression, see `layers.linear_layers`.
+        loss_on: Training losses are sums over the tokens of the "completion", or of the "text" (the
+            prompt too, as published).
+        cosine: Whether to return cosines.
+        max_length: Most tokens of one example, see `models.encode`.
+        memory: GiB of factors to hold in the device's memory, beside what the passes themselves
+            need; the rest goes to a temporary file (in TMPDIR, if set).
+
+    Raises:
+        ValueError: If no layer matches, or an example cannot be learnt.
+        FloatingPointError: If a gradient is not finite; names the examples.
+        OSError: If the factors do not fit on the disk.
     """
     train, queries = (models.encode(lm, rows, max_length) for rows in (train, queries))
     held = GradientDot(lm, queries, layers, memory, cosines=cosine)
     products, cosines = held.products(train, loss_on)
     return cosines if cosine else products
-
-
-def finite_difference(
-    lm: LM,
-    train: Sequence[Encoded],
-    queries: Sequence[Encoded],
-    layers: str = "",
-    loss_on: str = "completion",
-    step: float = 0.003,
-) -> np.ndarray:
-    """Return `gradient_dot` measured by actual steps: float32 [N, M], for checks.
-
-    For each training example, the weights go a distance `step` (in their own unit) downhill and
-    uphill along its gradient, and back; half the difference of the queries' log-likelihoods over
-    the learning rate is the product, but for terms of third order and rounding.
-    """
-    weights = [module.weight for module in linear_layers(lm, layers).values()]
-    before = [weight.detach().clone() for weight in weights]
-
-    @torch.no_grad()
-    def move(rate: float, gradient: list[torch.Tensor]) -> None:
-        for weight, start, part in zip(weights, before, gradient, strict=True):
-            weight.copy_(start - rate * part)
-
-    def after_step(rate: float, gradient: list[torch.Tensor]) -> np.ndarray:
-        move(rate, gradient)
-        return np.array([models.token_log_likelihoods(lm, q).sum() for q in queries])
-
-    measured = []
-    for example in train:
-        gradient = losses.full_gradient(lm, example, weights, loss_on)
-        rate = step / math.sqrt(sum(float(part.double().square().sum()) for part in gradient))
-        try:
-            downhill, uphill = after_step(rate, gradient), after_step(-rate, gradient)
-        finally:
-            move(0, gradient)
-        measured.append((downhill - uphill) / (2 * rate))
-    return np.array(measured, dtype=np.float32)

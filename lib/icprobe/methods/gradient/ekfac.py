@@ -37,17 +37,12 @@ MEMORY = 4.0
 
 @dataclass(frozen=True)
 class EKFACInfluence(Method):
-    """Influence functions with EK-FAC curvature over the last transformer blocks.
+    """Influence functions with EK-FAC curvature over so many of the last transformer blocks.
 
-    The curvature is fitted once for all blocks of training examples: to the pool, or to one to two
-    thousand of it.
-
-    Attributes:
-        blocks: How many of the last transformer blocks, see `layers.last_blocks`.
-        layers: Which of their layers.
-        loss_on: Of the training examples: "completion" or "text".
-        seed: Of the labels that H is computed with: drawn from the model's own predictions at the
-            tokens of the loss, for each example the same whatever it is batched with.
+    The curvature is fitted once for all training examples: to the pool, or to one to two thousand
+    of it. The seed is that of the labels that H is computed with: drawn from the model's own
+    predictions at the tokens of the loss, for each example the same whatever it is batched with.
+    For `layers` and `loss_on` see `dot.gradient_dot`.
     """
 
     name = "ekfac"

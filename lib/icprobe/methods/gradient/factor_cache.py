@@ -7,22 +7,19 @@ of layers is read at a time.
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
 from icprobe.methods.gradient.factors import Factors
 
 
-@dataclass(frozen=True)
-class _Place:
-    """Where in the file a group's factors begin, and what they are like."""
+class _Place(NamedTuple):
+    """Where in the file a group's factors begin, tensors like them without memory, and a device."""
 
     start: int
+    like: Factors
     device: torch.device
-    dtype: torch.dtype
-    inputs: torch.Size
-    outputs: dict[str, torch.Size]
 
 
 class FactorCache:
@@ -38,7 +35,7 @@ class FactorCache:
         self._batches: list[list[Factors | _Place]] = []
 
     def check_room(self, size: float) -> None:
-        """Raise OSError if so many bytes will not fit on the disk, before all are made."""
+        """Raise OSError if so many more bytes will not fit on the disk, before all are made."""
         disk = shutil.disk_usage(tempfile.gettempdir()).free
         if size - self.free > disk:
             raise _full(f"they take {size / 2**30:.1f} GiB, it has {disk / 2**30:.1f} free")
@@ -67,29 +64,26 @@ class FactorCache:
             self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - closed with the cache
         start = self._file.seek(self._end)
         try:
-            for part in (group.inputs, *group.outputs.values()):
+            for part in group.tensors:
                 left = _bytes(part.contiguous().cpu())
                 while left:
                     left = left[self._file.write(left) :]
-            self._end = self._file.tell()
         except OSError as error:
             raise _full(error.strerror) from error
-        x, outputs = group.inputs, {name: part.shape for name, part in group.outputs.items()}
-        return _Place(start, x.device, x.dtype, x.shape, outputs)
+        self._end = self._file.tell()
+        return _Place(start, group.map(lambda part: part.to("meta")), group.inputs.device)
 
     def _load(self, place: _Place) -> Factors:
         self._file.seek(place.start)
-        inputs, *outputs = (
-            self._read_next(shape, place) for shape in (place.inputs, *place.outputs.values())
-        )
-        return Factors(inputs, dict(zip(place.outputs, outputs, strict=True)))
 
-    def _read_next(self, shape: torch.Size, place: _Place) -> torch.Tensor:
-        part = torch.empty(shape, dtype=place.dtype)
-        left = _bytes(part)
-        while left:
-            left = left[self._file.readinto(left) :]
-        return part.to(place.device)
+        def next_like(part: torch.Tensor) -> torch.Tensor:
+            part = torch.empty(part.shape, dtype=part.dtype)
+            left = _bytes(part)
+            while left:
+                left = left[self._file.readinto(left) :]
+            return part.to(place.device)
+
+        return place.like.map(next_like)
 
 
 def _full(reason: str) -> OSError:

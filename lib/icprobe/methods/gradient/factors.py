@@ -13,7 +13,7 @@ the second d_in + d_out a pair of tokens. Short examples take the second, long o
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -26,7 +26,7 @@ from icprobe.methods.gradient.layers import linear_layers
 from icprobe.methods.gradient.losses import batches, logits_of, loss_inputs
 from icprobe.models import LM, Encoded
 
-# entries of weight gradients that are made at once: on a CPU, what its cache holds
+# entries of weight gradients made at once: on a CPU, what its cache holds
 WEIGHT_ENTRIES = {"cpu": 2**23, "cuda": 2**28}
 
 # time of an operation over weights, in that of one over tokens (measured on a CPU; on an H200, 2)
@@ -53,14 +53,21 @@ class Factors:
         return self.inputs.shape[:2].numel()
 
     @property
+    def tensors(self) -> list[torch.Tensor]:
+        return [self.inputs, *self.outputs.values()]
+
+    @property
     def nbytes(self) -> int:
-        return sum(part.nbytes for part in (self.inputs, *self.outputs.values()))
+        return sum(part.nbytes for part in self.tensors)
+
+    def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Factors":
+        inputs = change(self.inputs)
+        return Factors(inputs, {name: change(part) for name, part in self.outputs.items()})
 
     def widened(self) -> "Factors":
         """Return them in float32 or better, in which sums are to be taken."""
         dtype = torch.promote_types(self.inputs.dtype, torch.float32)
-        outputs = {name: part.to(dtype) for name, part in self.outputs.items()}
-        return Factors(self.inputs.to(dtype), outputs)
+        return self.map(lambda part: part.to(dtype))
 
     def multipliable(self) -> "Factors":
         """Return them as `_matmul` takes them: short floats only where a GPU multiplies those."""
@@ -73,13 +80,8 @@ def factors(
     """Return the factors of each example's loss gradient, from one forward and backward pass.
 
     One entry for each group of layers that read the same input, such as queries, keys and values.
-    Losses are negative log-likelihoods in nats, summed over the tokens of the "completion", or of
-    the "text" (all but the first). Examples are padded to the longest; that changes nothing.
-
-    Raises:
-        ValueError: If an example cannot be learnt (see `losses.loss_inputs`), or the model does not
-            run each chosen layer once.
-        FloatingPointError: If a loss or gradient is not finite; names the examples.
+    Examples are padded to the longest; that changes nothing. Arguments and errors are those of
+    `dot.gradient_dot`; and ValueError if the model does not run each chosen layer once.
     """
     ids, rows, columns, targets = loss_inputs(lm, examples, loss_on)
     chosen = linear_layers(lm, layers)
@@ -99,21 +101,20 @@ def factors(
         Factors(by_token(call.inputs), {name: by_token(next(found)) for name in call.outputs})
         for call in captured
     ]
-    wrong = {int(rows[k]) for k in (~nats.isfinite()).nonzero()[:, 0].tolist()}
-    for group in result:
-        for part in (group.inputs, *group.outputs.values()):
-            finite = part.abs().amax((1, 2)).isfinite()  # the largest is only if all are
-            wrong |= set((~finite).nonzero()[:, 0].tolist())
-    if wrong:
-        names = ", ".join(repr(examples[row].id) for row in sorted(wrong))
-        raise FloatingPointError(f"loss or gradient is not finite: examples {names}")
+    finite = torch.ones(len(examples), dtype=torch.bool)
+    finite[rows[~nats.isfinite().cpu()]] = False
+    for part in (part for group in result for part in group.tensors):
+        finite &= part.abs().amax((1, 2)).isfinite().cpu()  # the largest is only if all are
+    if not finite.all():
+        wrong = [repr(one.id) for one, good in zip(examples, finite, strict=True) if not good]
+        raise FloatingPointError(f"loss or gradient is not finite: examples {', '.join(wrong)}")
     return result
 
 
 def products(one: Sequence[Factors], other: Sequence[Factors]) -> dict[str, torch.Tensor]:
     """Return the inner products of all pairs of gradients, by layer: float64 [n, m] each.
 
-    Each side has the factors of its examples for one group of layers, in any number of batches.
+    Each side has its examples' factors for one group of layers, in any number of batches.
     """
     one, other = ([part.multipliable() for part in side] for side in (one, other))
     n, m = (sum(len(part) for part in side) for side in (one, other))
@@ -130,10 +131,9 @@ def _short(part: torch.Tensor) -> bool:
 
 
 def _matmul(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-    """Return a @ b in float32 or better, of matrices or batches of them.
+    """Return a @ b in float32 or better, of matrices or batches of them; of short floats on GPUs.
 
-    The product of two short floats is a float32 without rounding, and their sums are in float32;
-    PyTorch has that on GPUs only.
+    The product of two short floats is a float32 without rounding, and their sums are in float32.
     """
     if not _short(a):
         return torch.matmul(a, b, out=out)
@@ -225,13 +225,11 @@ def norm_shares(
 
 @dataclass
 class _Call:
-    """Layers that were given the same tensor: that tensor, and their outputs' place in the graph.
-
-    An output may be changed in place afterwards, so not the tensor is kept but the edge behind it.
-    """
+    """Layers that were given the same tensor, and its version then."""
 
     inputs: torch.Tensor
     version: int
+    # by layer; not the tensors, which may be changed in place afterwards
     outputs: dict[str, torch.autograd.graph.GradientEdge]
 
 

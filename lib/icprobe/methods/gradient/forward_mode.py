@@ -6,8 +6,7 @@ The mean over queries of the gradient dot products is a directional derivative,
 
 so one forward pass with tangents (Jacobian-vector product) gives it for a batch of training
 examples, for three times the operations of a plain forward pass and with its memory. (A forward and
-a backward pass to the activations takes as many; what is saved is the memory of the backward pass,
-and the products with every single query.)
+a backward pass to the activations takes as many operations, but more memory.)
 """
 
 import functools
@@ -22,7 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from icprobe import models
 from icprobe.methods.gradient import factors, losses
-from icprobe.methods.gradient.layers import LINEAR, is_transposed, linear_layers
+from icprobe.methods.gradient.layers import LINEAR, linear_layers
 from icprobe.models import LM, Encoded
 
 
@@ -35,13 +34,9 @@ def mean_influence(
 ) -> np.ndarray:
     """Return mean_j <grad L(z_i), grad L(q_j)>: float32 [N], positive = helps.
 
-    In nats per unit of learning rate: the mean over queries of `dot.gradient_dot`.
-
-    Raises:
-        ValueError: If there are no examples, no layer matches, or an example cannot be learnt.
-        NotImplementedError: If torch lacks the forward-mode derivative of some operation of the
-            model (mixtures of experts, for instance).
-        FloatingPointError: If a value is not finite; names the examples.
+    The mean over queries of `dot.gradient_dot`, in nats per unit of learning rate, with the same
+    arguments and errors; and NotImplementedError where torch lacks the forward-mode derivative of
+    some operation of the model (mixtures of experts, for instance).
     """
     return along(lm, mean_gradient(lm, queries, layers), train, loss_on)
 
@@ -56,7 +51,7 @@ def mean_gradient(lm: LM, queries: Sequence[Encoded], layers: str = "") -> dict[
         for group in (part.widened() for part in groups):
             for name, g in group.outputs.items():
                 part = g.flatten(0, 1).T @ group.inputs.flatten(0, 1) / len(queries)
-                total[name] += part.T if is_transposed(chosen[name]) else part
+                total[name] += part if isinstance(chosen[name], nn.Linear) else part.T
     return {name: part.to(lm.model.dtype) for name, part in total.items()}
 
 
@@ -132,4 +127,4 @@ def _tangents(lm: LM, direction: Mapping[str, torch.Tensor]) -> Iterator[None]:
 
 def _across(layer: nn.Module, weight: torch.Tensor) -> torch.Tensor:
     """Return a matrix like the layer's weight as [d_in, d_out], to be multiplied from the left."""
-    return weight if is_transposed(layer) else weight.T
+    return weight.T if isinstance(layer, nn.Linear) else weight

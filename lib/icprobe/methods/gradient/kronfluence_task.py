@@ -12,7 +12,6 @@ from kronfluence.utils.dataset import DataLoaderKwargs
 from torch import nn
 
 from icprobe.methods.gradient import losses
-from icprobe.methods.gradient.layers import is_transposed
 from icprobe.models import LM, Encoded
 
 Losses = list[tuple[Encoded, str]]  # examples, and what of each the loss is on
@@ -80,7 +79,7 @@ class _Plain(nn.Module):
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
-        weight = layer.weight.T if is_transposed(layer) else layer.weight
+        weight = layer.weight if isinstance(layer, nn.Linear) else layer.weight.T
         self.linear = nn.Linear(1, 1, bias=False, device="meta")
         self.linear.weight = nn.Parameter(weight.detach())
         self.linear.out_features, self.linear.in_features = weight.shape

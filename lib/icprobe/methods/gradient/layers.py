@@ -9,14 +9,14 @@ from transformers.pytorch_utils import Conv1D
 
 from icprobe.models import LM
 
-LINEAR = (nn.Linear, Conv1D)
+LINEAR = (nn.Linear, Conv1D)  # whose weights are [d_out, d_in] and [d_in, d_out]
 
 # a block's number in the name of a layer, such as model.layers.3.mlp.up_proj
 BLOCK = re.compile(r"\.(\d+)\.")
 
-OUTSIDE = "outside the blocks"  # the part of other layers, such as OPT's projections
-
-BANDS = 6  # runs of neighbouring blocks, see `parts`
+# see `parts`: runs of neighbouring blocks, and the part of other layers, such as OPT's projections
+BANDS = 6
+OUTSIDE = "outside the blocks"
 
 # fraction of the blocks' weights in no linear layer above which there is a warning
 LEFT_OUT = 0.01
@@ -26,13 +26,11 @@ def linear_layers(lm: LM, layers: str = "") -> dict[str, nn.Module]:
     """Return the linear layers of the transformer blocks by name: all but the output head.
 
     `layers` is a regular expression that the name must contain, such as "mlp" or "layers.29".
+    Without it, a UserWarning says if much of the blocks' weights is in no linear layer, as in
+    mixtures of experts.
 
     Raises:
         ValueError: If there is none (lists the module types found), or two share their weight.
-
-    Warns:
-        UserWarning: If much of the blocks' weights is in no linear layer, as in mixtures of
-            experts, and none were chosen.
     """
     head = lm.model.get_output_embeddings()
     modules = dict(lm.model.named_modules())
@@ -69,8 +67,7 @@ def linear_layers(lm: LM, layers: str = "") -> dict[str, nn.Module]:
 def last_blocks(lm: LM, count: int, layers: str = "") -> str:
     """Return the regular expression that chooses the last transformer blocks among `layers`.
 
-    Raises:
-        ValueError: If there are not so many blocks.
+    Raises ValueError if there are not so many blocks.
     """
     chosen = linear_layers(lm, layers)
     numbers = {int(number) for name in chosen for number in BLOCK.findall(name)}
@@ -83,8 +80,8 @@ def last_blocks(lm: LM, count: int, layers: str = "") -> str:
 def parts(lm: LM, layers: str = "") -> dict[str, str]:
     """Return the kinds of layers and bands of blocks: by name, the regular expression for each.
 
-    Both, with the layers outside of the numbered blocks (`OUTSIDE`) where a model has some, cut the
-    layers into parts whose dot products add up to the whole.
+    Both, with the layers outside of the numbered blocks where a model has some, cut the layers into
+    parts whose dot products add up to the whole.
     """
     names = list(linear_layers(lm, layers))
     outside = [name for name in names if not BLOCK.search(name)]
@@ -96,8 +93,3 @@ def parts(lm: LM, layers: str = "") -> dict[str, str]:
     for band in np.array_split(numbers, min(BANDS, len(numbers))):
         by_name[f"blocks {band[0]:02}-{band[-1]:02}"] = rf"\.({'|'.join(map(str, band))})\."
     return by_name
-
-
-def is_transposed(layer: nn.Module) -> bool:
-    """Tell a Conv1D, whose weight is [d_in, d_out], from a Linear."""
-    return isinstance(layer, Conv1D)

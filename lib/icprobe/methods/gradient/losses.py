@@ -1,11 +1,14 @@
 """Losses whose gradients are taken: of batches of examples, padded, within the device's memory."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import nn
 
 from icprobe import models
+from icprobe.methods.gradient.layers import linear_layers
 from icprobe.models import LM, Encoded, Result
 
 # what the loss of a training example is taken over
@@ -24,10 +27,9 @@ MULTIPLE = {"cpu": 1, "cuda": 8}
 def loss_inputs(lm: LM, examples: Sequence[Encoded], loss_on: str) -> tuple[torch.Tensor, ...]:
     """Return ids [n, T], and row, column and target id [S] of each token of the loss.
 
-    Raises:
-        ValueError: If `loss_on` is unknown, the model is in training mode (dropout would make the
-            numbers random) or inference mode is on, or an example has no prompt or completion or is
-            too long for the model.
+    Raises ValueError for an example that cannot be learnt: without prompt or completion, or too
+    long; for an unknown `loss_on`; and in training mode (dropout makes random numbers) or inference
+    mode.
     """
     if loss_on not in LOSSES:
         raise ValueError(f"loss_on is {loss_on!r}, expected 'completion' or 'text'")
@@ -77,12 +79,47 @@ def full_gradient(
     parameters: Sequence[nn.Parameter],
     loss_on: str = "completion",
 ) -> list[torch.Tensor]:
-    """Return the gradient of one example's loss by each of the parameters, as autograd does.
-
-    As large as the parameters themselves: for checks and for estimators that need every entry.
-    """
+    """Return the gradient of one example's loss by each of the parameters, as large as they are."""
     loss = token_losses(lm, example, loss_on).sum()
     return list(torch.autograd.grad(loss, list(parameters)))
+
+
+def finite_difference(
+    lm: LM,
+    train: Sequence[Encoded],
+    queries: Sequence[Encoded],
+    layers: str = "",
+    loss_on: str = "completion",
+    step: float = 0.003,
+) -> np.ndarray:
+    """Return `gradient_dot` measured by actual steps: float32 [N, M], for checks.
+
+    For each training example, the weights go a distance `step` (in their own unit) downhill and
+    uphill along its gradient, and back; half the difference of the queries' log-likelihoods over
+    the learning rate is the product, but for terms of third order and rounding.
+    """
+    weights = [module.weight for module in linear_layers(lm, layers).values()]
+    before = [weight.detach().clone() for weight in weights]
+
+    @torch.no_grad()
+    def move(rate: float, gradient: list[torch.Tensor]) -> None:
+        for weight, start, part in zip(weights, before, gradient, strict=True):
+            weight.copy_(start - rate * part)
+
+    def after_step(rate: float, gradient: list[torch.Tensor]) -> np.ndarray:
+        move(rate, gradient)
+        return np.array([models.token_log_likelihoods(lm, q).sum() for q in queries])
+
+    measured = []
+    for example in train:
+        gradient = full_gradient(lm, example, weights, loss_on)
+        rate = step / math.sqrt(sum(float(part.double().square().sum()) for part in gradient))
+        try:
+            downhill, uphill = after_step(rate, gradient), after_step(-rate, gradient)
+        finally:
+            move(0, gradient)
+        measured.append((downhill - uphill) / (2 * rate))
+    return np.array(measured, dtype=np.float32)
 
 
 def by_length(examples: Sequence[Encoded]) -> list[int]:
@@ -93,8 +130,7 @@ def by_length(examples: Sequence[Encoded]) -> list[int]:
 def batches(lm: LM, examples: Sequence[Encoded]) -> Iterator[list[int]]:
     """Cut examples into batches of like length, for one pass each: lists of indices.
 
-    Raises:
-        ValueError: If there are no examples.
+    Raises ValueError if there are none.
     """
     if not examples:
         raise ValueError("there are no examples")

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from icprobe.methods import gradient
-from icprobe.methods.gradient.products import PRODUCT
+from icprobe.methods.gradient.dot import PRODUCT
 from icprobe.scores.method import Examples, Method, Output, setting
 
 if TYPE_CHECKING:
@@ -26,12 +26,14 @@ if TYPE_CHECKING:
     from icprobe.methods.gradient.factors import Factors
     from icprobe.models import LM, Encoded
 
+    Prepared = tuple[LM, list[np.ndarray]]
+
 
 @dataclass(frozen=True)
 class ProjectedProducts(Method):
-    """Products of gradients that are projected to several sizes: unbiased estimates of products.
+    """Unbiased estimates of products, from gradients projected to several sizes k.
 
-    Each size k has an output "projected <k>". The seed is that of the random matrices.
+    Each has an output "projected <k>". The seed is that of the random matrices.
     """
 
     name = "projected"
@@ -46,28 +48,17 @@ class ProjectedProducts(Method):
 
     @property
     def outputs(self) -> dict[str, Output]:
-        return {
-            f"{self.name} {size}": Output(self.name, {**self.options, "size": size}, self.unit)
-            for size in self.sizes
-        }
+        options = {size: {**self.options, "size": size} for size in self.sizes}
+        return {f"{self.name} {k}": Output(self.name, options[k], self.unit) for k in self.sizes}
 
-    def only(self, names: Sequence[str]) -> ProjectedProducts:
-        sizes = [size for size in self.sizes if f"{self.name} {size}" in names]
-        return replace(self, sizes=tuple(sizes))
+    def prepare(self, lm: LM, queries: Examples, pool: None) -> Prepared:
+        return lm, projected_gradients(lm, queries.tokens, self.sizes, self.seed, self.layers)
 
-    def prepare(self, lm: LM, queries: Examples, pool: None) -> tuple[LM, dict[int, np.ndarray]]:
-        found = projected_gradients(lm, queries.tokens, self.sizes, self.seed, self.layers)
-        return lm, dict(zip(self.sizes, found, strict=True))
-
-    def score(
-        self, prepared: tuple[LM, dict[int, np.ndarray]], train: Examples
-    ) -> dict[str, np.ndarray]:
+    def score(self, prepared: Prepared, train: Examples) -> dict[str, np.ndarray]:
         lm, queries = prepared
-        found = projected_gradients(
-            lm, train.tokens, self.sizes, self.seed, self.layers, self.loss_on
-        )
-        sizes = zip(self.sizes, found, strict=True)
-        return {f"{self.name} {size}": one @ queries[size].T for size, one in sizes}
+        how = self.sizes, self.seed, self.layers, self.loss_on
+        found = zip(projected_gradients(lm, train.tokens, *how), queries, strict=True)
+        return {name: a @ b.T for name, (a, b) in zip(self.outputs, found, strict=True)}
 
 
 def projected_gradients(
@@ -81,11 +72,8 @@ def projected_gradients(
     """Return the examples' projected gradients for each size k: float32 [N, `width`] each.
 
     Inner products of the rows of two such matrices (of one size and seed) are unbiased estimates of
-    `dot.gradient_dot`, in nats per unit of learning rate. All sizes are made in one pass.
-
-    Raises:
-        ValueError: If a size is not positive, no layer matches, or an example cannot be learnt.
-        FloatingPointError: If a gradient is not finite; names the examples.
+    `dot.gradient_dot`, in nats per unit of learning rate; arguments and errors are the same. All
+    sizes are made in one pass.
     """
     if min(sizes) < 1:
         raise ValueError(f"size is {min(sizes)}, expected a positive number")
