@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from icprobe import models
 from icprobe.methods import costs, hidden_states, icp
 from icprobe.methods.costs import Lengths, Shape
-from icprobe.methods.gradient import forward_mode, linear_layers, losses, projected_gradients
+from icprobe.methods.gradient import linear_layers, losses, mean_influence, projected_gradients
 
 PROMPTS = ("A cat sat", "A cat ran off", "Two dogs")
 ROWS = [
@@ -145,13 +145,12 @@ def test_reading_takes_what_pytorch_counts(work):
 
 
 @pytest.mark.parametrize("loss_on", ["completion", "text"])
-def test_forward_mode_takes_what_pytorch_counts(work, loss_on):
+def test_forward_mode_takes_what_pytorch_counts(work, loss_on, monkeypatch):
     lm, shape, train, queries = work
+    monkeypatch.setitem(losses.TOKENS_PER_PASS, "cpu", 1)  # no padding
 
     def every_one():
-        direction = forward_mode.mean_gradient(lm, queries[:1])
-        for example in train:
-            forward_mode.along(lm, direction, [example], loss_on)
+        mean_influence(lm, train, queries[:1], loss_on=loss_on)
 
     lengths = Lengths.of(train, queries[:1], loss_on)
     expected = costs.query_set(without_attention(shape), lengths).operations

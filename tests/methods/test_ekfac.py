@@ -36,13 +36,6 @@ def test_blocks_of_examples_share_one_fit(tiny):
     close(np.concatenate(blocks), method.score(prepared, pool))
 
 
-def test_large_damping_gives_gradient_dot(tiny, monkeypatch):
-    monkeypatch.setattr(ekfac, "DAMPING", 1e9)
-    lm = tiny()
-    train, queries = examples(5, seed=1), examples(4, seed=2)
-    close(scores(lm, train, queries) * 1e9, gradient_dot(lm, train, queries))
-
-
 def with_labels(lm, example, index, seed):
     """Draw the labels of an example from the model, by the inverse of the distribution."""
     ids, mask = models.sequence(lm, example)

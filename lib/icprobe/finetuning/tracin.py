@@ -89,7 +89,10 @@ def over_checkpoints(
     queries: Sequence[Encoded],
     **how: str | float | None,
 ) -> np.ndarray:
-    """Return the sum over a model's checkpoints (folder, learning rate): float32 [N, M]."""
+    """Return the sum over checkpoints (folder, learning rate) of a run: float32 [N, M], in nats.
+
+    They are read in the dtype and on the device of `lm`; for the rest see `gradient.gradient_dot`.
+    """
     total = np.zeros((len(train), len(queries)))
     for folder, rate in tqdm(checkpoints, desc="checkpoints"):
         if rate:  # at the end of many schedules it is zero

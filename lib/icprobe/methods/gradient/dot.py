@@ -131,14 +131,13 @@ class GradientDot:
         For the other arguments and the errors see `gradient_dot`.
         """
         self._lm, self._queries, self._layers = lm, queries, layers
-        memory = usual_memory(lm.device) if memory is None else memory
-        self._cache = gradient.factor_cache.FactorCache(memory * 2**30)
+        self._memory = 2**30 * (usual_memory(lm.device) if memory is None else memory)
         self._norms = np.full(len(queries), np.nan)
         self._cosines = cosines
         gradient.losses.within_memory(lm, self._keep_queries)
 
     def _keep_queries(self) -> None:
-        self._cache.clear()
+        self._cache = gradient.factor_cache.FactorCache(self._memory)
         self._batches = list(gradient.losses.batches(self._lm, self._queries))
         self._tokens = [gradient.losses.tokens(self._lm, self._queries, b) for b in self._batches]
         for batch in self._batches:
@@ -191,12 +190,11 @@ class GradientDot:
         lm = self._lm
         batches = list(gradient.losses.batches(lm, train))
         lengths = [gradient.losses.tokens(lm, train, batch) for batch in batches]
-        cache = gradient.factor_cache.FactorCache(self._cache.free)
-        together = TOKENS_TOGETHER
+        free, together = self._cache.free, TOKENS_TOGETHER
         if lm.device.type == "cuda":
-            together = max(together, min(TOKENS_ON_GPU, int(cache.free / self._token_bytes)))
+            together = max(together, min(TOKENS_ON_GPU, int(free / self._token_bytes)))
         for tile in _runs(lengths, together):
-            cache.clear()
+            cache = gradient.factor_cache.FactorCache(free)
             for batch in batches[tile]:
                 groups = self._keep(cache, train, batch, norms, loss_on)
             rows = np.concatenate(batches[tile])
@@ -206,7 +204,7 @@ class GradientDot:
                     columns = np.concatenate(self._batches[part])
                     parts = gradient.factors.products(mine, self._cache.read(group, part))
                     yield rows, columns, {name: part.cpu().numpy() for name, part in parts.items()}
-            del mine, groups
+            del mine, groups  # before the next tile's are made
 
 
 def usual_memory(device: torch.device) -> float:

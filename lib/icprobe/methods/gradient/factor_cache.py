@@ -4,6 +4,7 @@ They stay in memory as far as there is room; the rest goes to a temporary file, 
 of layers is read at a time.
 """
 
+import os
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -30,8 +31,8 @@ class FactorCache:
 
     def __init__(self, memory: float) -> None:
         """Make an empty cache; a batch that does not fit in `memory` bytes goes to the file."""
-        self._memory = self.free = memory
-        self._file, self._end = None, 0
+        self.free = memory
+        self._file = None
         self._batches: list[list[Factors | _Place]] = []
 
     def check_room(self, size: float) -> None:
@@ -54,15 +55,10 @@ class FactorCache:
         kept = (batch[group] for batch in self._batches[batches])
         return [self._load(part) if isinstance(part, _Place) else part for part in kept]
 
-    def clear(self) -> None:
-        """Forget all batches; the file's room is used again."""
-        self.free, self._end = self._memory, 0
-        self._batches.clear()
-
     def _write(self, group: Factors) -> _Place:
         if self._file is None:
             self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - closed with the cache
-        start = self._file.seek(self._end)
+        start = self._file.seek(0, os.SEEK_END)
         try:
             for part in group.tensors:
                 left = _bytes(part.contiguous().cpu())
@@ -70,7 +66,6 @@ class FactorCache:
                     left = left[self._file.write(left) :]
         except OSError as error:
             raise _full(error.strerror) from error
-        self._end = self._file.tell()
         return _Place(start, group.map(lambda part: part.to("meta")), group.inputs.device)
 
     def _load(self, place: _Place) -> Factors:

@@ -25,6 +25,7 @@ from icprobe.methods.gradient.layers import LINEAR, linear_layers
 from icprobe.models import LM, Encoded
 
 
+@torch.no_grad()
 def mean_influence(
     lm: LM,
     train: Sequence[Encoded],
@@ -38,31 +39,7 @@ def mean_influence(
     arguments and errors; and NotImplementedError where torch lacks the forward-mode derivative of
     some operation of the model (mixtures of experts, for instance).
     """
-    return along(lm, mean_gradient(lm, queries, layers), train, loss_on)
-
-
-def mean_gradient(lm: LM, queries: Sequence[Encoded], layers: str = "") -> dict[str, torch.Tensor]:
-    """Return the mean gradient v of the queries by layer, by backward passes over them."""
-    chosen = linear_layers(lm, layers)
-    exact = torch.promote_types(lm.model.dtype, torch.float32)
-    total = {name: torch.zeros_like(layer.weight, dtype=exact) for name, layer in chosen.items()}
-    for batch in losses.batches(lm, queries):
-        groups = factors.factors(lm, [queries[j] for j in batch], layers)
-        for group in (part.widened() for part in groups):
-            for name, g in group.outputs.items():
-                part = g.flatten(0, 1).T @ group.inputs.flatten(0, 1) / len(queries)
-                total[name] += part if isinstance(chosen[name], nn.Linear) else part.T
-    return {name: part.to(lm.model.dtype) for name, part in total.items()}
-
-
-@torch.no_grad()
-def along(
-    lm: LM,
-    direction: Mapping[str, torch.Tensor],
-    train: Sequence[Encoded],
-    loss_on: str = "completion",
-) -> np.ndarray:
-    """Return how the examples' losses change along v, per step: float32 [N]; no backward pass."""
+    direction = _mean_gradient(lm, queries, layers)
     scores = np.zeros(len(train))
     for batch in losses.batches(lm, train):
         examples = [train[i] for i in batch]
@@ -84,6 +61,20 @@ def along(
     if wrong:
         raise FloatingPointError(f"influence is not finite: examples {', '.join(wrong)}")
     return scores.astype(np.float32)
+
+
+def _mean_gradient(lm: LM, queries: Sequence[Encoded], layers: str) -> dict[str, torch.Tensor]:
+    """Return the mean gradient v of the queries by layer, by backward passes over them."""
+    chosen = linear_layers(lm, layers)
+    exact = torch.promote_types(lm.model.dtype, torch.float32)
+    total = {name: torch.zeros_like(layer.weight, dtype=exact) for name, layer in chosen.items()}
+    for batch in losses.batches(lm, queries):
+        groups = factors.factors(lm, [queries[j] for j in batch], layers)
+        for group in (part.widened() for part in groups):
+            for name, g in group.outputs.items():
+                part = g.flatten(0, 1).T @ group.inputs.flatten(0, 1) / len(queries)
+                total[name] += part if isinstance(chosen[name], nn.Linear) else part.T
+    return {name: part.to(lm.model.dtype) for name, part in total.items()}
 
 
 @contextmanager
