@@ -147,7 +147,7 @@ def test_the_model_is_left_as_it_was(tiny, monkeypatch, error, where):
     owner, name, fine = {
         "query pass": (models, "log_likelihoods", 4),  # the second example's first step
         "middle of a step": (torch.optim.AdamW, "step", 3),
-        "backward pass": (losses, "loss", 1),
+        "backward pass": (losses, "token_losses", 1),
     }[where]
     original, calls = getattr(owner, name), []
 
