@@ -66,10 +66,9 @@ def test_products_of_factors_are_those_of_widened_ones(dtype):
 
     def batch(n: int, tokens: int) -> tuple[factors.Factors, factors.Factors]:
         x, *g = (torch.randn(n, tokens, d, generator=random) for d in (24, 16, 40))
-        x, *g = (part.to(getattr(torch, dtype)) for part in (x, *g))
-        there = {f"layer {k}": part.cuda() for k, part in enumerate(g)}
-        here = {f"layer {k}": part.double() for k, part in enumerate(g)}
-        return factors.Factors(x.cuda(), there), factors.Factors(x.double(), here)
+        exact = factors.Factors(x, {f"layer {k}": part for k, part in enumerate(g)})
+        held = exact.map(lambda part: part.to(getattr(torch, dtype)))
+        return held.map(torch.Tensor.cuda), held.map(torch.Tensor.double)
 
     (one, exact_one), (other, exact_other) = ([*zip(*sizes, strict=True)] for sizes in (
         [batch(3, 16), batch(2, 8)], [batch(4, 24)],

@@ -85,8 +85,7 @@ def factors(
     """
     ids, rows, columns, targets = loss_inputs(lm, examples, loss_on)
     chosen = linear_layers(lm, layers)
-    captured: list[_Call] = []
-    with _frozen(lm), _capturing(chosen, captured):
+    with _frozen(lm), _capturing(chosen) as captured:
         logits = logits_of(lm, ids, rows, columns)
         nats = nn.functional.cross_entropy(logits, targets, reduction="none")
         _check_calls(captured, chosen)
@@ -268,8 +267,9 @@ def _frozen(lm: LM) -> Iterator[None]:
 
 
 @contextmanager
-def _capturing(layers: dict[str, nn.Module], calls: list[_Call]) -> Iterator[None]:
-    """Append a call for each layer; layers that read one tensor one after another share theirs."""
+def _capturing(layers: dict[str, nn.Module]) -> Iterator[list[_Call]]:
+    """Yield a list that gets a call for each layer, one for all that read a tensor in a row."""
+    calls = []
 
     def keep(name, inputs, output):
         x = inputs[0]
@@ -282,7 +282,7 @@ def _capturing(layers: dict[str, nn.Module], calls: list[_Call]) -> Iterator[Non
         for name, module in layers.items()
     ]
     try:
-        yield
+        yield calls
     finally:
         for hook in hooks:
             hook.remove()
