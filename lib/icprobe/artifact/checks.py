@@ -8,7 +8,7 @@ import re
 import string
 from pathlib import Path
 
-from pydantic import ValidationInfo
+from pydantic import ValidationError, ValidationInfo
 
 from icprobe.artifact.parameters import did_you_mean
 from icprobe.data import paths
@@ -149,8 +149,8 @@ def step(value: list) -> list:
 
     try:
         training_effect.Step(*value)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"[optimizer, rate]: {error}") from None
+    except ValidationError as error:
+        raise ValueError(f"[optimizer, rate]: {error.errors()[0]['msg']}") from None
     return value
 
 
@@ -166,7 +166,7 @@ def baselines(value: list[str]) -> list[str]:
     """Refuse titles that no registered baseline has."""
     from icprobe.methods import registry
 
-    return _among(value, [one.title for one in registry.baselines() if one.title])
+    return _among(value, list(registry.methods_by_title()))
 
 
 def timed_methods(value: list[str]) -> list[str]:

@@ -13,13 +13,12 @@ and the loss is fine-tuning's: the mean over completion tokens.
 
 from __future__ import annotations
 
-import math
-import numbers
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
+import pydantic
 
 from icprobe.scores.experiment import Experiment
 from icprobe.scores.method import Examples, Method, Output, setting
@@ -35,37 +34,23 @@ OPTIMIZERS = {
     "adamw": ("AdamW", {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}),
 }
 
+Positive = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
 
-@dataclass(frozen=True)
+
+@pydantic.dataclasses.dataclass(frozen=True, config=pydantic.ConfigDict(strict=True))
 class Step:
-    """One step of an optimiser that has seen nothing before.
+    """One step of an optimiser that has seen nothing before, with its settings in `OPTIMIZERS`.
 
     Attributes:
-        optimizer: "sgd" or "adamw", with the settings in `OPTIMIZERS`.
+        optimizer: "sgd" or "adamw".
         rate: Learning rate.
         clip: Norm that a larger gradient is scaled down to (`torch.nn.utils.clip_grad_norm_`), or
             None for no limit.
-
-    Raises:
-        ValueError: If the optimiser is unknown, or rate or clip is not a positive number.
     """
 
-    optimizer: str
-    rate: float
-    clip: float | None = None
-
-    def __post_init__(self):
-        if self.optimizer not in OPTIMIZERS:
-            known = " or ".join(map(repr, OPTIMIZERS))
-            raise ValueError(f"optimizer is {self.optimizer!r}, expected {known}")
-        for field in ("rate", "clip"):
-            value = getattr(self, field)
-            if field == "clip" and value is None:
-                continue
-            number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-            if not number or not 0 < value < math.inf:
-                raise ValueError(f"{field} is {value!r}, expected a positive number")
-            object.__setattr__(self, field, float(value))
+    optimizer: Literal["sgd", "adamw"]
+    rate: Positive
+    clip: Positive | None = None
 
     @property
     def name(self) -> str:
@@ -80,10 +65,6 @@ class Step:
         return {**asdict(self), **OPTIMIZERS[self.optimizer][1]}
 
 
-# the linear regime, a step that leaves it, and one as in fine-tuning
-STEPS = (Step("sgd", 1e-4), Step("sgd", 3e-3), Step("adamw", 1e-5))
-
-
 def planned(steps: Sequence[Sequence]) -> list[Step]:
     """Return the steps that the notebooks' parameter `steps` asks for.
 
@@ -93,16 +74,16 @@ def planned(steps: Sequence[Sequence]) -> list[Step]:
             are held against.
 
     Raises:
-        ValueError: If they are anything else; names the step.
+        ValueError: If they are anything else, or one is there twice; names the step.
     """
-    if not isinstance(steps, Sequence):
-        raise ValueError(f"steps is {steps!r}, expected a list of [optimizer, rate]")
-    found = []
-    for k, step in enumerate(steps):
+    found: list[Step] = []
+    for step in steps:
         try:
             found.append(Step(*step))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"steps[{k}] is {step!r}: {error}") from None
+        except pydantic.ValidationError as error:
+            raise ValueError(f"steps: {step!r}: {error.errors()[0]['msg']}") from None
+        if found[-1] in found[:-1]:
+            raise ValueError(f"steps: {step!r} is there twice")
     small_and_large = [(step.optimizer, step.clip) for step in found[:2]]
     if small_and_large != 2 * [("sgd", None)] or found[0].rate >= found[1].rate:
         raise ValueError(
@@ -113,12 +94,9 @@ def planned(steps: Sequence[Sequence]) -> list[Step]:
 
 
 def part(experiment: Experiment, n_train: int | None, n_query: int | None) -> Experiment:
-    """Return the part of an experiment's pairs that is really trained on, in float32 or better.
+    """Return the part of an experiment that is really trained on, in float32 or better.
 
-    Args:
-        experiment: All pairs.
-        n_train: Most training examples, None for all.
-        n_query: Most queries, None for all.
+    It has at most so many training examples and queries, None for all.
     """
     dtype = experiment.dtype if experiment.dtype in ("float32", "float64") else "float32"
     return replace(experiment.part(n_train, n_query), dtype=dtype)
@@ -133,10 +111,8 @@ class TrainingEffect(Method):
     Attributes:
         steps: The steps; an output for each, by its name.
         layers: See `gradient.layers.linear_layers`.
-        loss_on: See `training_steps.TrainingSteps.effects`.
-
-    Raises:
-        ValueError: If there is no step, or one twice.
+        loss_on: "completion", or "text" to train on the prompt, too; the loss is the mean over
+            these tokens.
     """
 
     name = "training_effect"
@@ -144,40 +120,37 @@ class TrainingEffect(Method):
     notebook = "02"
     block_size = 4  # little is lost when a run stops
 
-    steps: Sequence[Step] = setting(STEPS)
+    steps: Sequence[Step] = setting(())
     layers: str = ""
     loss_on: str = "completion"
 
-    def __post_init__(self):
-        names = [step.name for step in self.steps]
-        if not names or len(set(names)) < len(names):
-            raise ValueError(f"steps are {names}, expected at least one, and each once")
-
     @property
     def outputs(self) -> dict[str, Output]:
-        """An output for each step."""
         return {
             step.name: Output(self.name, {**self.options, **step.options}, self.unit)
             for step in self.steps
         }
 
     def only(self, names: Sequence[str]) -> TrainingEffect:
-        """Return it with fewer steps."""
         return replace(self, steps=[step for step in self.steps if step.name in names])
 
     def check(self, lm: LM, pool: Examples, queries: Examples) -> None:
-        """Raise ValueError if no layer matches."""
+        from icprobe import models
         from icprobe.methods.gradient.layers import linear_layers
 
         linear_layers(lm, self.layers)
+        models.check_packing(lm)
+        if not lm.precise:
+            raise ValueError(
+                f"{lm.identity['name']} is in {lm.identity['dtype']}, which would round small "
+                "steps away: load it with dtype='float32'"
+            )
 
     def prepare(self, lm: LM, queries: Examples, pool: None) -> TrainingSteps:
-        """Score the queries before any step."""
         from icprobe.methods.training_steps import TrainingSteps
 
         return TrainingSteps(lm, queries.tokens, self.layers)
 
     def score(self, prepared: TrainingSteps, train: Examples) -> dict[str, np.ndarray]:
-        """Return the effects [n, M] of each step."""
         found = prepared.effects(train.tokens, self.steps, self.loss_on)
         return dict(zip(self.outputs, found, strict=True))

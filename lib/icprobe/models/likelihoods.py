@@ -39,7 +39,6 @@ def log_likelihoods(
     lm: LM,
     queries: Sequence[Encoded],
     contexts: Sequence[Sequence[int]] = ((),),
-    tokens_per_forward: int | None = None,
     dtype: type = np.float32,
 ) -> np.ndarray:
     """Return the log-likelihood of every query's completion after every context.
@@ -52,8 +51,6 @@ def log_likelihoods(
         lm: The model.
         queries: M encoded queries.
         contexts: C token sequences to stand before the query's prompt (BOS is added here).
-        tokens_per_forward: Tokens in one forward pass, which bounds memory (on a CPU a pass may run
-            on each thread at once).
         dtype: Of the result; float64 where small differences of log-likelihoods matter.
 
     Returns:
@@ -65,9 +62,8 @@ def log_likelihoods(
     """
     check_lengths(lm, queries, contexts)
     contexts = [(*lm.bos, *context) for context in contexts]
-    budget = tokens_per_forward or by_device(TOKENS_PER_FORWARD, lm.device)
     packs = packing.pack(
-        [packing.Item(q.prompt, q.completion) for q in queries],
+        queries,
         context=int(np.mean([len(context) for context in contexts])),
         hidden=lm.model.config.get_text_config().hidden_size,
         attention=ATTENTION.get(lm.model.dtype.itemsize, 2),
@@ -88,6 +84,7 @@ def log_likelihoods(
         side_by_side(score, groups, lm.device)
 
     with selective_head(lm):
+        budget = by_device(TOKENS_PER_FORWARD, lm.device)
         within_memory(lm, "log-likelihoods", budget, score_all)
     if not np.isfinite(nats).all():
         c, q = np.argwhere(~np.isfinite(nats))[0]
@@ -185,12 +182,10 @@ class _Shared(DynamicLayer):
     """
 
     def __init__(self, layer: DynamicLayer) -> None:
-        """Take the keys and values of a layer that has read the contexts."""
         super().__init__()
         self.keys, self.values, self.is_initialized = layer.keys, layer.values, True
 
     def update(self, key_states, value_states, *_, **__) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the keys and values of contexts and rows, [D * R, heads, K + T, size]."""
         return self._before(self.keys, key_states), self._before(self.values, value_states)
 
     @staticmethod
