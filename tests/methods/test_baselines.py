@@ -106,15 +106,8 @@ def test_batches_order_and_threads_do_not_matter(tiny, monkeypatch, budget):
 
 def test_what_cannot_be_embedded_is_named(tiny):
     lm = tiny()
-    single = models.Encoded("single", (), (65,))
-    with pytest.raises(ValueError, match="'single' has one token"):
-        mean_states(lm, [single])
-    bos = tiny(bos=True)
-    np.testing.assert_allclose(
-        mean_states(bos, [single])[0], states(bos, single)[1], rtol=RTOL, atol=ATOL
-    )
     long = [{"id": "long", "prompt": "x" * 600, "completion": " y"}]
-    with pytest.raises(ValueError, match="'long' has 602 tokens"):
+    with pytest.raises(ValueError, match=r"'long' .* has 602 tokens"):
         scored(baselines.Embedding(), lm, examples(2), long)
     with torch.no_grad():
         lm.model.get_input_embeddings().weight[lm.tokenizer("q").input_ids] = torch.nan

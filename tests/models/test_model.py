@@ -36,7 +36,6 @@ def test_the_default_model_is_known_without_it(monkeypatch, tmp_path):
 
 
 def test_dtypes():
-    assert models.resolve_dtype("float32", "cpu") == "float32"
     capabilities = torch.cpu.get_capabilities()
     native = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
     assert models.resolve_dtype("auto", "cpu") == ("bfloat16" if native else "float32")
@@ -62,7 +61,7 @@ def test_an_adapter_is_merged_into_its_base(tmp_path):
     ]
     assert lm.identity["base"] == plain.identity
     assert all(p.requires_grad for p in lm.model.parameters())
-    assert lm.identity == models.identity(str(tmp_path / "adapter"), device="cpu")
+    assert lm.identity == models.identity(str(tmp_path / "adapter"))
 
     settings = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     beside = settings | {"base_model_name_or_path": "../base", "revision": "main"}

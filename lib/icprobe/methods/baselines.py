@@ -147,9 +147,7 @@ class Embedding(Baseline):
         return {**super().options, "layer": None, "centre": True}
 
     def check(self, lm: LM, pool: Examples, queries: Examples) -> None:
-        from icprobe.methods.hidden_states import check_readable
-
-        check_readable(lm, [*pool.tokens, *queries.tokens])
+        models.check_lengths(lm, [*pool.tokens, *queries.tokens], [()])
 
     def prepare(self, lm: LM, queries: Examples, pool: Examples) -> dict[str, Any]:
         from icprobe.methods.hidden_states import mean_states

@@ -20,10 +20,8 @@ def mean_states(lm: LM, examples: Sequence[Encoded]) -> np.ndarray:
     so with it the mean would tell the text's length.
 
     Raises:
-        ValueError: If an example has fewer than two tokens or more than the model allows.
         FloatingPointError: If a hidden state is not finite; names the example.
     """
-    check_readable(lm, examples)
     means = np.zeros((len(examples), lm.model.config.get_text_config().hidden_size))
 
     def read(batch: list[int]) -> None:
@@ -68,16 +66,3 @@ def _stopping_halfway(lm: LM) -> Iterator[None]:
         yield
     finally:
         hook.remove()
-
-
-def check_readable(lm: LM, examples: Sequence[Encoded]) -> None:
-    """Raise ValueError where an example is too short or too long for `mean_states`."""
-    for example in examples:
-        size = len(lm.bos) + len(example.ids)
-        if size < 2:
-            raise ValueError(f"example {example.id!r} has one token, the mean is over later ones")
-        if lm.max_positions and size > lm.max_positions:
-            raise ValueError(
-                f"example {example.id!r} has {size} tokens, the model reads {lm.max_positions}: "
-                "lower max_length"
-            )

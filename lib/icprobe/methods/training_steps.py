@@ -13,12 +13,13 @@ from icprobe.methods.gradient.layers import linear_layers
 from icprobe.methods.training_effect import OPTIMIZERS, Step
 from icprobe.models import LM, Encoded
 
+Gradient = tuple[torch.Tensor, ...]
+
 
 class TrainingSteps:
-    """The queries before any step, and memory for the trained weights and their gradients.
+    """The queries before any step, and a copy of the weights that are trained.
 
-    The memory, twice the size of these weights, serves all training examples. Rounding must not
-    hide small steps, and the model must take packed rows: `TrainingEffect.check`.
+    Rounding must not hide small steps, and the model must take packed rows: `TrainingEffect.check`.
     """
 
     def __init__(self, lm: LM, queries: Sequence[Encoded], layers: str = "") -> None:
@@ -27,7 +28,6 @@ class TrainingSteps:
         self._weights = [module.weight for module in linear_layers(lm, layers).values()]
         self._before = self._log_likelihoods()
         self._start = [weight.detach().clone() for weight in self._weights]
-        self._gradient = [torch.zeros_like(weight) for weight in self._start]
 
     def effects(
         self, train: Sequence[Encoded], steps: Sequence[Step], loss_on: str = "completion"
@@ -48,10 +48,10 @@ class TrainingSteps:
         effects = [np.zeros((len(train), len(self._queries)), np.float32) for _ in steps]
         with self._trainable():
             for i, example in enumerate(train):
-                norm = self._backward(example, loss_on)
+                gradient, norm = self._gradient(example, loss_on)
                 for effect, step in zip(effects, steps, strict=True):
                     try:
-                        self._take(step, norm)
+                        self._take(step, gradient, norm)
                         effect[i] = self._log_likelihoods() - self._before
                     except FloatingPointError as error:
                         raise FloatingPointError(
@@ -64,25 +64,23 @@ class TrainingSteps:
         """Log-likelihoods of the queries with the weights as they are: float64 [M]."""
         return models.log_likelihoods(self._lm, self._queries, dtype=np.float64)[0]
 
-    def _backward(self, example: Encoded, loss_on: str) -> torch.Tensor:
-        """Make an example's gradient, in the memory that there is, and return its norm."""
-        for weight, part in zip(self._weights, self._gradient, strict=True):
-            weight.grad = part.zero_()
+    def _gradient(self, example: Encoded, loss_on: str) -> tuple[Gradient, torch.Tensor]:
+        """Return an example's gradient, by weight, and its norm."""
         loss = losses.loss(self._lm, example, loss_on, "mean")
-        torch.autograd.backward(loss, inputs=self._weights)
-        norm = nn.utils.get_total_norm(self._gradient)
+        gradient = torch.autograd.grad(loss, self._weights, materialize_grads=True)
+        norm = nn.utils.get_total_norm(gradient)
         if not norm.isfinite():
             raise FloatingPointError(f"gradient is not finite: example {example.id!r}")
-        return norm
+        return gradient, norm
 
-    def _take(self, step: Step, norm: torch.Tensor) -> None:
-        """Change the weights; the gradient, whose norm is given, is left as it is.
+    def _take(self, step: Step, gradient: Gradient, norm: torch.Tensor) -> None:
+        """Change the weights; the gradient is left as it is.
 
         These optimisers work entry by entry, so one for each weight takes the same step as one for
         all, and its state is a weight's size and not the model's.
         """
         name, settings = OPTIMIZERS[step.optimizer]
-        for weight, part in zip(self._weights, self._gradient, strict=True):
+        for weight, part in zip(self._weights, gradient, strict=True):
             weight.grad = part
             if step.clip:
                 weight.grad = part.clone()  # clipped in place

@@ -95,10 +95,10 @@ def log_likelihoods(
 
 
 def check_lengths(lm: LM, queries: Sequence[Encoded], contexts: Sequence[Sequence[int]]) -> None:
-    """Raise ValueError where a query has no prompt, or does not fit the model with a context."""
+    """Raise ValueError where an example has no prompt, or does not fit the model with a context."""
     for query in queries:
         if not query.prompt:
-            raise ValueError(f"query {query.id!r}: the prompt has no tokens")
+            raise ValueError(f"example {query.id!r}: the prompt has no tokens")
     longest = max(queries, key=lambda q: len(q.ids))
     length = len(lm.bos) + max(len(context) for context in contexts) + len(longest.ids)
     config = lm.model.config.get_text_config()
@@ -106,7 +106,7 @@ def check_lengths(lm: LM, queries: Sequence[Encoded], contexts: Sequence[Sequenc
     limit = min((value for value in (lm.max_positions, *windows) if value), default=length)
     if length > limit:
         raise ValueError(
-            f"query {longest.id!r} with its longest context has {length} tokens, the model's "
+            f"example {longest.id!r} with its longest context has {length} tokens, the model's "
             f"attention reaches {limit}: lower max_length"
         )
 

@@ -95,9 +95,10 @@ def sequence(lm: LM, example: Encoded, context: Sequence[int] = ()) -> tuple[lis
     return [*before, *example.completion], [0] * len(before) + [1] * len(example.completion)
 
 
-def training_rows(lm: LM, examples: Iterable, max_length: int | None = None) -> datasets.Dataset:
-    """Return `input_ids` and `completion_mask`, as TRL and the gradient code take them."""
-    encoded = encode(lm, examples, max_length)
-    ids, masks = zip(*(sequence(lm, example) for example in encoded), strict=True)
-    names = [example.id for example in encoded]
-    return datasets.Dataset.from_dict({"id": names, "input_ids": ids, "completion_mask": masks})
+def training_rows(lm: LM, examples: Iterable) -> datasets.Dataset:
+    """Return `input_ids` and `completion_mask`, as TRL takes them."""
+    rows = []
+    for example in encode(lm, examples):
+        ids, mask = sequence(lm, example)
+        rows.append({"id": example.id, "input_ids": ids, "completion_mask": mask})
+    return datasets.Dataset.from_list(rows)
