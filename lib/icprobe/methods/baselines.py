@@ -32,7 +32,6 @@ class TokenCount(Baseline):
     """A number of tokens of each training example: the same along a row."""
 
     def count(self, lm: LM, example: Encoded) -> int:
-        """Return an example's number of tokens."""
         return len(example.completion)
 
     def score(self, prepared: tuple[LM, Examples], train: Examples) -> np.ndarray:
@@ -63,11 +62,7 @@ class CompletionLength(TokenCount):
 
 @dataclass(frozen=True)
 class QueryLength(TokenCount):
-    """Tokens of each query's completion: the same along a column.
-
-    No baseline, since it ranks no training example above another for any query; a control for what
-    is said of all pairs.
-    """
+    """Tokens of each query's completion: the same along a column, a control for claims on pairs."""
 
     name = "query_length"
     unit = "tokens of the query's completion; a control, no baseline: the same for all rows"
@@ -81,8 +76,7 @@ class QueryLength(TokenCount):
 class TextTokens(TokenCount):
     """Tokens that a loss on the text is over: all but a first one that nothing predicts.
 
-    A control, which products of such losses are divided by to be one per token; not registered,
-    since elsewhere nobody needs it.
+    A control, by which products are made one per token; not registered.
     """
 
     name = "text_tokens"
@@ -103,8 +97,7 @@ class Lexical(Baseline):
 
     A text is prompt and completion, whole (`max_length` does not cut it), as words in lower case.
     With n texts in pool and queries together, d_w of which have the word w, a text's entry for w is
-    how often it has it times 1 + log((1 + n) / (1 + d_w)). So the words of an instruction that many
-    texts share count for little. A text without words is similar to none: 0.
+    how often it has it times 1 + log((1 + n) / (1 + d_w)). A text without words is similar to none.
     """
 
     name = "lexical"
@@ -166,10 +159,7 @@ class Embedding(Baseline):
 
 @dataclass(frozen=True)
 class SameCompletion(Baseline):
-    """Whether completions are equal but for case and white space: 1 or 0.
-
-    Where tasks have few answers, showing the query's own answer may be all that helps.
-    """
+    """Whether completions are equal but for case and white space: 1 or 0."""
 
     name = "same_completion"
     title = "same completion"
@@ -185,10 +175,9 @@ class SameCompletion(Baseline):
 
 @dataclass(frozen=True)
 class OwnLoss(Baseline):
-    """Each training example's own loss, the same along a row.
+    """Each training example's own loss, in nats per completion token: the same along a row.
 
-    The mean negative log-likelihood of its completion tokens after its prompt, in nats per token:
-    what the model does not know yet, it could learn.
+    What the model does not know yet, it could learn.
     """
 
     name = "own_loss"

@@ -5,10 +5,9 @@ operations a token, for P weights of linear layers, and 4 h L for each key that 
 (h: width of all heads, L: layers); a backward pass to the activations takes as many, and a weight's
 gradient as many again. The head (vocabulary times hidden size) works at the positions that predict
 tokens of the loss only. Norms, activation functions and softmax are left out: they take time, but
-hardly any operations; so are separators and beginning-of-sequence tokens. The layers that read
-embeddings count like any other, though nothing need go back through them. Counts are of what a
-method cannot do without, so they say how well an implementation does; bytes are what must be held
-beside the model and one pass, in float32.
+hardly any operations; so are separators and BOS. The layers that read embeddings count like any
+other, though nothing need go back through them. Counts are of what a method cannot do without;
+bytes are what must be held beside the model and one pass, in float32.
 """
 
 import functools
@@ -27,19 +26,12 @@ FLOAT = 4  # bytes
 
 @dataclass(frozen=True)
 class Shape:
-    """What of a model's shape matters.
+    """What of a model's shape matters."""
 
-    Attributes:
-        groups: Linear layers of the blocks that read one input: d_in, and each one's d_out.
-        head: Vocabulary times hidden size.
-        attention: Width of all heads, summed over layers.
-        cache: Numbers of keys and values that a token leaves, over all layers.
-    """
-
-    groups: tuple[tuple[int, tuple[int, ...]], ...]
-    head: int
-    attention: int
-    cache: int
+    groups: tuple[tuple[int, tuple[int, ...]], ...]  # of layers that read one input: d_in, d_outs
+    head: int  # vocabulary times hidden size
+    attention: int  # width of all heads, summed over layers
+    cache: int  # numbers of keys and values that a token leaves, over all layers
 
     @classmethod
     def of(cls, lm: LM) -> "Shape":
@@ -72,23 +64,14 @@ class Shape:
 
 @dataclass(frozen=True)
 class Lengths:
-    """Numbers of tokens: those that go into passes, and those that are targets of a loss.
+    """Numbers of tokens that go into passes, and of those that are targets of a loss."""
 
-    Attributes:
-        train: [N] tokens of training examples but the last one, which predicts nothing.
-        train_targets: [N] tokens that their loss is over.
-        queries: [M] tokens of queries but the last one.
-        query_targets: [M] tokens of their completions.
-        distinct: Tokens of the queries where those after the same beginning count once.
-        attended_keys: Keys that these attend to in all, themselves included.
-    """
-
-    train: np.ndarray
-    train_targets: np.ndarray
-    queries: np.ndarray
-    query_targets: np.ndarray
-    distinct: int
-    attended_keys: int
+    train: np.ndarray  # [N], without the last token, which predicts nothing
+    train_targets: np.ndarray  # [N]
+    queries: np.ndarray  # [M], without the last token
+    query_targets: np.ndarray  # [M], of completions
+    distinct: int  # of the queries, where tokens after the same beginning count once
+    attended_keys: int  # that these attend to in all, themselves included
 
     @classmethod
     def of(
@@ -114,7 +97,7 @@ class Lengths:
 
 
 class Cost(NamedTuple):
-    """What a method costs: floating-point operations, and bytes (see the module)."""
+    """What a method costs."""
 
     operations: float
     bytes: float
@@ -210,11 +193,7 @@ def by_queries(
     sizes: Sequence[int],
     loss_on: str = "completion",
 ) -> pd.DataFrame:
-    """Return what each method costs for the first M of the queries, for each M of the sizes.
-
-    Returns:
-        Columns method, m, operations, bytes; a row for each method and size.
-    """
+    """Return what each method costs for the first m queries: method, m, operations, bytes."""
     lengths = {m: Lengths.of(train, queries[:m], loss_on) for m in sizes}
     rows = [
         (name, m, *map(float, cost(shape, lengths[m])))

@@ -40,8 +40,7 @@ def probe(
         [N, M] in nats, rows and columns named by id; positive = the training example helps.
 
     Raises:
-        ValueError: If ids repeat, a completion would lose tokens, or a sequence is too long for
-            the model.
+        ValueError: If ids repeat, or an example is too long.
     """
     ids = _ids(pool), _ids(queries)
     scores: dict[str, np.ndarray] = {}
@@ -57,19 +56,11 @@ def attribute(
     loss_on: str = "completion",
     max_length: int | None = None,
 ) -> pd.DataFrame:
-    """Return the gradient dot product of each training example with each query.
+    """Return the gradient dot product of each training example with each query, as `probe` does.
 
     To first order, what a step of gradient descent on the example (on its "completion", or on the
-    whole "text") does to the query's log-likelihood, over the linear layers of the blocks.
-
-    Returns:
-        [N, M] in nats per unit of learning rate, rows and columns named by id; positive = the
-        training example helps.
-
-    Raises:
-        ValueError: If ids repeat, or an example has no completion tokens or is too long for the
-            model.
-        FloatingPointError: If a gradient is not finite; names the example.
+    whole "text") does to the query's log-likelihood, in nats per unit of learning rate, over the
+    linear layers of the blocks. FloatingPointError names an example whose gradient is not finite.
     """
     ids = _ids(pool), _ids(queries)
     method = gradient.GradientProducts(loss_on=loss_on)

@@ -15,12 +15,9 @@ from icprobe.models import LM, Encoded
 def mean_states(lm: LM, examples: Sequence[Encoded]) -> np.ndarray:
     """Return each example's mean hidden state without the first token's: float64 [N, H].
 
-    Examples of like length are read together. The first token is left out, since many models park
-    attention at it: in the middle of SmolLM2-135M its state is a hundred times as long as others,
-    so with it the mean would tell the text's length.
-
-    Raises:
-        FloatingPointError: If a hidden state is not finite; names the example.
+    Many models park attention at the first token: in the middle of SmolLM2-135M its state is a
+    hundred times as long as others, so with it the mean would tell the text's length.
+    FloatingPointError names an example with a hidden state that is not finite.
     """
     means = np.zeros((len(examples), lm.model.config.get_text_config().hidden_size))
 

@@ -65,7 +65,7 @@ def log_likelihoods(
         lm: The model.
         queries: M rows with id, prompt, completion (or encoded already).
         demonstrations: N such rows; None for zero-shot, where no preamble stands either.
-        preamble: Text before the demonstration; the paper's is `PUBLISHED_PREAMBLE`.
+        preamble: Text before the demonstration.
         max_length: Most tokens of one example, see `models.encode`.
 
     Returns:
@@ -123,10 +123,7 @@ def _frame_of(line: str, occurrences: Counter) -> str:
 
 
 def icp_score(gain: np.ndarray) -> np.ndarray:
-    """Return the published score, the share of queries helped: [N] in [0, 1] from gains [N, M].
-
-    A tie (a gain of exactly zero) does not count as help.
-    """
+    """Return the share of queries helped, a tie being no help: [N] in [0, 1] from gains [N, M]."""
     return (gain > 0).mean(axis=1)
 
 
@@ -171,13 +168,12 @@ class ICP(ZeroShot):
 class NeutralControl(ICP):
     """The same after the neutral demonstration in each one's place, see `neutral_demonstrations`.
 
-    Which part of a prompt is its frame depends on the whole pool. Each distinct text is scored
-    once, and always together with the same others, as the last bits depend on that.
+    Each distinct text is scored once, and always with the same others: the last bits depend on it.
     """
 
     name = "icp_neutral"
     version = 3
-    needs_pool = True
+    needs_pool = True  # which part of a prompt is its frame depends on all of it
 
     def prepare(self, lm: LM, queries: Examples, pool: Examples) -> Callable[[str], np.ndarray]:
         contexts = dict(zip(pool.ids, self._contexts(lm, pool), strict=True))
@@ -211,9 +207,6 @@ def probing(preamble: str = "", neutral: bool = False) -> list[Method]:
 
 
 def gains(scores: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return gains and neutral gains [N, M] in nats from the scores of `probing`.
-
-    The latter are None where the control was not scored.
-    """
+    """Return gains, and neutral gains if these were scored, [N, M] in nats; see `probing`."""
     zero_shot, neutral = scores["zero_shot"][0], scores.get("icp_neutral")
     return scores["icp"] - zero_shot, None if neutral is None else neutral - zero_shot

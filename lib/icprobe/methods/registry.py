@@ -1,8 +1,7 @@
 """The baselines that notebooks hold probing and gradients against, each known by its name.
 
-A new one is a small class (see `scores.Method`) and one line, `register(MyMethod())`, like those at
-the end of this module. Notebook 01 then scores it, 03 and 08 rank it beside all others against what
-training does, and 04 can choose data by it. docs/add_a_method.md has an example.
+Notebook 01 scores what is registered, 03 and 08 rank it against what training does, and 04 can
+choose data by it. docs/add_a_method.md has an example.
 """
 
 from collections.abc import Mapping
@@ -24,10 +23,7 @@ REGISTERED: dict[str, Method] = {}  # by name, in the order of figures; see `reg
 
 
 def register(method: Method) -> None:
-    """Make a baseline known: from here on it is scored and found with all others.
-
-    `REGISTERED.pop(name)` forgets it, as before a notebook cell that registers it is run again; its
-    scores stay where they are.
+    """Make a baseline known; `REGISTERED.pop(name)` forgets it, and its scores stay.
 
     Raises:
         ValueError: If its name or its title is taken.
@@ -57,11 +53,7 @@ def by_title(scores: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def in_explorer(scores: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Return what pages for looking at single pairs show: the scores, and their units, by title.
-
-    Args:
-        scores: By title, see `by_title`.
-    """
+    """Return which scores, of those `by_title`, pages of single pairs show, and their units."""
     shown = [method for title, method in methods_by_title().items() if method.in_explorer]
     units = {one.title: one.unit.partition(";")[0] for one in shown}
     return {title: scores[title] for title in units}, units

@@ -39,18 +39,11 @@ Positive = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
 
 @pydantic.dataclasses.dataclass(frozen=True, config=pydantic.ConfigDict(strict=True))
 class Step:
-    """One step of an optimiser that has seen nothing before, with its settings in `OPTIMIZERS`.
-
-    Attributes:
-        optimizer: "sgd" or "adamw".
-        rate: Learning rate.
-        clip: Norm that a larger gradient is scaled down to (`torch.nn.utils.clip_grad_norm_`), or
-            None for no limit.
-    """
+    """One step of an optimiser that has seen nothing before, with its settings in `OPTIMIZERS`."""
 
     optimizer: Literal["sgd", "adamw"]
-    rate: Positive
-    clip: Positive | None = None
+    rate: Positive  # the learning rate
+    clip: Positive | None = None  # norm that a larger gradient is scaled down to
 
     @property
     def name(self) -> str:
@@ -66,12 +59,10 @@ class Step:
 
 
 def planned(steps: Sequence[Sequence]) -> list[Step]:
-    """Return the steps that the notebooks' parameter `steps` asks for.
+    """Return the steps of the parameter `steps`: optimiser, rate and, if it clips, norm of each.
 
-    Args:
-        steps: Optimiser, rate and, if it clips, the norm of each step. The first two are of SGD
-            without clipping, the smaller rate first: the linear regime, and the step that scores
-            are held against.
+    The first two are of SGD without clipping, the smaller rate first: the linear regime, and the
+    step that scores are held against.
 
     Raises:
         ValueError: If they are anything else, or one is there twice; names the step.
@@ -94,25 +85,17 @@ def planned(steps: Sequence[Sequence]) -> list[Step]:
 
 
 def part(experiment: Experiment, n_train: int | None, n_query: int | None) -> Experiment:
-    """Return the part of an experiment that is really trained on, in float32 or better.
-
-    It has at most so many training examples and queries, None for all.
-    """
+    """Return the part of an experiment that is trained on, None for all; in float32 or better."""
     dtype = experiment.dtype if experiment.dtype in ("float32", "float64") else "float32"
     return replace(experiment.part(n_train, n_query), dtype=dtype)
 
 
 @dataclass(frozen=True)
 class TrainingEffect(Method):
-    """What one training step on each example alone does to each query, for several steps.
+    """What one training step on each example alone does to each query: an output for each step.
 
-    Each step has a store of its own, so that one more costs that step alone.
-
-    Attributes:
-        steps: The steps; an output for each, by its name.
-        layers: See `gradient.layers.linear_layers`.
-        loss_on: "completion", or "text" to train on the prompt, too; the loss is the mean over
-            these tokens.
+    Each step has a store of its own, so that one more costs that step alone. The loss is the mean
+    over the tokens of the "completion", or of the "text".
     """
 
     name = "training_effect"

@@ -17,13 +17,9 @@ Gradient = tuple[torch.Tensor, ...]
 
 
 class TrainingSteps:
-    """The queries before any step, and a copy of the weights that are trained.
-
-    Rounding must not hide small steps, and the model must take packed rows: `TrainingEffect.check`.
-    """
+    """The queries before any step, and a copy of the weights that are trained."""
 
     def __init__(self, lm: LM, queries: Sequence[Encoded], layers: str = "") -> None:
-        """Score M queries: one forward pass."""
         self._lm, self._queries = lm, queries
         self._weights = [module.weight for module in linear_layers(lm, layers).values()]
         self._before = self._log_likelihoods()
@@ -32,18 +28,11 @@ class TrainingSteps:
     def effects(
         self, train: Sequence[Encoded], steps: Sequence[Step], loss_on: str = "completion"
     ) -> list[np.ndarray]:
-        """Return each step's effects [N, M]: a forward and backward pass and, a step, M queries.
+        """Return the effects of each step, float32 [N, M]; positive = training on it helps.
 
         Each step is taken from the model's own weights. The model is left as it was, to the bit,
-        even if something fails.
-
-        Returns:
-            For each step float32 [N, M], in nats, positive = training on the example helps.
-
-        Raises:
-            ValueError: If an example has no completion tokens or is too long for the model.
-            FloatingPointError: If a gradient or a log-likelihood after a step is not finite; names
-                the example.
+        even if something fails. FloatingPointError names an example whose gradient, or a
+        log-likelihood after whose step, is not finite.
         """
         effects = [np.zeros((len(train), len(self._queries)), np.float32) for _ in steps]
         with self._trainable():

@@ -34,9 +34,6 @@ def resolve_dtype(dtype: str, device: str | None = None) -> str:
 
     "auto" is bfloat16 where the device multiplies it natively (CPUs with AVX512-BF16 or AMX, GPUs
     from Ampere on) and float32 everywhere else, where emulated bfloat16 would be slower.
-
-    Raises:
-        ValueError: If the dtype is not one of `DTYPES`.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
@@ -79,11 +76,7 @@ def _folder_hash(folder: Path) -> str:
 
 
 def adapter_base(folder: Path) -> str | None:
-    """Return the model that a saved adapter (LoRA and others of peft) changes; None if no adapter.
-
-    Raises:
-        ValueError: If the adapter does not say.
-    """
+    """Return the model that a saved adapter of peft (such as LoRA) changes; None if no adapter."""
     config = folder / "adapter_config.json"
     if not config.exists():
         return None

@@ -44,8 +44,7 @@ def log_likelihoods(
     """Return the log-likelihood of every query's completion after every context.
 
     Each context is read once and its keys and values serve all queries; queries are packed so that
-    shared prefixes are read once too (see `packing`); the head sees only the positions that predict
-    completion tokens. Sums over completion tokens in float64.
+    shared prefixes are read once too (see `packing`). Sums over completion tokens in float64.
 
     Args:
         lm: The model.
@@ -114,9 +113,7 @@ def check_lengths(lm: LM, queries: Sequence[Encoded], contexts: Sequence[Sequenc
 def check_packing(lm: LM) -> None:
     """Raise ValueError if this model takes no packed rows, so that scores would be wrong.
 
-    Packing needs a model that follows an explicit mask and explicit positions; those with attention
-    biases by distance in the row, or with recurrent layers, do not. A few tokens are scored both
-    ways.
+    It must follow an explicit mask and explicit positions; a few tokens are scored both ways.
     """
     ids = torch.arange(24).add(5).remainder(lm.model.config.get_text_config().vocab_size).tolist()
     queries = [

@@ -15,17 +15,11 @@ from icprobe.models.identities import adapter_base, default_device, identity, re
 
 @dataclass(frozen=True)
 class LM:
-    """A loaded model.
-
-    Attributes:
-        model: The transformers model, in evaluation mode.
-        tokenizer: Its tokenizer.
-        identity: What determines its numbers: name, hash of the weights or hub revision, dtype.
-    """
+    """A loaded model, in evaluation mode."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    identity: dict[str, str]
+    identity: dict[str, str]  # what determines its numbers, see `models.identity`
 
     @property
     def device(self) -> torch.device:

@@ -20,26 +20,16 @@ Row = tuple[int, list[int]]  # tokens, and the numbers of the sequences that sha
 
 @dataclass(frozen=True)
 class Packs:
-    """R rows of up to L tokens, and the S completion tokens that they predict.
+    """R rows of up to L tokens, and the S completion tokens that they predict."""
 
-    Attributes:
-        ids: [R, L] token ids, zero where padded.
-        length: [R] tokens of each row without padding, longest first.
-        depth: [R, L] position of each token in its own sequence, counted from 0.
-        attends: [R, L, L] bool, [r, a, b] is true where token a sees token b.
-        row, column: [S] the token whose output predicts the s-th completion token.
-        target: [S] the id of that completion token.
-        item: [S] the number of the sequence that it belongs to.
-    """
-
-    ids: torch.Tensor
-    length: torch.Tensor
-    depth: torch.Tensor
-    attends: torch.Tensor
-    row: torch.Tensor
-    column: torch.Tensor
-    target: torch.Tensor
-    item: torch.Tensor
+    ids: torch.Tensor  # [R, L], zero where padded
+    length: torch.Tensor  # [R] tokens without padding, longest first
+    depth: torch.Tensor  # [R, L] position of each token in its own sequence, counted from 0
+    attends: torch.Tensor  # [R, L, L] bool: [r, a, b] is true where token a sees token b
+    row: torch.Tensor  # [S] with `column`: the token that predicts the s-th completion token
+    column: torch.Tensor  # [S]
+    target: torch.Tensor  # [S] the id of that completion token
+    item: torch.Tensor  # [S] the number of the sequence that it belongs to
 
     def rows(self, start: int, stop: int) -> "Packs":
         """Return rows start to stop, cut to the longest of them."""
@@ -60,15 +50,11 @@ class Packs:
 def pack(
     items: Sequence[Encoded], context: int = 0, hidden: int = 512, attention: float = 2
 ) -> Packs:
-    """Pack sequences into rows, with the row length that costs least; the longest rows come first.
+    """Pack sequences with non-empty prompts into rows, of the length that costs least.
 
-    Longer rows share more prefixes, but attention costs grow with their length.
-
-    Args:
-        items: The sequences, in any order, with non-empty prompts.
-        context: Tokens of context (its keys and values are there already) that each row attends to.
-        hidden: Hidden size of the model, which sets what attention costs beside its linear layers.
-        attention: Time of an operation of attention, in that of one of matrix products.
+    Longer rows share more prefixes, but attention costs grow with their length, and with the tokens
+    of `context` that each row attends to. `hidden` is the model's hidden size, `attention` the time
+    of an operation of attention in that of one of matrix products.
     """
     # all that the model must read; the last token is only predicted
     inputs = [item.ids[:-1] for item in items]

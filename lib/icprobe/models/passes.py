@@ -59,8 +59,8 @@ def within_memory(lm: LM, kind: str, tokens: int, work: Callable[[int], Result])
 def side_by_side(work: Callable, groups: list, device: torch.device) -> None:
     """Work on several groups at once on a CPU, each with its share of the threads.
 
-    One forward pass on two threads is slower than two passes on one thread each (measured: 1.2
-    times), because only the matrix products inside it run well in parallel.
+    Only the matrix products inside a pass run well in parallel: one on two threads takes 1.2 times
+    as long as two on one thread each.
     """
     threads = torch.get_num_threads()
     workers = min(threads, len(groups)) if device.type == "cpu" else 1
