@@ -1,6 +1,7 @@
 """Laws of in-context probing, its neutral control, and both through the store."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -51,52 +52,39 @@ def test_a_tie_is_no_help():
     assert icp.icp_score(gain).tolist() == [0.5, 0.25]
 
 
-def neutral_texts(lm, rows):
-    """Return prompts and completions of the neutral demonstrations of (prompt, completion)."""
-    rows = [{"id": str(k), "prompt": p, "completion": c} for k, (p, c) in enumerate(rows)]
-    found = icp.neutral_demonstrations(lm, rows)
-    return [tuple(map(lm.tokenizer.decode, (one.prompt, one.completion))) for one in found]
-
-
-def test_neutral_demonstrations_keep_form_and_length(tiny):
-    rows = [
-        (f"Do it.\n{'fact ' * k}\nsecond line\nAnswer:", " yes" * k)
-        for k in (2, 3, 9, 9)
-    ]  # fmt: skip
-    *framed, (without, _) = neutral_texts(tiny(), [*rows, ("No frame here", " x")])
-    for (original, _), (prompt, completion) in zip(rows, framed, strict=True):
-        first, middle, last = prompt.split("\n")
-        assert (first, last) == ("Do it.", "Answer:")
-        assert middle in icp.NEUTRAL_TEXT * 9 and "fact" not in middle
-        assert abs(len(prompt) - len(original)) <= 10
-        assert completion.strip() in icp.NEUTRAL_TEXT
-    assert framed[2] == framed[3] != framed[0]
-    assert "frame" not in without and without in icp.NEUTRAL_TEXT
-
-
-def test_neutral_demonstrations_of_one_line_instructions_keep_their_labels(tiny):
-    rows = [
-        ("Instruction: Name a city\nin France.\nResponse:", " Paris"),
-        ("Instruction: Add two\nResponse:", " 4"),
-    ]
-    for (original, _), (prompt, _) in zip(rows, neutral_texts(tiny(), rows), strict=True):
-        first, last = prompt.split("\n")
-        assert last == "Response:" and first.startswith("Instruction: ")
-        assert first.removeprefix("Instruction: ") in icp.NEUTRAL_TEXT
-        assert abs(len(prompt) - len(original)) <= 10
-
-
 @pytest.mark.parametrize(
-    "prompts",
+    ("prompts", "form"),
     [
-        ["Go on.", "Go on."],  # the whole prompt is the frame
-        ["Say something.\nAnswer:", "Say something.\nAnswer:"],
-        ["", ""],
-        ["Question:", "Question: what?"],
+        (
+            [f"Do it.\n{'fact ' * k}\nsecond line\nAnswer:" for k in (2, 3, 9)],
+            r"Do it\.\n(.+)\nAnswer:",
+        ),
+        (
+            ["Instruction: Name a city\nin France.\nResponse:", "Instruction: Add two\nResponse:"],
+            r"Instruction: (.+)\nResponse:",
+        ),
+        (["No frame here", "nor there"], "(.+)"),
+        # no body: the whole prompt is the frame
+        (["Go on.", "Go on."], r"Go on\."),
+        (["Say something.\nAnswer:", "Say something.\nAnswer:"], r"Say something\.\nAnswer:"),
+        (["", ""], ""),
+        (["Question:", "Question: what?"], "Question:(?: (.+))?"),
     ],
 )
-def test_neutral_demonstrations_of_prompts_without_a_body_have_their_form(tiny, prompts):
-    assert neutral_texts(tiny(), [(prompt, " x") for prompt in prompts])[0][0] == prompts[0]
+def test_neutral_demonstrations_keep_form_and_length(tiny, prompts, form):
+    lm = tiny()
+    rows = [
+        {"id": str(k), "prompt": prompt, "completion": " yes" * (1 + len(prompt) // 9)}
+        for k, prompt in enumerate(prompts)
+    ]
+    neutral = icp.neutral_demonstrations(lm, rows)
+    for row, one in zip(rows, neutral, strict=True):
+        prompt, completion = map(lm.tokenizer.decode, (one.prompt, one.completion))
+        found = re.fullmatch(form, prompt)
+        assert all(body in icp.NEUTRAL_TEXT * 9 for body in found.groups() if body)
+        assert completion.strip() in icp.NEUTRAL_TEXT * 9
+        assert abs(len(prompt) - len(row["prompt"])) <= 10
+        assert abs(len(completion) - len(row["completion"])) <= 3
 
 
 @pytest.fixture

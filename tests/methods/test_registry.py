@@ -13,7 +13,7 @@ from helpers import experiment_on
 from icprobe.data import paths
 from icprobe.finetuning import selection
 from icprobe.methods import registry as registry_module
-from icprobe.methods.baselines import OwnLoss, Random
+from icprobe.methods.baselines import Random
 from icprobe.methods.registry import baselines, by_title, in_explorer, register
 from icprobe.methods.training_effect import Step, TrainingEffect
 from icprobe.scores import ScoresNotFound, compute, load, score
@@ -152,11 +152,3 @@ def test_baselines_through_the_store_in_any_parts(what, tmp_path, monkeypatch):
     for name, matrix in whole.items():
         np.testing.assert_allclose(parts[name], matrix, rtol=1e-6, atol=1e-7, err_msg=name)
     assert len(list((tmp_path / "scores").glob("*/part-00002.parquet"))) == len(whole)
-
-
-def test_an_example_that_cannot_be_scored_is_named(what, tmp_path):
-    plain = tmp_path / "plain.jsonl"
-    plain.write_text('{"id": "plain", "prompt": "", "completion": "a text"}')
-    with pytest.raises(ValueError, match="'plain': the prompt has no tokens"):
-        score(replace(what, train=str(plain)), OwnLoss())
-    assert not (tmp_path / "scores").exists()

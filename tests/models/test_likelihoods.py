@@ -90,17 +90,3 @@ def test_models_that_cannot_be_packed_are_refused(tiny, monkeypatch):
     for refusing in (lm, *map(tiny, ("bloom", "mpt", "mamba", "lfm2"))):
         with pytest.raises(ValueError, match="takes no packed rows"):
             models.check_packing(refusing)
-
-
-@pytest.mark.real
-def test_the_real_model_answers():
-    lm = models.load("smollm2-135m-instruct", device="cpu")
-    rows = [
-        {"id": name, "prompt": "The capital of France is", "completion": f" {name}"}
-        for name in ("Paris", "Berlin", "banana")
-    ]
-    queries = models.encode(lm, rows)
-    context = models.text_ids(lm, "The capital of Italy is Rome.\n\n")
-    nats = models.log_likelihoods(lm, queries, [(), context])
-    assert (nats[:, 0] > nats[:, 1]).all() and (nats[:, 1] > nats[:, 2]).all()
-    np.testing.assert_allclose(nats, one_by_one(lm, queries, [(), context]), rtol=RTOL, atol=ATOL)
