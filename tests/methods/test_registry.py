@@ -16,7 +16,7 @@ from icprobe.methods import registry as registry_module
 from icprobe.methods.baselines import Random
 from icprobe.methods.registry import baselines, by_title, in_explorer, register
 from icprobe.methods.training_effect import Step, TrainingEffect
-from icprobe.scores import ScoresNotFound, compute, load, score
+from icprobe.scores import compute, load, score
 from icprobe.statistics import correlation
 
 
@@ -89,16 +89,6 @@ def test_a_registered_method_is_scored_ranked_and_chosen_like_all_others(what, d
     # notebook 04: chooses by its title
     chosen = selection.named(found, ["shared words"])
     assert (chosen["shared words"] == scores["word_overlap"]).all()
-
-
-def test_finished_scores_are_found_until_the_version_is_raised(what, documented, monkeypatch):
-    first = score(what, documented)["word_overlap"]
-    monkeypatch.setattr(type(documented), "score", lambda *_: np.ones((6, 3)))
-    assert (score(what, documented)["word_overlap"] == first).all()
-    monkeypatch.setattr(type(documented), "version", 2)
-    with pytest.raises(ScoresNotFound, match=r"identity\.options\.version"):
-        load(what, documented)
-    assert (score(what, documented)["word_overlap"] == 1).all()
 
 
 @pytest.mark.parametrize(

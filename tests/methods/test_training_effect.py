@@ -158,28 +158,21 @@ def test_names_and_options_tell_steps_apart():
 SGD = [["sgd", 1e-4], ["sgd", 3e-3]]
 
 
-def test_planned_steps_begin_with_two_of_sgd():
-    asked = [*SGD, ["adamw", 1e-5, 1.0]]
-    assert training_effect.planned(asked) == [Step(*step) for step in asked]
-
-
 @pytest.mark.parametrize(
     ("steps", "message"),
     [
         ([], "two of sgd first"),
-        (SGD[:1], "two of sgd first"),
         ([SGD[0], ["adamw", 1e-5]], "two of sgd first"),
         (SGD[::-1], "the smaller rate first"),
         ([["sgd", 1e-4, 1.0], SGD[1]], "without clipping"),
         ([*SGD, SGD[1]], r"\['sgd', 0.003\] is there twice"),
         ([*SGD, ["adam", 1]], r"\['adam', 1\]: .*'sgd' or 'adamw'"),
-        ([["sgd"]], r"\['sgd'\]: .*required"),
-        *(([["sgd", rate]], rf"\['sgd', {rate}\]: .*number") for rate in (math.nan, True)),
-        *(([["sgd", rate]], rf"\['sgd', {rate}\]: .*than 0") for rate in (0, -1e-3)),
-        *(([["sgd", 1, clip]], rf"\['sgd', 1, {clip}\]: ") for clip in (0, math.inf)),
+        ([["sgd", math.nan]], r"\['sgd', nan\]: .*finite"),
+        ([["sgd", 1, 0]], r"\['sgd', 1, 0\]: .*than 0"),
     ],
 )
 def test_steps_that_make_no_sense(steps, message):
+    assert training_effect.planned(SGD) == [Step("sgd", 1e-4), Step("sgd", 3e-3)]
     with pytest.raises(ValueError, match=message):
         training_effect.planned(steps)
 

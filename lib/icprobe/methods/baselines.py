@@ -29,7 +29,7 @@ class Baseline(Method):
 
 
 class TokenCount(Baseline):
-    """A number of tokens of each training example: the same along a row."""
+    """Tokens of each training example, of its completion unless said: the same along a row."""
 
     def count(self, lm: LM, example: Encoded) -> int:
         return len(example.completion)
