@@ -8,7 +8,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import experiment_on
+from helpers import experiment_on, texts
 
 from icprobe.data import paths
 from icprobe.finetuning import selection
@@ -20,24 +20,11 @@ from icprobe.scores import compute, load, score
 from icprobe.statistics import correlation
 
 
-def texts(n, seed):
-    """Return n rows of words from a small vocabulary, so that some are shared."""
-    rng = np.random.default_rng(seed)
-    words = ["the", "old", "red", "cat", "fish", "sea", "sleeps", "swims"]
-    return [
-        {
-            "id": f"{seed}-{i}",
-            "prompt": " ".join(rng.choice(words, size=rng.integers(1, 9))) + ":",
-            "completion": f" {rng.choice(words)}",
-        }
-        for i in range(n)
-    ]
-
-
 @pytest.fixture
 def what(tmp_path):
     """Return an experiment of 6 training examples and 3 queries with a tiny model."""
-    return experiment_on(tmp_path, texts(6, 0), texts(3, 1), max_length=100)
+    train, queries = (texts(n, kind).to_dict("records") for n, kind in ((6, "t"), (3, "q")))
+    return experiment_on(tmp_path, train, queries, max_length=100)
 
 
 @pytest.fixture

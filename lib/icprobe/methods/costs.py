@@ -106,9 +106,8 @@ class Cost(NamedTuple):
 def probing(shape: Shape, lengths: Lengths, sharing: bool = True) -> Cost:
     """Return the cost of log-likelihoods of all queries after all demonstrations.
 
-    Those of no demonstration, which gains need too, take as much as one that is empty. With
-    `sharing`, each demonstration, and each beginning that queries share, is read once; else every
-    pair is a sequence of its own.
+    With `sharing`, each demonstration, and each beginning that queries share, is read once; else
+    every pair is a sequence of its own.
     """
     shown = lengths.train + 1  # of a demonstration, all tokens are read
     if sharing:
@@ -125,8 +124,8 @@ def probing(shape: Shape, lengths: Lengths, sharing: bool = True) -> Cost:
 def gradient_products(shape: Shape, lengths: Lengths) -> Cost:
     """Return the cost of exact gradient dot products of all pairs.
 
-    The products of layers that read one input go over pairs of tokens, or over weights whose
-    gradients are made first, whichever takes less; the queries' factors are held.
+    Products go over pairs of tokens, or over weights whose gradients are made first, whichever
+    takes less; the queries' factors are held.
     """
     one, other = lengths.train.sum(), lengths.queries.sum()
     pairs = len(lengths.train) * len(lengths.queries)

@@ -61,12 +61,8 @@ def log_likelihoods(
 ) -> np.ndarray:
     """Return log p(completion_j | demonstration_i, prompt_j): sums over completion tokens, nats.
 
-    Args:
-        lm: The model.
-        queries: M rows with id, prompt, completion (or encoded already).
-        demonstrations: N such rows; None for zero-shot, where no preamble stands either.
-        preamble: Text before the demonstration.
-        max_length: Most tokens of one example, see `models.encode`.
+    Queries and demonstrations are rows with id, prompt, completion (or encoded already), of at most
+    `max_length` tokens, see `models.encode`; without demonstrations, no preamble stands either.
 
     Returns:
         float32 [N, M], one row per demonstration in the order given; [M] when zero-shot.

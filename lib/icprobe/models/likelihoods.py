@@ -50,10 +50,7 @@ def log_likelihoods(
         lm: The model.
         queries: M encoded queries.
         contexts: C token sequences to stand before the query's prompt (BOS is added here).
-        dtype: Of the result; float64 where small differences of log-likelihoods matter.
-
-    Returns:
-        [C, M] in nats.
+        dtype: Of the result [C, M]; float64 where small differences of log-likelihoods matter.
 
     Raises:
         ValueError: If a query has no prompt, or a sequence is longer than the model allows.
