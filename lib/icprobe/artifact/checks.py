@@ -8,7 +8,7 @@ import re
 import string
 from pathlib import Path
 
-from pydantic import ValidationError, ValidationInfo
+from pydantic import ValidationInfo
 
 from icprobe.artifact.parameters import did_you_mean
 from icprobe.data import paths
@@ -147,10 +147,7 @@ def step(value: list) -> list:
     """Refuse a training step that is not an optimizer and its learning rate."""
     from icprobe.methods import training_effect
 
-    try:
-        training_effect.Step(*value)
-    except ValidationError as error:
-        raise ValueError(f"[optimizer, rate]: {error.errors()[0]['msg']}") from None
+    training_effect.read_step(value)
     return value
 
 
@@ -166,7 +163,7 @@ def baselines(value: list[str]) -> list[str]:
     """Refuse titles that no registered baseline has."""
     from icprobe.methods import registry
 
-    return _among(value, list(registry.methods_by_title()))
+    return _among(value, [one.title for one in registry.baselines() if one.title])
 
 
 def timed_methods(value: list[str]) -> list[str]:

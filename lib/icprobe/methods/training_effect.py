@@ -58,23 +58,31 @@ class Step:
         return {**asdict(self), **OPTIMIZERS[self.optimizer][1]}
 
 
+def read_step(values: Sequence) -> Step:
+    """Return the step that a parameter [optimizer, rate] or [optimizer, rate, clip] asks for.
+
+    Raises:
+        ValueError: If it is anything else.
+    """
+    try:
+        return Step(*values)
+    except pydantic.ValidationError as error:
+        reason = error.errors()[0]["msg"]
+        raise ValueError(f"{values!r} is no [optimizer, rate]: {reason}") from None
+
+
 def planned(steps: Sequence[Sequence]) -> list[Step]:
-    """Return the steps of the parameter `steps`: optimiser, rate and, if it clips, norm of each.
+    """Return the steps of the parameter `steps`, see `read_step`.
 
     The first two are of SGD without clipping, the smaller rate first: the linear regime, and the
     step that scores are held against.
 
     Raises:
-        ValueError: If they are anything else, or one is there twice; names the step.
+        ValueError: If they are anything else, or one is there twice.
     """
-    found: list[Step] = []
-    for step in steps:
-        try:
-            found.append(Step(*step))
-        except pydantic.ValidationError as error:
-            raise ValueError(f"steps: {step!r}: {error.errors()[0]['msg']}") from None
-        if found[-1] in found[:-1]:
-            raise ValueError(f"steps: {step!r} is there twice")
+    found = [read_step(values) for values in steps]
+    if len(set(found)) < len(found):
+        raise ValueError(f"steps is {steps!r}, expected each once")
     small_and_large = [(step.optimizer, step.clip) for step in found[:2]]
     if small_and_large != 2 * [("sgd", None)] or found[0].rate >= found[1].rate:
         raise ValueError(
