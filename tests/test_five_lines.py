@@ -8,9 +8,7 @@ from helpers import ATOL, RTOL, save_tiny
 
 import icprobe
 from icprobe import models
-from icprobe.methods import icp
-from icprobe.methods.gradient import losses
-from icprobe.methods.gradient.layers import linear_layers
+from icprobe.methods import gradient, icp
 
 
 @pytest.fixture(scope="module")
@@ -24,43 +22,32 @@ def made(tmp_path_factory):
     return lm, *(icprobe.load_data(folder / f"{name}.jsonl") for name in ("pool", "queries"))
 
 
-def test_probe_gives_labelled_gains(made):
+def test_probe_gives_labelled_gains_by_which_the_best_are_selected(made):
     lm, pool, queries = made
-    gains = icprobe.probe(lm, pool, queries)
+    gains = icprobe.probe(lm, pool, queries, preamble="Help:")
     assert list(gains.index) == pool["id"] and list(gains.columns) == queries["id"]
     shown, asked = (models.encode(lm, rows) for rows in (pool, queries))
     for i, j in ((0, 0), (17, 2)):
-        after = icp.reference(lm, asked[j], shown[i])
+        context = icp.context(lm, shown[i], "Help:")
+        after = models.token_log_likelihoods(lm, asked[j], context).sum()
         alone = models.token_log_likelihoods(lm, asked[j]).sum()
         assert gains.iloc[i, j] == pytest.approx(after - alone, rel=RTOL, abs=ATOL)
 
-
-def test_attribute_gives_labelled_products(made):
-    lm, pool, queries = made
-    products = icprobe.attribute(lm, pool, queries)
-    weights = [layer.weight for layer in linear_layers(lm).values()]
-
-    def whole(rows, i):
-        (example,) = models.encode(lm, [rows[i]])
-        return losses.full_gradient(lm, example, weights)
-
-    for i, j in ((0, 0), (17, 2)):
-        parts = zip(whole(pool, i), whole(queries, j), strict=True)
-        expected = sum(float((a * b).sum()) for a, b in parts)
-        found = products.loc[pool["id"][i], queries["id"][j]]
-        assert found == pytest.approx(expected, rel=1e-4)
-
-
-def test_the_best_are_selected(made):
-    lm, pool, queries = made
-    gains = icprobe.probe(lm, pool, queries)
     chosen = icprobe.select(pool, gains, n=4)
     order = np.argsort(-gains.mean(axis=1).to_numpy(), kind="stable")[:4]
     assert chosen["id"] == [pool["id"][i] for i in order]
     np.testing.assert_allclose(chosen["score"], gains.mean(axis=1).iloc[order], rtol=RTOL)
 
 
-def test_repeated_ids_are_refused(made):
+def test_attribute_gives_labelled_products(made):
+    lm, pool, queries = made
+    products = icprobe.attribute(lm, pool, queries, loss_on="text")
+    assert list(products.index) == pool["id"] and list(products.columns) == queries["id"]
+    expected = gradient.gradient_dot(lm, pool, queries, loss_on="text")
+    np.testing.assert_allclose(products, expected, rtol=RTOL, atol=RTOL * abs(expected).max())
+
+
+def test_wrong_names_are_refused(made):
     lm, pool, queries = made
     with pytest.raises(ValueError, match="pool-00001"):
         icprobe.probe(lm, [pool[0], pool[0]], queries)

@@ -18,7 +18,6 @@ from helpers import save_tiny
 
 from icprobe import data
 from icprobe.artifact import runner
-from icprobe.artifact.pools import trained_tokens
 from icprobe.artifact.settings import RegressionSettings
 from icprobe.data import paths
 from icprobe.methods import baselines, icp
@@ -421,5 +420,5 @@ def test_the_paper_profile_with_local_stand_ins(tmp_path):
     assert profile["preamble"] == icp.PUBLISHED_PREAMBLE
     # the loss is on the text, and nothing predicts its first token
     assert profile["loss_on"] == "text"
-    tokens = trained_tokens(experiment, "notebook 02", "text")
+    tokens = load(experiment, baselines.TextTokens())["text_tokens"]
     assert (tokens == load(experiment, baselines.Length())["length"] - 1).all()

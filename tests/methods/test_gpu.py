@@ -10,9 +10,9 @@ from helpers import close, experiment_on, texts
 from icprobe import models
 from icprobe.methods import icp
 from icprobe.methods.gradient import GradientProducts, factors, gradient_dot
-from icprobe.methods.training_effect import Step
-from icprobe.methods.training_steps import TrainingSteps
-from icprobe.scores import score
+from icprobe.methods.training_effect import Step, TrainingEffect
+from icprobe.models import likelihoods
+from icprobe.scores import compute, score
 
 pytestmark = pytest.mark.gpu
 
@@ -35,7 +35,7 @@ def pool(experiment):
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 0.1)])
 @pytest.mark.parametrize("tokens", [100, 100_000])
-def test_log_likelihoods(made, dtype, tolerance, tokens):
+def test_log_likelihoods(made, monkeypatch, dtype, tolerance, tokens):
     experiment, load = made
     train, queries = pool(experiment)
     exact = load("float64", "cpu")
@@ -45,7 +45,8 @@ def test_log_likelihoods(made, dtype, tolerance, tokens):
         [models.token_log_likelihoods(exact, q, context).sum() for q in encoded[1]]
         for context in contexts
     ]
-    found = models.log_likelihoods(load(dtype), encoded[1], contexts, tokens)
+    monkeypatch.setitem(likelihoods.TOKENS_PER_FORWARD, "cuda", tokens)
+    found = models.log_likelihoods(load(dtype), encoded[1], contexts)
     np.testing.assert_allclose(found, expected, rtol=tolerance, atol=10 * tolerance)
 
 
@@ -85,9 +86,9 @@ def test_products_of_factors_are_those_of_widened_ones(dtype):
 def test_effects_of_training_steps(made):
     experiment, load = made
     train, queries = (rows.select(range(4)) for rows in pool(experiment))
-    steps = [Step("sgd", 1e-3), Step("adamw", 1e-5)]
+    method = TrainingEffect([Step("sgd", 1e-3), Step("adamw", 1e-5)])
     exact, found = (
-        TrainingSteps(lm, queries).effects(train, steps) for lm in (load("float64", "cpu"), load())
+        compute(method, lm, train, queries).values() for lm in (load("float64", "cpu"), load())
     )
     for mine, theirs in zip(found, exact, strict=True):
         assert np.abs(mine - theirs).max() <= 0.02 * np.abs(theirs).max() + 1e-4

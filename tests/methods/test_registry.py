@@ -8,36 +8,23 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import experiment_on
+from helpers import experiment_on, texts
 
 from icprobe.data import paths
 from icprobe.finetuning import selection
 from icprobe.methods import registry as registry_module
 from icprobe.methods.baselines import Random
-from icprobe.methods.registry import baselines, by_title, in_explorer, register, titled
+from icprobe.methods.registry import baselines, by_title, in_explorer, register
 from icprobe.methods.training_effect import Step, TrainingEffect
-from icprobe.scores import ScoresNotFound, compute, load, score
+from icprobe.scores import compute, load, score
 from icprobe.statistics import correlation
-
-
-def texts(n, seed):
-    """Return n rows of words from a small vocabulary, so that some are shared."""
-    rng = np.random.default_rng(seed)
-    words = ["the", "old", "red", "cat", "fish", "sea", "sleeps", "swims"]
-    return [
-        {
-            "id": f"{seed}-{i}",
-            "prompt": " ".join(rng.choice(words, size=rng.integers(1, 9))) + ":",
-            "completion": f" {rng.choice(words)}",
-        }
-        for i in range(n)
-    ]
 
 
 @pytest.fixture
 def what(tmp_path):
     """Return an experiment of 6 training examples and 3 queries with a tiny model."""
-    return experiment_on(tmp_path, texts(6, 0), texts(3, 1), max_length=100)
+    train, queries = (texts(n, kind).to_dict("records") for n, kind in ((6, "t"), (3, "q")))
+    return experiment_on(tmp_path, train, queries, max_length=100)
 
 
 @pytest.fixture
@@ -91,38 +78,22 @@ def test_a_registered_method_is_scored_ranked_and_chosen_like_all_others(what, d
     assert (chosen["shared words"] == scores["word_overlap"]).all()
 
 
-def test_finished_scores_are_found_until_the_version_is_raised(what, documented, monkeypatch):
-    first = score(what, documented)["word_overlap"]
-    monkeypatch.setattr(type(documented), "score", lambda *_: np.ones((6, 3)))
-    assert (score(what, documented)["word_overlap"] == first).all()
-    monkeypatch.setattr(type(documented), "version", 2)
-    with pytest.raises(ScoresNotFound, match=r"identity\.options\.version"):
-        load(what, documented)
-    assert (score(what, documented)["word_overlap"] == 1).all()
-
-
-def test_names_and_titles_are_taken_once(registry, documented):
-    class Other(Random):
-        pass
-
-    for name, title, taken in (
+@pytest.mark.parametrize(
+    ("name", "title", "taken"),
+    [
         ("word_overlap", "another title", "name 'word_overlap'"),
         ("another", "shared words", "title 'shared words'"),
-        ("lexical", "a title", "name 'lexical'"),
         ("icp", "a title", "name 'icp'"),
         ("another", "gain", "title 'gain'"),
-    ):
-        Other.name, Other.title = name, title
-        with pytest.raises(ValueError, match=f"{taken} is taken"):
-            register(Other())
-    for name in ("control", "another control"):  # controls have no title to share
-        Other = type("Other", (Random,), {"name": name, "title": None})
-        register(Other())
+    ],
+)
+def test_names_and_titles_are_taken_once(registry, documented, name, title, taken):
+    with pytest.raises(ValueError, match=f"{taken} is taken"):
+        register(type("Other", (Random,), {"name": name, "title": title})())
+    for control in ("control", "another control"):  # controls have no title to share
+        register(type("Other", (Random,), {"name": control, "title": None})())
     registry.pop("word_overlap")
     register(documented)
-    assert titled("shared words") is documented
-    with pytest.raises(ValueError, match=r"'gain', there are: length.*shared words"):
-        titled("gain")
 
 
 def test_titles_that_notebooks_give_themselves_cannot_be_taken():
@@ -142,7 +113,7 @@ def test_titles_that_notebooks_give_themselves_cannot_be_taken():
         for key in line.value.keys
         if isinstance(key, ast.Constant)
     }
-    assert given == set(registry_module.TITLES)
+    assert "gain" in given and given < set(registry_module.TAKEN)
 
 
 def test_baselines_through_the_store_in_any_parts(what, tmp_path, monkeypatch):
@@ -158,11 +129,3 @@ def test_baselines_through_the_store_in_any_parts(what, tmp_path, monkeypatch):
     for name, matrix in whole.items():
         np.testing.assert_allclose(parts[name], matrix, rtol=1e-6, atol=1e-7, err_msg=name)
     assert len(list((tmp_path / "scores").glob("*/part-00002.parquet"))) == len(whole)
-
-
-def test_an_example_that_cannot_be_scored_is_named(what, tmp_path):
-    plain = tmp_path / "plain.jsonl"
-    plain.write_text('{"id": "plain", "prompt": "", "completion": "a text"}')
-    with pytest.raises(ValueError, match="'plain': the prompt has no tokens"):
-        score(replace(what, train=str(plain)), titled("own loss"))
-    assert not (tmp_path / "scores").exists()

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from icprobe.models import packing
+from icprobe.models import Encoded, packing
 
 sequences = st.lists(
     st.tuples(
@@ -19,7 +19,7 @@ sequences = st.lists(
 @given(sequences)
 @settings(deadline=None)
 def test_every_packed_token_sees_its_own_sequence_and_nothing_else(pairs):
-    items = [packing.Item(*pair) for pair in pairs]
+    items = [Encoded("any", *pair) for pair in pairs]
     packs = packing.pack(items)
     scored = {i: [] for i in range(len(items))}
     for s in range(len(packs.target)):
@@ -29,21 +29,18 @@ def test_every_packed_token_sees_its_own_sequence_and_nothing_else(pairs):
         read = tuple(packs.ids[row, seen].tolist())
         scored[int(packs.item[s])].append((read, int(packs.target[s])))
     for item, found in zip(items, scored.values(), strict=True):
-        full = item.prompt + item.completion
-        starts = range(len(item.prompt), len(full))
-        assert found == [(full[:k], full[k]) for k in starts]
-    assert sum(packs.length) <= sum(len(item.inputs) for item in items)
+        targets = range(len(item.prompt), len(item.ids))
+        assert found == [(item.ids[:k], item.ids[k]) for k in targets]
+    assert sum(packs.length) <= sum(len(item.ids) - 1 for item in items)
     assert list(packs.length) == sorted(packs.length, reverse=True)
 
 
 def test_packing_shares_prefixes_and_wastes_little():
     rng = np.random.default_rng(0)
     head = [tuple(rng.integers(0, 99, 12)) for _ in range(4)]
-    items = [
-        packing.Item(head[i % 4] + tuple(rng.integers(0, 99, rng.integers(5, 40))), (1, 2, 3))
-        for i in range(48)
-    ]
+    tails = [tuple(rng.integers(0, 99, rng.integers(5, 40))) for _ in range(48)]
+    items = [Encoded("any", head[i % 4] + tail, (1, 2, 3)) for i, tail in enumerate(tails)]
     packs = packing.pack(items, context=50, hidden=576)
-    alone = sum(len(item.inputs) for item in items)
+    alone = sum(len(item.ids) - 1 for item in items)
     assert packs.ids.numel() < alone, "padding costs less than sharing saves"
     assert packs.length.sum() / packs.ids.numel() > 0.9

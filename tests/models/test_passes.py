@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from helpers import ATOL, RTOL, examples
+from helpers import ATOL, RTOL, close, encoded
 
 from icprobe import models
 from icprobe.methods import gradient
@@ -31,38 +31,35 @@ def small_memory(tiny, monkeypatch):
     return limit
 
 
-def test_log_likelihoods_go_on_with_smaller_passes(tiny, small_memory):
-    queries, contexts = (
-        models.encode(tiny(), examples(n, seed, 20)) for n, seed in ((6, 1), (16, 2))
-    )
-    contexts = [context.ids for context in contexts]
-    expected = models.log_likelihoods(tiny(), queries, contexts)
-    lm, sizes = small_memory(300)
-    with pytest.warns(UserWarning, match="log-likelihoods: too little memory, now 512 tokens"):
-        found = models.log_likelihoods(lm, queries, contexts)
-    np.testing.assert_allclose(found, expected, rtol=RTOL, atol=ATOL)
-    assert max(sizes) > 300
-    sizes.clear()
-    models.log_likelihoods(lm, queries, contexts)
-    assert max(sizes) <= 300, "what fits is remembered"
+def probing(lm, train, queries):
+    return models.log_likelihoods(lm, queries, [one.ids for one in train])
 
 
-def test_gradients_go_on_with_smaller_passes(tiny, small_memory):
-    train, queries = (models.encode(tiny(), examples(n, seed, 20)) for n, seed in ((9, 1), (5, 2)))
-    expected = gradient.gradient_dot(tiny(), train, queries)
-    lm, sizes = small_memory(200)
-    with pytest.warns(UserWarning, match="gradients: too little memory, now 192 tokens"):
-        found = gradient.gradient_dot(lm, train, queries)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-4 * abs(expected).max())
-    assert max(sizes) > 200
+def near(actual, expected):
+    np.testing.assert_allclose(actual, expected, rtol=RTOL, atol=ATOL)
+
+
+@pytest.mark.parametrize(
+    ("work", "alike", "most", "said"),
+    [
+        (probing, near, 300, "log-likelihoods: too little memory, now 512 tokens"),
+        (gradient.gradient_dot, close, 200, "gradients: too little memory, now 192 tokens"),
+    ],
+)
+def test_work_goes_on_with_smaller_passes(tiny, small_memory, work, alike, most, said):
+    rows = encoded(tiny(), 16, 2, 20), encoded(tiny(), 6, 1, 20)
+    expected = work(tiny(), *rows)
+    lm, sizes = small_memory(most)
+    with pytest.warns(UserWarning, match=said):
+        alike(work(lm, *rows), expected)
+    assert max(sizes) > most
     sizes.clear()
-    gradient.gradient_dot(lm, train, queries)
-    assert max(sizes) <= 200
+    work(lm, *rows)
+    assert max(sizes) <= most, "what fits is remembered"
 
 
 def test_a_sequence_that_does_not_fit_alone_is_an_error(small_memory):
     lm, _ = small_memory(5)
-    rows = models.encode(lm, examples(2, 1, 20))
     with pytest.raises(torch.OutOfMemoryError), pytest.warns(UserWarning, match="1 tokens a pass"):
-        models.log_likelihoods(lm, rows)
+        models.log_likelihoods(lm, encoded(lm, 2, 1, 20))
     assert models.fitting(lm, "log-likelihoods", 999) == 999, "memory may be freed"

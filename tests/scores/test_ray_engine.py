@@ -82,7 +82,11 @@ def check_complete(made, folder, block_size=BLOCK):
 
 @pytest.mark.parametrize(
     "method",
-    [icp.ICP(), GradientProducts(), training_effect.TrainingEffect()],
+    [
+        icp.ICP(),
+        GradientProducts(),
+        training_effect.TrainingEffect([training_effect.Step("sgd", 3e-3)]),
+    ],
     ids=lambda m: m.name,
 )
 def test_scores_have_the_same_bytes_as_those_of_one_local_thread(

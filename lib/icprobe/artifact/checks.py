@@ -147,10 +147,7 @@ def step(value: list) -> list:
     """Refuse a training step that is not an optimizer and its learning rate."""
     from icprobe.methods import training_effect
 
-    try:
-        training_effect.Step(*value)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"[optimizer, rate]: {error}") from None
+    training_effect.read_step(value)
     return value
 
 

@@ -1,8 +1,6 @@
 """Finished scores of the pools that notebooks compare."""
 
-import numpy as np
-
-from icprobe.methods import baselines, icp, registry
+from icprobe.methods import icp, registry
 from icprobe.methods.gradient import GradientProducts, load_parts
 from icprobe.scores import Experiment, load
 from icprobe.statistics.conditions import Labels, Pool
@@ -30,18 +28,3 @@ def read_pool(experiment: Experiment, how_to_make: str, preamble: str = "", **op
         baselines=load(experiment, registry.baselines(), how_to_make),
         parts=load_parts(experiment, products),
     )
-
-
-def trained_tokens(experiment: Experiment, how_to_make: str, loss_on: str) -> np.ndarray:
-    """Return how many tokens of each training example its loss was over: [N, M].
-
-    Args:
-        experiment: What was scored.
-        how_to_make: What to run if the numbers are not there, for the error message.
-        loss_on: "completion" or "text".
-
-    Raises:
-        scores.ScoresNotFound: If they are not there.
-    """
-    method = baselines.TextTokens() if loss_on == "text" else baselines.CompletionLength()
-    return load(experiment, method, how_to_make)[method.name]

@@ -6,7 +6,6 @@ a method's scores follow one, the baseline explains them until shown otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +15,11 @@ from icprobe import models
 from icprobe.scores.method import Examples, Method
 
 if TYPE_CHECKING:
-    from icprobe.models import LM
+    from icprobe.models import LM, Encoded
 
 
 # scikit-learn's defaults, but for words of one letter or digit, which it would drop
 TFIDF = {"token_pattern": r"(?u)\w+", "lowercase": True, "sublinear_tf": False, "smooth_idf": True}
-
-TOGETHER = 256  # examples in one call of OwnLoss: packing makes a mask for all of them
 
 
 class Baseline(Method):
@@ -31,80 +28,67 @@ class Baseline(Method):
     local_only = True
 
 
+class TokenCount(Baseline):
+    """Tokens of each training example, of its completion unless said: the same along a row."""
+
+    def count(self, lm: LM, example: Encoded) -> int:
+        return len(example.completion)
+
+    def score(self, prepared: tuple[LM, Examples], train: Examples) -> np.ndarray:
+        lm, queries = prepared
+        return _along_rows([self.count(lm, one) for one in train.tokens], len(queries))
+
+
 @dataclass(frozen=True)
-class Length(Baseline):
-    """Tokens of each training example, prompt and completion without BOS: the same along a row."""
+class Length(TokenCount):
+    """Tokens of the prompt and the completion, without BOS."""
 
     name = "length"
     title = "length"
     unit = "tokens of the training example; positive = presumed to help"
 
-    def score(self, prepared: tuple[LM, Examples], train: Examples) -> np.ndarray:
-        """Return the lengths [n, M]."""
-        return _along_rows([len(one.ids) for one in train.tokens], len(prepared[1]))
+    def count(self, lm: LM, example: Encoded) -> int:
+        return len(example.ids)
 
 
 @dataclass(frozen=True)
-class CompletionLength(Baseline):
-    """Tokens of each training example's completion: the same along a row."""
+class CompletionLength(TokenCount):
+    """Tokens of the completion."""
 
     name = "completion_length"
     title = "completion length"
     unit = "tokens of its completion; positive = presumed to help"
 
-    def score(self, prepared: tuple[LM, Examples], train: Examples) -> np.ndarray:
-        """Return the lengths [n, M]."""
-        return _along_rows([len(one.completion) for one in train.tokens], len(prepared[1]))
-
 
 @dataclass(frozen=True)
-class QueryLength(Baseline):
-    """Tokens of each query's completion: the same along a column.
-
-    No baseline, since it ranks no training example above another for any query; a control for what
-    is said of all pairs.
-    """
+class QueryLength(TokenCount):
+    """Tokens of each query's completion: the same along a column, a control for claims on pairs."""
 
     name = "query_length"
     unit = "tokens of the query's completion; a control, no baseline: the same for all rows"
 
     def score(self, prepared: tuple[LM, Examples], train: Examples) -> np.ndarray:
-        """Return the lengths [n, M]."""
-        return _along_rows([len(one.completion) for one in prepared[1].tokens], len(train)).T
+        lm, queries = prepared
+        return super().score((lm, train), queries).T
 
 
 @dataclass(frozen=True)
-class TextTokens(Baseline):
-    """Tokens that a loss on each training example's text is over: the same along a row.
+class TextTokens(TokenCount):
+    """Tokens that a loss on the text is over: all but a first one that nothing predicts.
 
-    A control, which products of such losses are divided by to be one per token; not registered,
-    since elsewhere nobody needs it.
+    A control, by which products are made one per token; not registered.
     """
 
     name = "text_tokens"
     unit = "tokens that a loss on the training example's text is over; a control, no baseline"
 
-    def score(self, prepared: tuple[LM, Examples], train: Examples) -> np.ndarray:
-        """Return the numbers of tokens [n, M]."""
-        lm, queries = prepared
-        return _along_rows(trained_tokens(lm, train.tokens, "text"), len(queries))
+    def count(self, lm: LM, example: Encoded) -> int:
+        return len(lm.bos) + len(example.ids) - 1
 
 
-def trained_tokens(lm: LM, examples: Iterable, loss_on: str = "completion") -> np.ndarray:
-    """Return how many tokens of each training example its loss is over: whole numbers [N].
-
-    A loss on the text leaves out the first token where no BOS stands before it: nothing predicts
-    it.
-
-    Args:
-        lm: The model, for its tokenizer.
-        examples: N rows with id, prompt, completion (or encoded already).
-        loss_on: "completion" or "text".
-    """
-    shown = models.encode(lm, examples)
-    if loss_on == "completion":
-        return np.array([len(example.completion) for example in shown])
-    return np.array([len(models.sequence(lm, example)[0]) - 1 for example in shown])
+def trained_tokens(loss_on: str) -> TokenCount:
+    """Return the method that counts the tokens which a loss on "completion" or "text" is over."""
+    return TextTokens() if loss_on == "text" else CompletionLength()
 
 
 @dataclass(frozen=True)
@@ -113,8 +97,7 @@ class Lexical(Baseline):
 
     A text is prompt and completion, whole (`max_length` does not cut it), as words in lower case.
     With n texts in pool and queries together, d_w of which have the word w, a text's entry for w is
-    how often it has it times 1 + log((1 + n) / (1 + d_w)). So the words of an instruction that many
-    texts share count for little. A text without words is similar to none: 0.
+    how often it has it times 1 + log((1 + n) / (1 + d_w)). A text without words is similar to none.
     """
 
     name = "lexical"
@@ -124,7 +107,6 @@ class Lexical(Baseline):
     in_explorer = True
 
     def prepare(self, lm: LM, queries: Examples, pool: Examples) -> tuple:
-        """Count the words of all texts."""
         from sklearn.feature_extraction.text import TfidfVectorizer
 
         texts = _texts(pool), _texts(queries)
@@ -132,22 +114,18 @@ class Lexical(Baseline):
         return vectorizer, vectorizer.transform(texts[1])
 
     def score(self, prepared: tuple, train: Examples) -> np.ndarray:
-        """Return the cosines [n, M]."""
         vectorizer, queries = prepared
         return np.minimum((vectorizer.transform(_texts(train)) @ queries.T).toarray(), 1)
 
 
 @dataclass(frozen=True)
 class Embedding(Baseline):
-    """Cosine of the model's mean hidden states, in [-1, 1], see `hidden_states`.
+    """Cosine of the mean hidden states in the middle of the model, in [-1, 1].
 
-    By default the middle layer is taken: on the suite `grid`, SmolLM2-135M's puts an example of the
-    query's own task above one of another task in 95 % of the cases, the last layer in 86 %.
-
-    Attributes:
-        layer: See `hidden_states.mean_states`.
-        centre: Subtract the mean vector of all N + M examples first. Without this all cosines are
-            close to 1, since hidden states have a large part in common.
+    On the suite `grid`, SmolLM2-135M's middle layer puts an example of the query's own task above
+    one of another task in 95 % of the cases, the last layer in 86 %. The mean vector of all N + M
+    examples is subtracted first: hidden states have a large part in common, so that all cosines
+    would be close to 1.
     """
 
     name = "embedding"
@@ -156,46 +134,38 @@ class Embedding(Baseline):
     needs_pool = True
     in_explorer = True
 
-    layer: int | None = None
-    centre: bool = True
+    @property
+    def options(self) -> dict[str, Any]:
+        """The key of finished scores has the layer (None: the middle) and the centring."""
+        return {**super().options, "layer": None, "centre": True}
 
     def check(self, lm: LM, pool: Examples, queries: Examples) -> None:
-        """Raise ValueError where an example is too short or too long."""
-        from icprobe.methods.hidden_states import check_readable
-
-        check_readable(lm, [*pool.tokens, *queries.tokens])
+        models.check_lengths(lm, [*pool.tokens, *queries.tokens], [()])
 
     def prepare(self, lm: LM, queries: Examples, pool: Examples) -> dict[str, Any]:
-        """Read all texts; return unit vectors of the queries, and of the pool by id."""
         from icprobe.methods.hidden_states import mean_states
 
-        vectors = mean_states(lm, [*pool.tokens, *queries.tokens], self.layer)
-        if self.centre:
-            vectors = vectors - vectors.mean(axis=0)
+        vectors = mean_states(lm, [*pool.tokens, *queries.tokens])
+        vectors = vectors - vectors.mean(axis=0)
         norms = np.linalg.norm(vectors, axis=1, keepdims=True)
         unit = np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0)
         own, queries = unit[: len(pool)], unit[len(pool) :]
         return {"queries": queries, "pool": own, "rows": {k: i for i, k in enumerate(pool.ids)}}
 
     def score(self, prepared: dict[str, Any], train: Examples) -> np.ndarray:
-        """Return the cosines [n, M]."""
         own = prepared["pool"][[prepared["rows"][name] for name in train.ids]]
         return (own @ prepared["queries"].T).clip(-1, 1)
 
 
 @dataclass(frozen=True)
 class SameCompletion(Baseline):
-    """Whether completions are equal but for case and white space: 1 or 0.
-
-    Where tasks have few answers, showing the query's own answer may be all that helps.
-    """
+    """Whether completions are equal but for case and white space: 1 or 0."""
 
     name = "same_completion"
     title = "same completion"
     unit = "1 where the completions are equal, else 0; positive = presumed to help"
 
     def score(self, prepared: tuple[LM, Examples], train: Examples) -> np.ndarray:
-        """Return 1 or 0 for each pair [n, M]."""
         texts = (
             [" ".join(row["completion"].casefold().split()) for row in rows]
             for rows in (train.rows, prepared[1].rows)
@@ -205,39 +175,29 @@ class SameCompletion(Baseline):
 
 @dataclass(frozen=True)
 class OwnLoss(Baseline):
-    """Each training example's own loss, the same along a row.
+    """Each training example's own loss, in nats per completion token: the same along a row.
 
-    The mean negative log-likelihood of its completion tokens after its prompt, in nats per token:
-    what the model does not know yet, it could learn.
+    What the model does not know yet, it could learn.
     """
 
     name = "own_loss"
     title = "own loss"
     unit = "the training example's own loss, nats per token; positive = presumed to help"
+    block_size = 256  # packing makes a mask for all of them
 
     def check(self, lm: LM, pool: Examples, queries: Examples) -> None:
-        """Raise ValueError if an example has no prompt, or is too long for the model."""
         models.check_packing(lm)
         models.check_lengths(lm, pool.tokens, [()])
 
     def score(self, prepared: tuple[LM, Examples], train: Examples) -> np.ndarray:
-        """Return the losses [n, M]."""
         lm, queries = prepared
-        nats = [
-            models.log_likelihoods(lm, train.tokens[start : start + TOGETHER])[0]
-            for start in range(0, len(train), TOGETHER)
-        ]
         lengths = [len(one.completion) for one in train.tokens]
-        return _along_rows(-np.concatenate(nats) / lengths, len(queries))
+        return _along_rows(-models.log_likelihoods(lm, train.tokens)[0] / lengths, len(queries))
 
 
 @dataclass(frozen=True)
 class Random(Baseline):
-    """Independent standard normal scores.
-
-    Attributes:
-        seed: Of the random numbers.
-    """
+    """Independent standard normal scores, from a seed."""
 
     name = "random"
     title = "random"
@@ -247,13 +207,11 @@ class Random(Baseline):
     seed: int = 0
 
     def prepare(self, lm: LM, queries: Examples, pool: Examples) -> dict[str, np.ndarray]:
-        """Draw the scores [M] of each training example, by id."""
         shape = len(pool), len(queries)
         drawn = np.random.default_rng(self.seed).standard_normal(shape, dtype=np.float32)
         return dict(zip(pool.ids, drawn, strict=True))
 
     def score(self, prepared: dict[str, np.ndarray], train: Examples) -> np.ndarray:
-        """Return the scores [n, M]."""
         return np.stack([prepared[name] for name in train.ids])
 
 

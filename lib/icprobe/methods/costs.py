@@ -5,10 +5,9 @@ operations a token, for P weights of linear layers, and 4 h L for each key that 
 (h: width of all heads, L: layers); a backward pass to the activations takes as many, and a weight's
 gradient as many again. The head (vocabulary times hidden size) works at the positions that predict
 tokens of the loss only. Norms, activation functions and softmax are left out: they take time, but
-hardly any operations; so are separators and beginning-of-sequence tokens. The layers that read
-embeddings count like any other, though nothing need go back through them. Counts are of what a
-method cannot do without, so they say how well an implementation does; bytes are what must be held
-beside the model and one pass, in float32.
+hardly any operations; so are separators and BOS. The layers that read embeddings count like any
+other, though nothing need go back through them. Counts are of what a method cannot do without;
+bytes are what must be held beside the model and one pass, in float32.
 """
 
 import functools
@@ -27,19 +26,12 @@ FLOAT = 4  # bytes
 
 @dataclass(frozen=True)
 class Shape:
-    """What of a model's shape matters.
+    """What of a model's shape matters."""
 
-    Attributes:
-        groups: Linear layers of the blocks that read one input: d_in, and each one's d_out.
-        head: Vocabulary times hidden size.
-        attention: Width of all heads, summed over layers.
-        cache: Numbers of keys and values that a token leaves, over all layers.
-    """
-
-    groups: tuple[tuple[int, tuple[int, ...]], ...]
-    head: int
-    attention: int
-    cache: int
+    groups: tuple[tuple[int, tuple[int, ...]], ...]  # of layers that read one input: d_in, d_outs
+    head: int  # vocabulary times hidden size
+    attention: int  # width of all heads, summed over layers
+    cache: int  # numbers of keys and values that a token leaves, over all layers
 
     @classmethod
     def of(cls, lm: LM) -> "Shape":
@@ -72,48 +64,32 @@ class Shape:
 
 @dataclass(frozen=True)
 class Lengths:
-    """Numbers of tokens: those that go into passes, and those that are targets of a loss.
+    """Numbers of tokens that go into passes, and of those that are targets of a loss."""
 
-    Attributes:
-        train: [N] tokens of training examples but the last one, which predicts nothing.
-        train_targets: [N] tokens that their loss is over.
-        queries: [M] tokens of queries but the last one.
-        query_targets: [M] tokens of their completions.
-        distinct: Tokens of the queries where those after the same beginning count once.
-        attended_keys: Keys that these attend to in all, themselves included.
-    """
-
-    train: np.ndarray
-    train_targets: np.ndarray
-    queries: np.ndarray
-    query_targets: np.ndarray
-    distinct: int
-    attended_keys: int
+    train: np.ndarray  # [N], without the last token, which predicts nothing
+    train_targets: np.ndarray  # [N]
+    queries: np.ndarray  # [M], without the last token
+    query_targets: np.ndarray  # [M], of completions
+    distinct: int  # of the queries, where tokens after the same beginning count once
+    attended_keys: int  # that these attend to in all, themselves included
 
     @classmethod
     def of(
         cls, train: Sequence[Encoded], queries: Sequence[Encoded], loss_on: str = "completion"
     ) -> "Lengths":
-        """Return the lengths of encoded examples.
-
-        Args:
-            train: N training examples.
-            queries: M queries.
-            loss_on: Tokens of the training loss: "completion", or "text" for the prompt, too.
-        """
-        inputs = [query.ids[:-1] for query in queries]
+        """Return the lengths of N training examples and M queries."""
         # the queries' prefix tree: number and depth of a token, by its parent's number and it
         tree: dict[tuple[int, int], tuple[int, int]] = {}
-        for ids in inputs:
+        for query in queries:
             number = 0
-            for depth, token in enumerate(ids, 1):
+            for depth, token in enumerate(query.ids[:-1], 1):
                 number, _ = tree.setdefault((number, token), (len(tree) + 1, depth))
         passed = np.array([len(example.ids) - 1 for example in train])
         completions = np.array([len(example.completion) for example in train])
         return cls(
             passed,
             passed if loss_on == "text" else completions,
-            np.array([len(ids) for ids in inputs]),
+            np.array([len(query.ids) - 1 for query in queries]),
             np.array([len(query.completion) for query in queries]),
             len(tree),
             sum(depth for _, depth in tree.values()),
@@ -121,7 +97,7 @@ class Lengths:
 
 
 class Cost(NamedTuple):
-    """What a method costs: floating-point operations, and bytes (see the module)."""
+    """What a method costs."""
 
     operations: float
     bytes: float
@@ -130,13 +106,8 @@ class Cost(NamedTuple):
 def probing(shape: Shape, lengths: Lengths, sharing: bool = True) -> Cost:
     """Return the cost of log-likelihoods of all queries after all demonstrations.
 
-    Those of no demonstration, which gains need too, take as much as one that is empty.
-
-    Args:
-        shape: The model's.
-        lengths: Of N demonstrations and M queries.
-        sharing: Whether each demonstration, and each beginning that queries share, is read once;
-            else every pair is a sequence of its own.
+    With `sharing`, each demonstration, and each beginning that queries share, is read once; else
+    every pair is a sequence of its own.
     """
     shown = lengths.train + 1  # of a demonstration, all tokens are read
     if sharing:
@@ -153,8 +124,8 @@ def probing(shape: Shape, lengths: Lengths, sharing: bool = True) -> Cost:
 def gradient_products(shape: Shape, lengths: Lengths) -> Cost:
     """Return the cost of exact gradient dot products of all pairs.
 
-    The products of layers that read one input go over pairs of tokens, or over weights whose
-    gradients are made first, whichever takes less; the queries' factors are held.
+    Products go over pairs of tokens, or over weights whose gradients are made first, whichever
+    takes less; the queries' factors are held.
     """
     one, other = lengths.train.sum(), lengths.queries.sum()
     pairs = len(lengths.train) * len(lengths.queries)
@@ -162,14 +133,14 @@ def gradient_products(shape: Shape, lengths: Lengths) -> Cost:
         2 * min(one * other * (d_in + sum(d_outs)), (one + other + pairs) * d_in * sum(d_outs))
         for d_in, d_outs in shape.groups
     )
-    return Cost(_all_passes(shape, lengths) + products, FLOAT * shape.factors * other)
+    return Cost(_passes(shape, lengths) + products, FLOAT * shape.factors * other)
 
 
 def whole_gradients(shape: Shape, lengths: Lengths) -> Cost:
     """Return the cost of the same by gradients of the model's size, those of the queries held."""
     tokens = lengths.train.sum() + lengths.queries.sum()
     pairs = len(lengths.train) * len(lengths.queries)
-    operations = _all_passes(shape, lengths) + 2 * shape.weights * (tokens + pairs)
+    operations = _passes(shape, lengths) + 2 * shape.weights * (tokens + pairs)
     return Cost(operations, FLOAT * shape.weights * len(lengths.queries))
 
 
@@ -179,9 +150,9 @@ def query_set(shape: Shape, lengths: Lengths) -> Cost:
     The queries' mean gradient is a pass each and a product. A pass with tangents takes three times
     the operations of a plain one in the blocks, and twice in the head, whose weights stay.
     """
-    direction = _passes(shape, lengths.queries, lengths.query_targets)
+    direction = _both_ways(shape, lengths.queries, lengths.query_targets)
     direction += 2 * shape.weights * lengths.queries.sum()
-    tangents = 3 * _blocks(shape, lengths.train) + 4 * shape.head * lengths.train_targets.sum()
+    tangents = 3 * _forward(shape, lengths.train) + 4 * shape.head * lengths.train_targets.sum()
     return Cost(direction + tangents, FLOAT * shape.weights)
 
 
@@ -193,13 +164,13 @@ def projected(shape: Shape, lengths: Lengths, size: int = 16) -> Cost:
         min(size, d_in) * min(size, d_out) for d_in, d_outs in shape.groups for d_out in d_outs
     )
     projections = 2 * (size * shape.factors + width) * tokens
-    operations = _all_passes(shape, lengths) + projections + 2 * width * n * m
+    operations = _passes(shape, lengths) + projections + 2 * width * n * m
     return Cost(operations, FLOAT * width * (n + m))
 
 
 def reading(shape: Shape, lengths: Lengths) -> Cost:
     """Return the cost of a forward pass over each text, through half of the blocks."""
-    blocks = _blocks(shape, lengths.train + 1) + _blocks(shape, lengths.queries + 1)
+    blocks = _forward(shape, lengths.train + 1) + _forward(shape, lengths.queries + 1)
     return Cost(blocks / 2, 0)
 
 
@@ -221,11 +192,7 @@ def by_queries(
     sizes: Sequence[int],
     loss_on: str = "completion",
 ) -> pd.DataFrame:
-    """Return what each method costs for the first M of the queries, for each M of the sizes.
-
-    Returns:
-        Columns method, m, operations, bytes; a row for each method and size.
-    """
+    """Return what each method costs for the first m queries: method, m, operations, bytes."""
     lengths = {m: Lengths.of(train, queries[:m], loss_on) for m in sizes}
     rows = [
         (name, m, *map(float, cost(shape, lengths[m])))
@@ -240,18 +207,18 @@ def _keys(tokens: np.ndarray) -> np.ndarray:
     return tokens * (tokens + 1) / 2
 
 
-def _blocks(shape: Shape, tokens: np.ndarray) -> float:
+def _forward(shape: Shape, tokens: np.ndarray) -> float:
     """Return the operations of one forward pass over each sequence, without the head."""
     return 2 * shape.weights * tokens.sum() + 4 * shape.attention * _keys(tokens).sum()
 
 
-def _passes(shape: Shape, tokens: np.ndarray, predicted: np.ndarray) -> float:
+def _both_ways(shape: Shape, tokens: np.ndarray, targets: np.ndarray) -> float:
     """Return the operations of a forward pass and a backward pass to the activations."""
     attention = 4 * shape.attention * _keys(tokens).sum()  # backward, it takes twice
-    return 2 * (_blocks(shape, tokens) + 2 * shape.head * predicted.sum()) + attention
+    return 2 * (_forward(shape, tokens) + 2 * shape.head * targets.sum()) + attention
 
 
-def _all_passes(shape: Shape, lengths: Lengths) -> float:
+def _passes(shape: Shape, lengths: Lengths) -> float:
     """Return the same for all training examples and all queries."""
-    train = _passes(shape, lengths.train, lengths.train_targets)
-    return train + _passes(shape, lengths.queries, lengths.query_targets)
+    train = _both_ways(shape, lengths.train, lengths.train_targets)
+    return train + _both_ways(shape, lengths.queries, lengths.query_targets)

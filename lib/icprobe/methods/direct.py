@@ -6,20 +6,18 @@ blocks and can be interrupted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
-from icprobe import models
 from icprobe.methods import gradient, icp
+from icprobe.scores import compute
 
 if TYPE_CHECKING:
     from icprobe.models import LM
-
-BLOCK_SIZE = 16  # training examples between two looks at the progress bar
 
 
 def probe(
@@ -42,17 +40,13 @@ def probe(
         [N, M] in nats, rows and columns named by id; positive = the training example helps.
 
     Raises:
-        ValueError: If ids repeat, a completion would lose tokens, or a sequence is too long for
-            the model.
+        ValueError: If ids repeat, or an example is too long.
     """
     ids = _ids(pool), _ids(queries)
-    shown, asked = (models.encode(lm, rows, max_length) for rows in (pool, queries))
-    zero_shot = icp.log_likelihoods(lm, asked)
-
-    def gains(part: list) -> np.ndarray:
-        return icp.gain(icp.log_likelihoods(lm, asked, part, preamble), zero_shot)
-
-    return pd.DataFrame(_by_block(gains, shown, "probe"), *ids)
+    scores: dict[str, np.ndarray] = {}
+    for method in icp.probing(preamble):
+        scores |= compute(method, lm, pool, queries, max_length)
+    return pd.DataFrame(icp.gains(scores)[0], *ids)
 
 
 def attribute(
@@ -62,47 +56,20 @@ def attribute(
     loss_on: str = "completion",
     max_length: int | None = None,
 ) -> pd.DataFrame:
-    """Return the gradient dot product of each training example with each query.
+    """Return the gradient dot product of each training example with each query, as `probe` does.
 
-    To first order, what a step of gradient descent on the example does to the query's
-    log-likelihood, over the linear layers of the transformer blocks.
-
-    Args:
-        lm: The model.
-        pool: N training examples: rows with id, prompt, completion.
-        queries: M queries like them.
-        loss_on: Training loss on the "completion", or on the "text".
-        max_length: Most tokens of one example, see `models.encode`.
-
-    Returns:
-        [N, M] in nats per unit of learning rate, rows and columns named by id; positive = the
-        training example helps.
-
-    Raises:
-        ValueError: If ids repeat, or an example has no completion tokens or is too long for the
-            model.
-        FloatingPointError: If a gradient is not finite; names the example.
+    To first order, what a step of gradient descent on the example (on its "completion", or on the
+    whole "text") does to the query's log-likelihood, in nats per unit of learning rate, over the
+    linear layers of the blocks. FloatingPointError names an example whose gradient is not finite.
     """
     ids = _ids(pool), _ids(queries)
-    train, asked = (models.encode(lm, rows, max_length) for rows in (pool, queries))
-    held = gradient.GradientDot(lm, asked)
-    products = _by_block(lambda part: held.products(part, loss_on)[0], train, "attribute")
-    return pd.DataFrame(products, *ids)
+    method = gradient.GradientProducts(loss_on=loss_on)
+    return pd.DataFrame(compute(method, lm, pool, queries, max_length)["gradient_dot"], *ids)
 
 
 def _ids(rows: Sequence[dict]) -> list[str]:
     ids = [row["id"] for row in rows]
-    if len(set(ids)) < len(ids):
-        repeated = next(name for name in ids if ids.count(name) > 1)
-        raise ValueError(f"the id {repeated!r} is there more than once")
+    repeated = [name for name, count in Counter(ids).items() if count > 1]
+    if repeated:
+        raise ValueError(f"the id {repeated[0]!r} is there more than once")
     return ids
-
-
-def _by_block(score: Callable[[list], np.ndarray], examples: list, label: str) -> np.ndarray:
-    """Return the scores of all examples, made block by block with a progress bar."""
-    blocks = []
-    with tqdm(desc=label, total=len(examples), unit=" examples", leave=False) as bar:
-        for start in range(0, len(examples), BLOCK_SIZE):
-            blocks.append(score(examples[start : start + BLOCK_SIZE]))
-            bar.update(len(blocks[-1]))
-    return np.concatenate(blocks)

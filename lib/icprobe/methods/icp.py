@@ -12,12 +12,11 @@ and the published ICP score of example i is the share of queries that it helps, 
 
 from __future__ import annotations
 
-import hashlib
+import functools
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -46,16 +45,10 @@ NEUTRAL_TEXT = (
 )
 
 
-def context(
-    lm: LM, demonstration: Encoded | None, preamble: str = "", separator: str = SEPARATOR
-) -> tuple[int, ...]:
-    """Return the token ids that stand before a query's prompt.
-
-    Each part is followed by the separator; parts without tokens are left out, so an empty
-    demonstration without preamble is no context at all.
-    """
-    end = models.text_ids(lm, separator)
-    parts = [models.text_ids(lm, preamble), demonstration.ids if demonstration else ()]
+def context(lm: LM, demonstration: Encoded, preamble: str = "") -> tuple[int, ...]:
+    """Return the token ids that stand before a query's prompt; nothing if both parts are empty."""
+    end = models.text_ids(lm, SEPARATOR)
+    parts = models.text_ids(lm, preamble), demonstration.ids
     return tuple(token for part in parts if part for token in (*part, *end))
 
 
@@ -64,18 +57,12 @@ def log_likelihoods(
     queries: Iterable,
     demonstrations: Iterable | None = None,
     preamble: str = "",
-    separator: str = SEPARATOR,
     max_length: int | None = None,
 ) -> np.ndarray:
     """Return log p(completion_j | demonstration_i, prompt_j): sums over completion tokens, nats.
 
-    Args:
-        lm: The model.
-        queries: M rows with id, prompt, completion (or encoded already).
-        demonstrations: N such rows; None for zero-shot, where no preamble stands either.
-        preamble: Text before the demonstration; the paper's is `PUBLISHED_PREAMBLE`.
-        separator: Text after the preamble and after the demonstration.
-        max_length: Most tokens of one example, see `models.encode`.
+    Queries and demonstrations are rows with id, prompt, completion (or encoded already), of at most
+    `max_length` tokens, see `models.encode`; without demonstrations, no preamble stands either.
 
     Returns:
         float32 [N, M], one row per demonstration in the order given; [M] when zero-shot.
@@ -87,28 +74,19 @@ def log_likelihoods(
     if demonstrations is None:
         return models.log_likelihoods(lm, encoded)[0]
     shown = models.encode(lm, demonstrations, max_length)
-    contexts = [context(lm, demonstration, preamble, separator) for demonstration in shown]
-    return models.log_likelihoods(lm, encoded, contexts)
+    return models.log_likelihoods(lm, encoded, [context(lm, one, preamble) for one in shown])
 
 
 def neutral_demonstrations(
-    lm: LM, demonstrations: Iterable[dict], max_length: int | None = None
+    lm: LM, demonstrations: Sequence[dict], max_length: int | None = None
 ) -> list[Encoded]:
     """Return an uninformative demonstration of the same form and about the same length.
 
     The frame stays: first and last lines of prompts that several demonstrations share (instruction
     and answer label), or else the label of such a line ("Question:"). All other text, and the
     answer, becomes text about nothing. What a query gains from it comes from form and length; what
-    it gains beyond, from the content.
-
-    Args:
-        lm: The model, for its tokenizer.
-        demonstrations: N rows with prompt and completion.
-        max_length: Most tokens of one example, see `models.encode`.
-
-    Returns:
-        N encoded texts. Replaced parts have the tokens of the original to the nearest multiple of
-        `NEUTRAL_STEPS`, so that few different texts serve all; equal texts have equal ids.
+    it gains beyond, from the content. Replaced parts have the tokens of the original to the nearest
+    multiple of `NEUTRAL_STEPS`, so that few different texts serve all.
     """
     filler = np.array(models.text_ids(lm, NEUTRAL_TEXT))
 
@@ -116,7 +94,6 @@ def neutral_demonstrations(
         length = step * max(1, round(len(models.text_ids(lm, text)) / step))
         return " " + lm.tokenizer.decode(np.resize(filler, length)).strip()
 
-    demonstrations = list(demonstrations)
     lines = [row["prompt"].split("\n") for row in demonstrations]
     firsts, lasts = (Counter(prompt[end] for prompt in lines) for end in (0, -1))
     rows = []
@@ -129,43 +106,21 @@ def neutral_demonstrations(
         opening = between.join(part for part in (head, neutral) if part)
         prompt = "\n".join([opening, tail]) if tail else opening
         completion = filled(row["completion"], NEUTRAL_STEPS[1])
-        name = hashlib.sha256(f"{prompt}\0{completion}".encode()).hexdigest()[:12]
-        rows.append({"id": f"neutral-{name}", "prompt": prompt, "completion": completion})
+        rows.append({"id": row["id"], "prompt": prompt, "completion": completion})
     return models.encode(lm, rows, max_length)
 
 
 def _frame_of(line: str, occurrences: Counter) -> str:
-    """Return what of a prompt's first or last line is form: all of it, its label, or nothing."""
+    """Return what of a first or last line is form: all of it, its label, or nothing."""
     if occurrences[line] > 1:
         return line
     label = re.match(r"[\w ]{1,30}:", line)
     return label[0] if label else ""
 
 
-def gain(log_likelihoods: np.ndarray, zero_shot: np.ndarray) -> np.ndarray:
-    """Return G = l - l0: [N, M] nats from [N, M] and [M]; positive = the demonstration helps."""
-    return log_likelihoods - zero_shot
-
-
 def icp_score(gain: np.ndarray) -> np.ndarray:
-    """Return the published score, the share of queries helped: [N] in [0, 1] from gains [N, M].
-
-    A tie (a gain of exactly zero) does not count as help.
-    """
+    """Return the share of queries helped, a tie being no help: [N] in [0, 1] from gains [N, M]."""
     return (gain > 0).mean(axis=1)
-
-
-def gain_per_token(gain: np.ndarray, completion_tokens: np.ndarray) -> np.ndarray:
-    """Return gains in nats per completion token: [N, M] from [N, M] and token counts [M]."""
-    return gain / np.asarray(completion_tokens)
-
-
-def reference(
-    lm: LM, query: Encoded, demonstration: Encoded, preamble: str = "", separator: str = SEPARATOR
-) -> float:
-    """Return one pair's log-likelihood in nats from one plain forward pass: slow, for checks."""
-    before = context(lm, demonstration, preamble, separator)
-    return float(models.token_log_likelihoods(lm, query, before).sum())
 
 
 # ------------------------------------------------------------------------- scored through the store
@@ -181,106 +136,64 @@ class ZeroShot(Method):
     single_row = "zero-shot"
 
     def check(self, lm: LM, pool: Examples, queries: Examples) -> None:
-        """Raise ValueError if the model takes no packed rows, or something is too long for it."""
         models.check_packing(lm)
         models.check_lengths(lm, queries.tokens, self._contexts(lm, pool))
 
     def score(self, prepared: tuple[LM, Examples], train: Examples) -> np.ndarray:
-        """Return the log-likelihoods [1, M]."""
         lm, queries = prepared
-        return models.log_likelihoods(lm, queries.tokens, [()])
+        return models.log_likelihoods(lm, queries.tokens, self._contexts(lm, train))
 
-    def _contexts(self, lm: LM, pool: Examples) -> list[tuple[int, ...]]:
+    def _contexts(self, lm: LM, train: Examples) -> list[tuple[int, ...]]:
         return [()]
 
 
 @dataclass(frozen=True)
 class ICP(ZeroShot):
-    """Log-likelihoods of the queries after each training example as demonstration, l: [N, M].
-
-    `gain` makes scores of them and of `ZeroShot`.
-
-    Attributes:
-        preamble: See `log_likelihoods`.
-    """
+    """Log-likelihoods of the queries after each training example as demonstration, l: [N, M]."""
 
     name = "icp"
     single_row = None
 
     preamble: str = ""
 
-    def score(self, prepared: tuple[LM, Examples], train: Examples) -> np.ndarray:
-        """Return the log-likelihoods [n, M]."""
-        lm, queries = prepared
-        contexts = self._contexts(lm, train)
-        return models.log_likelihoods(lm, queries.tokens, contexts)
-
-    def _contexts(self, lm: LM, pool: Examples) -> list[tuple[int, ...]]:
-        return [context(lm, one, self.preamble) for one in pool.tokens]
+    def _contexts(self, lm: LM, train: Examples) -> list[tuple[int, ...]]:
+        return [context(lm, one, self.preamble) for one in train.tokens]
 
 
 @dataclass(frozen=True)
 class NeutralControl(ICP):
     """The same after the neutral demonstration in each one's place, see `neutral_demonstrations`.
 
-    Which part of a prompt is its frame depends on the whole pool.
+    Each distinct text is scored once, and always with the same others: the last bits depend on it.
     """
 
     name = "icp_neutral"
     version = 3
-    needs_pool = True
+    needs_pool = True  # which part of a prompt is its frame depends on all of it
 
-    def prepare(self, lm: LM, queries: Examples, pool: Examples) -> _Neutral:
-        """Make the neutral demonstrations of the pool."""
-        controls = neutral_demonstrations(lm, pool.rows, pool.max_length)
-        contexts = {one.id: context(lm, one, self.preamble) for one in controls}
-        names = dict(zip(pool.ids, (one.id for one in controls), strict=True))
-        return _Neutral(lm, queries.tokens, names, contexts, {})
+    def prepare(self, lm: LM, queries: Examples, pool: Examples) -> Callable[[str], np.ndarray]:
+        contexts = dict(zip(pool.ids, self._contexts(lm, pool), strict=True))
+        distinct = list(dict.fromkeys(contexts.values()))
+        place = {one: divmod(k, TEXTS_TOGETHER) for k, one in enumerate(distinct)}
 
-    def score(self, prepared: _Neutral, train: Examples) -> np.ndarray:
-        """Return the log-likelihoods [n, M]."""
-        return np.stack([prepared.row(name) for name in train.ids])
+        @functools.cache
+        def scored(group: int) -> np.ndarray:
+            start = group * TEXTS_TOGETHER
+            together = distinct[start : start + TEXTS_TOGETHER]
+            return models.log_likelihoods(lm, queries.tokens, together)
 
-    def _contexts(self, lm: LM, pool: Examples) -> list[tuple[int, ...]]:
-        controls = neutral_demonstrations(lm, pool.rows, pool.max_length)
-        return [context(lm, one, self.preamble) for one in controls]
+        def row(train_id: str) -> np.ndarray:
+            group, position = place[contexts[train_id]]
+            return scored(group)[position]
 
+        return row
 
-@dataclass(frozen=True)
-class _Neutral:
-    """Neutral demonstrations, each distinct one of which is scored once.
+    def score(self, prepared: Callable[[str], np.ndarray], train: Examples) -> np.ndarray:
+        return np.stack([prepared(name) for name in train.ids])
 
-    Attributes:
-        lm: The model.
-        queries: M queries.
-        names: The id of each training example's neutral demonstration.
-        contexts: Tokens of the distinct ones, by id.
-        known: Log-likelihoods [M], by id.
-    """
-
-    lm: LM
-    queries: list[Encoded]
-    names: dict[str, str]
-    contexts: dict[str, tuple[int, ...]]
-    known: dict[str, np.ndarray]
-
-    @cached_property
-    def together(self) -> dict[str, list[str]]:
-        """With which others each is scored: always the same, as the last bits depend on that."""
-        names = list(self.contexts)
-        starts = range(0, len(names), TEXTS_TOGETHER)
-        groups = [names[start : start + TEXTS_TOGETHER] for start in starts]
-        return {name: group for group in groups for name in group}
-
-    def row(self, train_id: str) -> np.ndarray:
-        """Return the log-likelihoods [M] after one training example's neutral demonstration."""
-        name = self.names[train_id]
-        if name not in self.known:
-            group = self.together[name]
-            contexts = [self.contexts[other] for other in group]
-            found = models.log_likelihoods(self.lm, self.queries, contexts)
-            self.known.update(zip(group, found, strict=True))
-        return self.known[name]
+    def _contexts(self, lm: LM, train: Examples) -> list[tuple[int, ...]]:
+        neutral = neutral_demonstrations(lm, train.rows, train.max_length)
+        return [context(lm, one, self.preamble) for one in neutral]
 
 
 def probing(preamble: str = "", neutral: bool = False) -> list[Method]:
@@ -290,10 +203,6 @@ def probing(preamble: str = "", neutral: bool = False) -> list[Method]:
 
 
 def gains(scores: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return gains and neutral gains [N, M] in nats from the scores of `probing`.
-
-    The latter are None where the control was not scored.
-    """
+    """Return gains, and neutral gains if these were scored, [N, M] in nats; see `probing`."""
     zero_shot, neutral = scores["zero_shot"][0], scores.get("icp_neutral")
-    both = (gain(part, zero_shot) for part in (scores["icp"], neutral) if part is not None)
-    return next(both), next(both, None)
+    return scores["icp"] - zero_shot, None if neutral is None else neutral - zero_shot

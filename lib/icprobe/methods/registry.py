@@ -1,8 +1,7 @@
 """The baselines that notebooks hold probing and gradients against, each known by its name.
 
-A new one is a small class (see `scores.Method`) and one line, `register(MyMethod())`, like those at
-the end of this module. Notebook 01 then scores it, 03 and 08 rank it beside all others against what
-training does, and 04 can choose data by it. docs/add_a_method.md has an example.
+Notebook 01 scores what is registered, 03 and 08 rank it against what training does, and 04 can
+choose data by it. docs/add_a_method.md has an example.
 """
 
 from collections.abc import Mapping
@@ -12,12 +11,10 @@ import numpy as np
 from icprobe.methods import baselines as built_in
 from icprobe.scores.method import Method
 
-# what else has a store of its own, and what notebooks call it: no baseline may take these
-NAMES = (
+# names of what else has a store, and what figures call it: no baseline may take these
+TAKEN = (
     *("icp", "icp_neutral", "zero_shot", "training_effect", "gradient_dot", "gradient_cosine"),
     *("projected", "tracin", "ekfac", "clamped_log", "finetuned", "text_tokens"),
-)
-TITLES = (
     *("ICP score", "gain", "gain per token", "gain over neutral"),
     *("product", "product per token", "cosine", "TracIn", "gradients"),
 )
@@ -26,18 +23,16 @@ REGISTERED: dict[str, Method] = {}  # by name, in the order of figures; see `reg
 
 
 def register(method: Method) -> None:
-    """Make a baseline known: from here on it is scored and found with all others.
-
-    `REGISTERED.pop(name)` forgets it, as before a notebook cell that registers it is run again; its
-    scores stay where they are.
+    """Make a baseline known; `REGISTERED.pop(name)` forgets it, and its scores stay.
 
     Raises:
         ValueError: If its name or its title is taken.
     """
-    names = {*NAMES, *REGISTERED}
-    titles = {*TITLES, *(known.title for known in REGISTERED.values())} - {None}
-    for what, value, taken in (("name", method.name, names), ("title", method.title, titles)):
-        if value in taken:
+    for what, value, known in (
+        ("name", method.name, REGISTERED),
+        ("title", method.title, methods_by_title()),
+    ):
+        if value in TAKEN or value in known:
             raise ValueError(f"method {method.name!r}: the {what} {value!r} is taken")
     REGISTERED[method.name] = method
 
@@ -47,36 +42,21 @@ def baselines() -> list[Method]:
     return list(REGISTERED.values())
 
 
-def by_title(scores: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return scores by the registered methods' titles, without controls, which have none.
+def methods_by_title() -> dict[str, Method]:
+    """Return the registered methods by title, without controls, which have none."""
+    return {method.title: method for method in REGISTERED.values() if method.title}
 
-    Args:
-        scores: By name, as `scores.score` returns them.
-    """
-    return {m.title: scores[m.name] for m in REGISTERED.values() if m.title and m.name in scores}
+
+def by_title(scores: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the scores of `baselines()`, by name, by their methods' titles; without controls."""
+    return {title: scores[method.name] for title, method in methods_by_title().items()}
 
 
 def in_explorer(scores: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Return what pages for looking at single pairs show: the scores, and their units, by title.
-
-    Args:
-        scores: By title, see `by_title`.
-    """
-    shown = [one for one in map(titled, scores) if one.in_explorer]
+    """Return which scores, of those `by_title`, pages of single pairs show, and their units."""
+    shown = [method for title, method in methods_by_title().items() if method.in_explorer]
     units = {one.title: one.unit.partition(";")[0] for one in shown}
     return {title: scores[title] for title in units}, units
-
-
-def titled(title: str) -> Method:
-    """Return the registered method of this title.
-
-    Raises:
-        ValueError: If there is none; lists the titles there are.
-    """
-    known = {method.title: method for method in REGISTERED.values() if method.title}
-    if title not in known:
-        raise ValueError(f"no method is called {title!r}, there are: {', '.join(known)}")
-    return known[title]
 
 
 for _method in (

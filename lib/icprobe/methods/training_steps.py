@@ -1,6 +1,6 @@
 """Training steps on one example each, and what becomes of the queries; see `training_effect`."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -11,84 +11,37 @@ from icprobe import models
 from icprobe.methods.gradient import losses
 from icprobe.methods.gradient.layers import linear_layers
 from icprobe.methods.training_effect import OPTIMIZERS, Step
-from icprobe.models import LM
+from icprobe.models import LM, Encoded
+
+Gradient = tuple[torch.Tensor, ...]
 
 
 class TrainingSteps:
-    """The queries before any step, and memory for the trained weights and their gradients.
+    """The queries before any step, and a copy of the weights that are trained."""
 
-    The memory, twice the size of these weights, serves all training examples.
-
-    Attributes:
-        before: [M] log-likelihoods of the queries, float64.
-    """
-
-    def __init__(
-        self, lm: LM, queries: Iterable, layers: str = "", max_length: int | None = None
-    ) -> None:
-        """Score the queries: one forward pass.
-
-        Args:
-            lm: The model, in float32 or better: coarser weights would round small steps away.
-            queries: M rows with id, prompt, completion (or encoded already).
-            layers: See `gradient.layers.linear_layers`.
-            max_length: Most tokens of one example, see `models.encode`.
-
-        Raises:
-            ValueError: If there are no queries, no layer matches, or the model's weights are too
-                coarse or its attention takes no packed rows.
-            FloatingPointError: If a log-likelihood is not finite; names the query.
-        """
-        if not lm.precise:
-            raise ValueError(
-                f"{lm.identity['name']} is in {lm.identity['dtype']}, which would round small "
-                "steps away: load it with dtype='float32'"
-            )
-        self.lm, self.max_length = lm, max_length
+    def __init__(self, lm: LM, queries: Sequence[Encoded], layers: str = "") -> None:
+        self._lm, self._queries = lm, queries
         self._weights = [module.weight for module in linear_layers(lm, layers).values()]
-        self._queries = models.encode(lm, queries, max_length)
-        if not self._queries:
-            raise ValueError("there are no examples")
-        models.check_packing(lm)
-        self.before = self._log_likelihoods()
+        self._before = self._log_likelihoods()
         self._start = [weight.detach().clone() for weight in self._weights]
-        self._gradient = [torch.zeros_like(weight) for weight in self._start]
 
     def effects(
-        self,
-        train: Iterable,
-        steps: Sequence[Step],
-        loss_on: str = "completion",
+        self, train: Sequence[Encoded], steps: Sequence[Step], loss_on: str = "completion"
     ) -> list[np.ndarray]:
-        """Return each step's effects [N, M]: a forward and backward pass and, a step, M queries.
+        """Return the effects of each step, float32 [N, M]; positive = training on it helps.
 
-        The model is left as it was, to the bit, even if something fails.
-
-        Args:
-            train: N rows like the queries.
-            steps: The steps, each taken from the model's own weights.
-            loss_on: "completion", or "text" to train on the prompt, too. The training loss is the
-                mean over these tokens.
-
-        Returns:
-            For each step float32 [N, M], in nats, positive = training on the example helps.
-
-        Raises:
-            ValueError: If there are no examples or an example has no completion tokens.
-            FloatingPointError: If a gradient or a log-likelihood after a step is not finite; names
-                the example.
+        Each step is taken from the model's own weights. The model is left as it was, to the bit,
+        even if something fails. FloatingPointError names an example whose gradient, or a
+        log-likelihood after whose step, is not finite.
         """
-        train = models.encode(self.lm, train, self.max_length)
-        if not train:
-            raise ValueError("there are no examples")
         effects = [np.zeros((len(train), len(self._queries)), np.float32) for _ in steps]
         with self._trainable():
             for i, example in enumerate(train):
-                norm = self._backward(example, loss_on)
+                gradient, norm = self._gradient(example, loss_on)
                 for effect, step in zip(effects, steps, strict=True):
                     try:
-                        take(step, self._weights, self._gradient, norm)
-                        effect[i] = self._log_likelihoods() - self.before
+                        self._take(step, gradient, norm)
+                        effect[i] = self._log_likelihoods() - self._before
                     except FloatingPointError as error:
                         raise FloatingPointError(
                             f"{step.name} on {example.id!r} diverged: {error}"
@@ -98,18 +51,30 @@ class TrainingSteps:
 
     def _log_likelihoods(self) -> np.ndarray:
         """Log-likelihoods of the queries with the weights as they are: float64 [M]."""
-        return models.log_likelihoods(self.lm, self._queries, dtype=np.float64)[0]
+        return models.log_likelihoods(self._lm, self._queries, dtype=np.float64)[0]
 
-    def _backward(self, example, loss_on: str) -> torch.Tensor:
-        """Make an example's gradient, in the memory that there is, and return its norm."""
-        for weight, part in zip(self._weights, self._gradient, strict=True):
-            weight.grad = part.zero_()
-        loss = losses.token_losses(self.lm, example, loss_on).mean()
-        torch.autograd.backward(loss, inputs=self._weights)
-        norm = nn.utils.get_total_norm(self._gradient)
+    def _gradient(self, example: Encoded, loss_on: str) -> tuple[Gradient, torch.Tensor]:
+        """Return an example's gradient, by weight, and its norm."""
+        loss = losses.token_losses(self._lm, example, loss_on).mean()
+        gradient = torch.autograd.grad(loss, self._weights, materialize_grads=True)
+        norm = nn.utils.get_total_norm(gradient)
         if not norm.isfinite():
             raise FloatingPointError(f"gradient is not finite: example {example.id!r}")
-        return norm
+        return gradient, norm
+
+    def _take(self, step: Step, gradient: Gradient, norm: torch.Tensor) -> None:
+        """Change the weights; the gradient is left as it is.
+
+        These optimisers work entry by entry, so one for each weight takes the same step as one for
+        all, and its state is a weight's size and not the model's.
+        """
+        name, settings = OPTIMIZERS[step.optimizer]
+        for weight, part in zip(self._weights, gradient, strict=True):
+            weight.grad = part
+            if step.clip:
+                weight.grad = part.clone()  # clipped in place
+                nn.utils.clip_grads_with_norm_([weight], step.clip, norm)
+            getattr(torch.optim, name)([weight], lr=step.rate, **settings).step()
 
     @torch.no_grad()
     def _restore(self) -> None:
@@ -129,23 +94,3 @@ class TrainingSteps:
             for weight, (requires_grad, gradient) in zip(self._weights, states, strict=True):
                 weight.requires_grad_(requires_grad)
                 weight.grad = gradient
-
-
-def take(
-    step: Step,
-    weights: Sequence[nn.Parameter],
-    gradient: Sequence[torch.Tensor],
-    norm: torch.Tensor,
-) -> None:
-    """Change the weights; the gradient, whose norm is given, is left as it is.
-
-    These optimisers work entry by entry, so one for each weight takes the same step as one for
-    all, and its state is a weight's size and not the model's.
-    """
-    name, settings = OPTIMIZERS[step.optimizer]
-    for weight, part in zip(weights, gradient, strict=True):
-        weight.grad = part
-        if step.clip:
-            weight.grad = part.clone()  # clipped in place
-            nn.utils.clip_grads_with_norm_([weight], step.clip, norm)
-        getattr(torch.optim, name)([weight], lr=step.rate, **settings).step()

@@ -34,13 +34,6 @@ def resolve_dtype(dtype: str, device: str | None = None) -> str:
 
     "auto" is bfloat16 where the device multiplies it natively (CPUs with AVX512-BF16 or AMX, GPUs
     from Ampere on) and float32 everywhere else, where emulated bfloat16 would be slower.
-
-    Args:
-        dtype: One of `DTYPES`.
-        device: "cpu", "cuda", ...; `default_device` by default.
-
-    Raises:
-        ValueError: If the dtype is unknown.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
@@ -56,33 +49,25 @@ def resolve_dtype(dtype: str, device: str | None = None) -> str:
     return "bfloat16" if native else "float32"
 
 
-def identity(name_or_path: str, dtype: str = "float32", device: str | None = None) -> dict:
+def identity(name_or_path: str, dtype: str = "float32") -> dict:
     """Return what determines a model's numbers, without loading or downloading it.
 
-    Args:
-        name_or_path: The default model's name, a local folder, or a hub name, optionally
-            `name@revision`.
-        dtype: As for `load`.
-        device: As for `load`; only "auto" depends on it.
-
-    Returns:
-        name and dtype, sha256 (default model, local folder) or revision (hub), and for an adapter
-        its base's identity.
+    Its name and dtype, sha256 (default model, local folder) or revision (hub), and for an adapter
+    its base's identity; arguments as for `load`, on the default device.
     """
-    dtype = resolve_dtype(dtype, device)
+    dtype = resolve_dtype(dtype)
     if name_or_path == assets.DEFAULT_MODEL:
         return {"name": name_or_path, "sha256": assets.DEFAULT_MODEL_SHA256, "dtype": dtype}
     folder = paths.resolve(name_or_path)
     if folder.is_dir():
         own = {"name": folder.name, "sha256": _folder_hash(folder), "dtype": dtype}
         base = adapter_base(folder)
-        return own | ({"base": identity(base, dtype, device)} if base else {})
+        return own | ({"base": identity(base, dtype)} if base else {})
     name, revision = assets.hub_revision(name_or_path, "model")
     return {"name": name, "revision": revision, "dtype": dtype}
 
 
 def _folder_hash(folder: Path) -> str:
-    """Hash the determining files of a saved model by name and content."""
     digest = hashlib.sha256()
     for file in sorted({file for pattern in DETERMINING for file in folder.glob(pattern)}):
         with file.open("rb") as stream:
@@ -91,11 +76,7 @@ def _folder_hash(folder: Path) -> str:
 
 
 def adapter_base(folder: Path) -> str | None:
-    """Return the model that a saved adapter (LoRA and others of peft) changes; None if no adapter.
-
-    Raises:
-        ValueError: If the adapter does not say.
-    """
+    """Return the model that a saved adapter of peft (such as LoRA) changes; None if no adapter."""
     config = folder / "adapter_config.json"
     if not config.exists():
         return None

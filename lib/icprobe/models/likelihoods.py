@@ -39,25 +39,18 @@ def log_likelihoods(
     lm: LM,
     queries: Sequence[Encoded],
     contexts: Sequence[Sequence[int]] = ((),),
-    tokens_per_forward: int | None = None,
     dtype: type = np.float32,
 ) -> np.ndarray:
     """Return the log-likelihood of every query's completion after every context.
 
     Each context is read once and its keys and values serve all queries; queries are packed so that
-    shared prefixes are read once too (see `packing`); the head sees only the positions that predict
-    completion tokens. Sums over completion tokens in float64.
+    shared prefixes are read once too (see `packing`). Sums over completion tokens in float64.
 
     Args:
         lm: The model.
         queries: M encoded queries.
         contexts: C token sequences to stand before the query's prompt (BOS is added here).
-        tokens_per_forward: Tokens in one forward pass, which bounds memory (on a CPU a pass may run
-            on each thread at once).
-        dtype: Of the result; float64 where small differences of log-likelihoods matter.
-
-    Returns:
-        [C, M] in nats.
+        dtype: Of the result [C, M]; float64 where small differences of log-likelihoods matter.
 
     Raises:
         ValueError: If a query has no prompt, or a sequence is longer than the model allows.
@@ -65,9 +58,8 @@ def log_likelihoods(
     """
     check_lengths(lm, queries, contexts)
     contexts = [(*lm.bos, *context) for context in contexts]
-    budget = tokens_per_forward or by_device(TOKENS_PER_FORWARD, lm.device)
     packs = packing.pack(
-        [packing.Item(q.prompt, q.completion) for q in queries],
+        queries,
         context=int(np.mean([len(context) for context in contexts])),
         hidden=lm.model.config.get_text_config().hidden_size,
         attention=ATTENTION.get(lm.model.dtype.itemsize, 2),
@@ -88,6 +80,7 @@ def log_likelihoods(
         side_by_side(score, groups, lm.device)
 
     with selective_head(lm):
+        budget = by_device(TOKENS_PER_FORWARD, lm.device)
         within_memory(lm, "log-likelihoods", budget, score_all)
     if not np.isfinite(nats).all():
         c, q = np.argwhere(~np.isfinite(nats))[0]
@@ -98,10 +91,10 @@ def log_likelihoods(
 
 
 def check_lengths(lm: LM, queries: Sequence[Encoded], contexts: Sequence[Sequence[int]]) -> None:
-    """Raise ValueError where a query has no prompt, or does not fit the model with a context."""
+    """Raise ValueError where an example has no prompt, or does not fit the model with a context."""
     for query in queries:
         if not query.prompt:
-            raise ValueError(f"query {query.id!r}: the prompt has no tokens")
+            raise ValueError(f"example {query.id!r}: the prompt has no tokens")
     longest = max(queries, key=lambda q: len(q.ids))
     length = len(lm.bos) + max(len(context) for context in contexts) + len(longest.ids)
     config = lm.model.config.get_text_config()
@@ -109,7 +102,7 @@ def check_lengths(lm: LM, queries: Sequence[Encoded], contexts: Sequence[Sequenc
     limit = min((value for value in (lm.max_positions, *windows) if value), default=length)
     if length > limit:
         raise ValueError(
-            f"query {longest.id!r} with its longest context has {length} tokens, the model's "
+            f"example {longest.id!r} with its longest context has {length} tokens, the model's "
             f"attention reaches {limit}: lower max_length"
         )
 
@@ -117,9 +110,7 @@ def check_lengths(lm: LM, queries: Sequence[Encoded], contexts: Sequence[Sequenc
 def check_packing(lm: LM) -> None:
     """Raise ValueError if this model takes no packed rows, so that scores would be wrong.
 
-    Packing needs a model that follows an explicit mask and explicit positions; those with attention
-    biases by distance in the row, or with recurrent layers, do not. A few tokens are scored both
-    ways.
+    It must follow an explicit mask and explicit positions; a few tokens are scored both ways.
     """
     ids = torch.arange(24).add(5).remainder(lm.model.config.get_text_config().vocab_size).tolist()
     queries = [
@@ -185,12 +176,10 @@ class _Shared(DynamicLayer):
     """
 
     def __init__(self, layer: DynamicLayer) -> None:
-        """Take the keys and values of a layer that has read the contexts."""
         super().__init__()
         self.keys, self.values, self.is_initialized = layer.keys, layer.values, True
 
     def update(self, key_states, value_states, *_, **__) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the keys and values of contexts and rows, [D * R, heads, K + T, size]."""
         return self._before(self.keys, key_states), self._before(self.values, value_states)
 
     @staticmethod

@@ -15,17 +15,11 @@ from icprobe.models.identities import adapter_base, default_device, identity, re
 
 @dataclass(frozen=True)
 class LM:
-    """A loaded model.
-
-    Attributes:
-        model: The transformers model, in evaluation mode.
-        tokenizer: Its tokenizer.
-        identity: What determines its numbers: name, hash of the weights or hub revision, dtype.
-    """
+    """A loaded model, in evaluation mode."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    identity: dict[str, str]
+    identity: dict[str, str]  # what determines its numbers, see `models.identity`
 
     @property
     def device(self) -> torch.device:
@@ -34,10 +28,7 @@ class LM:
 
     @property
     def summary(self) -> str:
-        """What computes: identity, attention and device.
-
-        Attention is transformers' choice: "sdpa" (PyTorch's) where the model has it, else "eager".
-        """
+        """What computes: identity, attention (transformers' choice) and device."""
         attention = self.model.config._attn_implementation
         return f"{self.identity}, attention: {attention}, on {self.device}"
 
@@ -78,15 +69,14 @@ def load(name_or_path: str, dtype: str = "float32", device: str | None = None) -
     """
     device = device or default_device()
     dtype = resolve_dtype(dtype, device)
-    who = identity(name_or_path, dtype, device)
+    who = identity(name_or_path, dtype)
     lm = _loaded(name_or_path, who, dtype, device)
-    if identity(name_or_path, dtype, device) != who:
+    if identity(name_or_path, dtype) != who:
         raise ValueError(f"model {name_or_path}: its files were changed while they were read")
     return lm
 
 
 def _loaded(name_or_path: str, who: dict, dtype: str, device: str) -> LM:
-    """Return the model of an identity; for errors see `load`."""
     if "revision" in who:
         options = {"pretrained_model_name_or_path": who["name"], "revision": who["revision"]}
     else:

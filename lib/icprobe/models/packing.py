@@ -13,42 +13,23 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from icprobe.models.tokens import Encoded
 
-@dataclass(frozen=True)
-class Item:
-    """One sequence to score: ids of the prompt and of the completion, both non-empty."""
-
-    prompt: tuple[int, ...]
-    completion: tuple[int, ...]
-
-    @property
-    def inputs(self) -> tuple[int, ...]:
-        """What the model must read: all but the last token, which is only predicted."""
-        return self.prompt + self.completion[:-1]
+Row = tuple[int, list[int]]  # tokens, and the numbers of the sequences that share them
 
 
 @dataclass(frozen=True)
 class Packs:
-    """R rows of up to L tokens, and the S completion tokens that they predict.
+    """R rows of up to L tokens, and the S completion tokens that they predict."""
 
-    Attributes:
-        ids: [R, L] token ids, zero where padded.
-        length: [R] tokens of each row without padding, longest first.
-        depth: [R, L] position of each token in its own sequence, counted from 0.
-        attends: [R, L, L] bool, [r, a, b] is true where token a sees token b.
-        row, column: [S] the token whose output predicts the s-th completion token.
-        target: [S] the id of that completion token.
-        item: [S] the index of the sequence that it belongs to.
-    """
-
-    ids: torch.Tensor
-    length: torch.Tensor
-    depth: torch.Tensor
-    attends: torch.Tensor
-    row: torch.Tensor
-    column: torch.Tensor
-    target: torch.Tensor
-    item: torch.Tensor
+    ids: torch.Tensor  # [R, L], zero where padded
+    length: torch.Tensor  # [R] tokens without padding, longest first
+    depth: torch.Tensor  # [R, L] position of each token in its own sequence, counted from 0
+    attends: torch.Tensor  # [R, L, L] bool: [r, a, b] is true where token a sees token b
+    row: torch.Tensor  # [S] with `column`: the token that predicts the s-th completion token
+    column: torch.Tensor  # [S]
+    target: torch.Tensor  # [S] the id of that completion token
+    item: torch.Tensor  # [S] the number of the sequence that it belongs to
 
     def rows(self, start: int, stop: int) -> "Packs":
         """Return rows start to stop, cut to the longest of them."""
@@ -66,43 +47,44 @@ class Packs:
         )
 
 
-def pack(items: Sequence[Item], context: int = 0, hidden: int = 512, attention: float = 2) -> Packs:
-    """Pack sequences into rows, with the row length that costs least.
+def pack(
+    items: Sequence[Encoded], context: int = 0, hidden: int = 512, attention: float = 2
+) -> Packs:
+    """Pack sequences with non-empty prompts into rows, of the length that costs least.
 
-    Longer rows share more prefixes, but attention costs grow with their length.
-
-    Args:
-        items: The sequences, in any order; results refer to them by index.
-        context: Tokens of context (its keys and values are there already) that each row attends to.
-        hidden: Hidden size of the model, which sets what attention costs beside its linear layers.
-        attention: Time of an operation of attention, in that of one of matrix products.
-
-    Returns:
-        The packed rows; the longest come first.
+    Longer rows share more prefixes, but attention costs grow with their length, and with the tokens
+    of `context` that each row attends to. `hidden` is the model's hidden size, `attention` the time
+    of an operation of attention in that of one of matrix products.
     """
-    # sorted by their ids, sequences that share a prefix are neighbours
-    order = sorted(range(len(items)), key=lambda i: items[i].inputs)
-    longest = max(len(item.inputs) for item in items)
-    total = sum(len(item.inputs) for item in items)
+    # all that the model must read; the last token is only predicted
+    inputs = [item.ids[:-1] for item in items]
+    longest, total = max(map(len, inputs)), sum(map(len, inputs))
     step = max(16, longest // 8)
     limits = range(longest, max(longest, min(total, 4 * longest, 2048)) + step, step)
-    rows = min(
-        (_fill(items, order, limit) for limit in limits), key=_cost(context, hidden, attention)
-    )
+
+    def cost(rows: list[Row]) -> float:
+        """Relative time, padding included.
+
+        Per token a block's linear layers do about 24 hidden^2 operations and attention 4 hidden for
+        each key.
+        """
+        length = max(tokens for tokens, _ in rows)
+        return len(rows) * length * (24 * hidden + attention * 4 * (length + context))
+
+    rows = min((_fill(inputs, limit) for limit in limits), key=cost)
     return _flatten(items, sorted(rows, key=lambda row: -row[0]))
 
 
-def _fill(items, order, limit) -> list[tuple[int, list[int]]]:
-    """Cut the sorted sequences into rows of at most `limit` tokens: [(tokens, indices)]."""
+def _fill(inputs, limit) -> list[Row]:
+    """Cut the sequences, sorted by their ids so that neighbours share, into rows up to a limit."""
     rows, previous = [], ()
-    for i in order:
-        inputs = items[i].inputs
-        shared = _common(previous, inputs)
-        if rows and rows[-1][0] + len(inputs) - shared <= limit:
-            rows[-1] = (rows[-1][0] + len(inputs) - shared, [*rows[-1][1], i])
+    for i in sorted(range(len(inputs)), key=inputs.__getitem__):
+        new = len(inputs[i]) - _common(previous, inputs[i])
+        if rows and rows[-1][0] + new <= limit:
+            rows[-1] = (rows[-1][0] + new, [*rows[-1][1], i])
         else:
-            rows.append((len(inputs), [i]))
-        previous = inputs
+            rows.append((len(inputs[i]), [i]))
+        previous = inputs[i]
     return rows
 
 
@@ -110,20 +92,6 @@ def _common(a, b) -> int:
     """Length of the common prefix of two sequences."""
     length = min(len(a), len(b))
     return next((k for k in range(length) if a[k] != b[k]), length)
-
-
-def _cost(context, hidden, attention):
-    """Relative time of a set of rows, padding included.
-
-    Per token a block's linear layers do about 24 hidden^2 operations and attention 4 hidden for
-    each key.
-    """
-
-    def cost(rows):
-        length = max(tokens for tokens, _ in rows)
-        return len(rows) * length * (24 * hidden + attention * 4 * (length + context))
-
-    return cost
 
 
 def _flatten(items, rows) -> Packs:
@@ -138,7 +106,7 @@ def _flatten(items, rows) -> Packs:
         tree: dict[tuple[int, int], int] = {}
         for i in indices:
             node, path = -1, []
-            for level, token in enumerate(items[i].inputs):
+            for level, token in enumerate(items[i].ids[:-1]):
                 child = tree.setdefault((node, token), len(tree))
                 ids[r, child], depth[r, child] = token, level
                 if node >= 0:

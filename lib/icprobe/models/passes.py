@@ -33,14 +33,9 @@ def fitting(lm: LM, kind: str, tokens: int) -> int:
 def within_memory(lm: LM, kind: str, tokens: int, work: Callable[[int], Result]) -> Result:
     """Return `work(tokens)`; where a GPU's memory is too small for that, of ever fewer tokens.
 
-    What fits is remembered, so that the next call of this kind begins with it.
-
-    Args:
-        lm: The model.
-        kind: Of work, such as "log-likelihoods".
-        tokens: In one pass, at first.
-        work: Can be called again after it ran out of memory; its passes have so many tokens, or a
-            single sequence where that is longer.
+    What fits is remembered, so that the next call of this kind begins with it. `work` can be called
+    again after it ran out of memory; its passes have so many tokens, or a single sequence where
+    that is longer.
 
     Raises:
         torch.OutOfMemoryError: If even single sequences do not fit.
@@ -64,8 +59,8 @@ def within_memory(lm: LM, kind: str, tokens: int, work: Callable[[int], Result])
 def side_by_side(work: Callable, groups: list, device: torch.device) -> None:
     """Work on several groups at once on a CPU, each with its share of the threads.
 
-    One forward pass on two threads is slower than two passes on one thread each (measured: 1.2
-    times), because only the matrix products inside it run well in parallel.
+    Only the matrix products inside a pass run well in parallel: one on two threads takes 1.2 times
+    as long as two on one thread each.
     """
     threads = torch.get_num_threads()
     workers = min(threads, len(groups)) if device.type == "cpu" else 1
@@ -104,10 +99,7 @@ def logits_at(lm: LM, rows: torch.Tensor, columns: torch.Tensor, **inputs) -> to
 
 @contextmanager
 def selective_head(lm: LM) -> Iterator[None]:
-    """Show the output head the hidden states at `_shown.at` only, so logits are [1, S, V].
-
-    The model's own forward stays in charge, with whatever it does to logits afterwards.
-    """
+    """Show the output head the hidden states at `_shown.at` only, so logits are [1, S, V]."""
 
     def select(_, inputs):
         at = getattr(_shown, "at", None)

@@ -6,7 +6,6 @@ and a completion's ids are the same whatever stands before them. One BOS leads w
 own default adds one.
 """
 
-import itertools
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -39,36 +38,30 @@ def encode(lm: LM, examples: Iterable, max_length: int | None = None) -> list[En
 
     Args:
         lm: The model, for its tokenizer.
-        examples: Rows with `id`, `prompt` and `completion`; if the first is encoded already, all
-            have to be and are returned as they are, whatever their length.
+        examples: Rows with id, prompt, completion; or encoded already, then they are returned as
+            they are, whatever their length.
         max_length: Most tokens of one example, BOS included. Longer prompts lose tokens at their
             left, which is counted in `truncated` and warned about.
-
-    Returns:
-        One `Encoded` per example, in order.
 
     Raises:
         ValueError: If a completion has no tokens or would lose some; names the example.
     """
+    rows = list(examples)
+    if rows and isinstance(rows[0], Encoded):
+        return rows
     room = float("inf") if max_length is None else max_length - len(lm.bos)
-    encoded, known = [], {}
-    rows = iter(examples)
-    while part := list(itertools.islice(rows, ENCODED_TOGETHER)):
-        if isinstance(part[0], Encoded):
-            return [*part, *rows]
-        prompts, completions = (
-            _tokenise(lm, [row[name] for row in part], known) for name in ("prompt", "completion")
-        )
-        for row, prompt, completion in zip(part, prompts, completions, strict=True):
-            if not completion:
-                raise ValueError(f"example {row['id']!r}: the completion has no tokens")
-            if len(completion) > room:
-                raise ValueError(
-                    f"example {row['id']!r}: the completion has {len(completion)} tokens, which "
-                    f"max_length={max_length} would cut; raise max_length or shorten the example"
-                )
-            cut = int(max(0, len(prompt) + len(completion) - room))
-            encoded.append(Encoded(row["id"], prompt[cut:], completion, cut))
+    prompts, completions = _tokenise(lm, rows, "prompt"), _tokenise(lm, rows, "completion")
+    encoded = []
+    for row, prompt, completion in zip(rows, prompts, completions, strict=True):
+        if not completion:
+            raise ValueError(f"example {row['id']!r}: the completion has no tokens")
+        if len(completion) > room:
+            raise ValueError(
+                f"example {row['id']!r}: the completion has {len(completion)} tokens, which "
+                f"max_length={max_length} would cut; raise max_length or shorten the example"
+            )
+        cut = int(max(0, len(prompt) + len(completion) - room))
+        encoded.append(Encoded(row["id"], prompt[cut:], completion, cut))
     truncated = [e for e in encoded if e.truncated]
     if truncated:
         warnings.warn(
@@ -80,10 +73,15 @@ def encode(lm: LM, examples: Iterable, max_length: int | None = None) -> list[En
     return encoded
 
 
-def _tokenise(lm: LM, texts: list[str], known: dict[int, int]) -> list[tuple[int, ...]]:
-    """Return the ids of each text, one object for each token: a pool has it many times."""
-    ids = lm.tokenizer(texts, add_special_tokens=False).input_ids
-    return [tuple(known.setdefault(i, i) for i in row) for row in ids]
+def _tokenise(lm: LM, rows: list, column: str) -> list[tuple[int, ...]]:
+    """Return the ids of each text; each token is one object, since a pool has it many times."""
+    known: dict[int, int] = {}
+    found = []
+    for start in range(0, len(rows), ENCODED_TOGETHER):
+        texts = [row[column] for row in rows[start : start + ENCODED_TOGETHER]]
+        ids = lm.tokenizer(texts, add_special_tokens=False).input_ids
+        found += [tuple(known.setdefault(i, i) for i in one) for one in ids]
+    return found
 
 
 def text_ids(lm: LM, text: str) -> tuple[int, ...]:
@@ -97,14 +95,10 @@ def sequence(lm: LM, example: Encoded, context: Sequence[int] = ()) -> tuple[lis
     return [*before, *example.completion], [0] * len(before) + [1] * len(example.completion)
 
 
-def training_rows(lm: LM, examples: Iterable, max_length: int | None = None) -> datasets.Dataset:
-    """Return `input_ids` and `completion_mask`, as TRL and the gradient code take them."""
-    encoded = encode(lm, examples, max_length)
-    rows = [sequence(lm, example) for example in encoded]
-    return datasets.Dataset.from_dict(
-        {
-            "id": [example.id for example in encoded],
-            "input_ids": [ids for ids, _ in rows],
-            "completion_mask": [mask for _, mask in rows],
-        }
-    )
+def training_rows(lm: LM, examples: Iterable) -> datasets.Dataset:
+    """Return `input_ids` and `completion_mask`, as TRL takes them."""
+    rows = []
+    for example in encode(lm, examples):
+        ids, mask = sequence(lm, example)
+        rows.append({"id": example.id, "input_ids": ids, "completion_mask": mask})
+    return datasets.Dataset.from_list(rows)
