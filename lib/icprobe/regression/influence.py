@@ -15,16 +15,12 @@ from icprobe.regression.problems import Prior, Problems, linear
 from icprobe.regression.transformer import Regressor
 
 GRADIENTS_AT_ONCE = 128
-FORMS = ("raw", "centred", "embedding")  # of products of a network's gradients
 
 
 def tracin(problems: Problems, w: Tensor, inverse: Tensor | None = None) -> np.ndarray:
-    """Return gradient inner products at weights w: T_iq = r_i r_q x_i . x_q, [B, N, M].
+    """Return gradient inner products at weights w [B, D]: T_iq = r_i r_q x_i . x_q.
 
-    Args:
-        problems: B problems.
-        w: [B, D], where gradients are taken.
-        inverse: [B, D, D], of a Hessian: with it influence functions, r_i r_q x_i . H^-1 x_q.
+    With the inverse [B, D, D] of a Hessian, influence functions: r_i r_q x_i . H^-1 x_q.
     """
     r = problems.y - linear(problems.x, w)
     r_q = problems.answers - linear(problems.queries, w)
@@ -35,22 +31,17 @@ def tracin(problems: Problems, w: Tensor, inverse: Tensor | None = None) -> np.n
 def tracin_at_base(
     prior: Prior, problems: Problems, k: int = 0, preconditioned: bool = False
 ) -> np.ndarray:
-    """Return TracIn at ridge regression's fit to the base contexts, the mean over them: [B, N, M].
+    """Return TracIn at ridge regression's fit to k pairs, the mean over base contexts.
 
-    Without pairs (k = 0) that is the prior mean, the learner's zero-shot state.
-
-    Args:
-        prior: Its mean and penalty are the fit's.
-        problems: B problems.
-        k: Pairs of each base context.
-        preconditioned: With the inverse of the fit's Hessian: an influence function.
+    Without pairs that is the prior mean, the learner's zero-shot state. Preconditioned with the
+    inverse of the fit's Hessian, it is an influence function.
     """
     contexts = problems.base_contexts(k)
     return np.mean([_tracin_at(prior, problems, x, y, preconditioned) for x, y in contexts], axis=0)
 
 
 def tracin_at_pool(prior: Prior, problems: Problems, preconditioned: bool = False) -> np.ndarray:
-    """Return TracIn at ridge regression's fit to all training examples: [B, N, M]."""
+    """Return TracIn at ridge regression's fit to all N training examples."""
     return _tracin_at(prior, problems, problems.x, problems.y, preconditioned)
 
 
@@ -61,26 +52,25 @@ def _tracin_at(prior: Prior, problems: Problems, x: Tensor, y: Tensor, precondit
 
 
 def add_one(prior: Prior, problems: Problems, k: int = 0) -> np.ndarray:
-    """Return by how much retraining with one more example lowers queries' losses: [B, N, M].
+    """Return by how much ridge regression on k pairs and an example lowers queries' losses.
 
-    Ridge regression on k pairs, and on these and the example, the mean over base contexts; by
-    Sherman and Morrison, w changes by H^-1 x_i r_i / (1 + x_i . H^-1 x_i).
+    The mean over base contexts; by Sherman and Morrison, w changes by
+    H^-1 x_i r_i / (1 + x_i . H^-1 x_i).
     """
     contexts = problems.base_contexts(k)
     return np.mean([-_retrained(prior, problems, x, y, 1) for x, y in contexts], axis=0)
 
 
 def leave_one_out(prior: Prior, problems: Problems) -> np.ndarray:
-    """Return by how much retraining without an example raises queries' losses: [B, N, M].
+    """Return by how much ridge regression on all examples but one raises queries' losses.
 
-    Ridge regression on all N examples, and on all but one; w changes by
-    -H^-1 x_i r_i / (1 - x_i . H^-1 x_i).
+    Against that on all; w changes by -H^-1 x_i r_i / (1 - x_i . H^-1 x_i).
     """
     return _retrained(prior, problems, problems.x, problems.y, -1)
 
 
 def _retrained(prior: Prior, problems: Problems, x: Tensor, y: Tensor, sign: int) -> np.ndarray:
-    """Return how queries' losses change as pairs are refitted with (1) or without (-1) examples."""
+    """Return the change of queries' losses as pairs are fitted with (1) or without (-1) each."""
     ridge = Ridge(prior)
     w = ridge.weights(x, y)
     solved = torch.linalg.solve(ridge.hessian(x), problems.x.mT).mT
@@ -92,17 +82,9 @@ def _retrained(prior: Prior, problems: Problems, x: Tensor, y: Tensor, sign: int
 
 
 def step_gain(problems: Problems, w: Tensor, rate: float) -> np.ndarray:
-    """Return by how much one gradient step of this rate on an example lowers queries' losses.
+    """Return by how much a gradient step on an example, from w [B, D], lowers queries' losses.
 
     rate * T_iq - rate^2 / 2 * r_i^2 (x_i . x_q)^2: of second order, and exact.
-
-    Args:
-        problems: B problems.
-        w: [B, D], where the step starts.
-        rate: Of the step.
-
-    Returns:
-        [B, N, M].
     """
     r = (problems.y - linear(problems.x, w)).numpy()
     second = (r[..., None] * (problems.x @ problems.queries.mT).numpy()) ** 2
@@ -124,17 +106,13 @@ def after_attention_step(problems: Problems, k: int, attention: LinearAttention)
 def network_gradients(network: Regressor, problems: Problems, k: int = 0) -> dict[str, np.ndarray]:
     """Return inner products of the network's own gradients, r_i r_q J_i . J_q, by form.
 
-    Losses are half the squared errors of predictions after a base context of k pairs (none at all
-    for k = 0), residuals r are the network's, J [P] is the derivative of a prediction by all
-    weights. The mean over base contexts.
+    After k pairs, the mean over base contexts: residuals r are the network's, J [P] is the
+    derivative of a prediction by all weights.
 
     - "raw": as it is. Every prediction has a large part of J in common (such as that by the output
       bias), which says nothing of x.
     - "centred": J(x) - J(0), what depends on the covariates.
     - "embedding": J by the weights that read tokens in.
-
-    Returns:
-        By form, [B, N, M], positive = helps.
     """
     B, N, M = problems.shape
     weight = network.read_in.weight
@@ -147,7 +125,7 @@ def network_gradients(network: Regressor, problems: Problems, k: int = 0) -> dic
     both = torch.func.grad_and_value(predict)
     of_many = torch.func.vmap(both, in_dims=(None, None, None, 0), chunk_size=GRADIENTS_AT_ONCE)
     contexts = list(problems.base_contexts(k))
-    found = {form: np.zeros((B, N, M)) for form in FORMS}
+    found = {form: np.zeros((B, N, M)) for form in ("raw", "centred", "embedding")}
     for b in range(B):
         origin = torch.zeros_like(problems.x[b, :1])
         points = torch.cat([problems.x[b], problems.queries[b], origin]).to(weight)
