@@ -5,7 +5,7 @@ import pytest
 from icprobe import figures
 from icprobe.artifact.settings import RegressionSettings
 from icprobe.data import paths
-from icprobe.regression import agreements
+from icprobe.regression import experiments
 from icprobe.regression.problems import Prior
 from icprobe.regression.study import Study
 from icprobe.regression.training import Recipe, load_or_train
@@ -32,8 +32,8 @@ def study(given):
 
 
 TABLES = {
-    "05_conditions": lambda given: agreements.under_shifts(study(given), agreements.CONDITIONS),
-    "05_corrupted": lambda given: agreements.with_corrupted_labels(study(given)),
+    "05_conditions": lambda given: experiments.under_shifts(study(given), experiments.CONDITIONS),
+    "05_corrupted": lambda given: experiments.with_corrupted_labels(study(given)),
 }
 
 

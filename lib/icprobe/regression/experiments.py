@@ -1,13 +1,11 @@
 """The tables of notebook 05: by hand, at the exact anchor, in domain, in training, under shifts.
 
-What networks compute for them is kept, see `Study.tabulate`. Tables with `interval`'s columns have
-estimate, low, high, network_sd.
+What networks compute for most of them is kept, see `Study.tabulate`.
 """
 
 import time
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -30,7 +28,7 @@ from icprobe.regression.study import (
     interval,
 )
 from icprobe.regression.training import Recipe, train
-from icprobe.regression.transformer import Regressor, learner
+from icprobe.regression.transformer import learner
 
 # how far examples and queries are apart where claims look; others are held against the first
 IN_DOMAIN = "in domain"
@@ -43,67 +41,34 @@ CONDITIONS = {
 }
 FAR = {"tasks far from the prior": Shift(far=-1)}
 
-TRACIN, ADD_ONE, LEAVE_ONE_OUT = "TracIn", "add-one, exact", "leave-one-out, exact"
-AT_POOL = "TracIn at the pool's fit"
-OWN = "network's gradients, "
+TRACIN, AT_POOL, OWN = "TracIn", "TracIn at the pool's fit", "network's gradients, "
+ADD_ONE, LEAVE_ONE_OUT = "add-one, exact", "leave-one-out, exact"
 POSITIVE = f"share of queries with {TRACIN} above 0"
 MEAN_GAIN, HELPING, EXCESS = "mean gain", "share of examples that help", "error above ridge"
-RHO = ("rho", "rho_clean", "rho_corrupted")
 COST_STEPS, COST_PROBLEMS = 20, 2  # of training and scored, to time one
 EXCESS_SEQUENCES = 100  # for each task
 
 
-def _at_own_rate(prior: Prior, task: Problems) -> np.ndarray:
-    rate = 1 / ((task.x**2).sum(-1).numpy()[..., None] + prior.penalty)
-    return rate * influence.tracin_at_base(prior, task)
-
-
-# each closed form of influence after k pairs, [1, N, M]
-INFLUENCE = {
-    "TracIn at the zero-shot state": lambda prior, task, _: influence.tracin_at_base(prior, task),
-    "TracIn at the context's fit": influence.tracin_at_base,
-    "share of queries with this above 0": lambda *base: influence.tracin_at_base(*base) > 0,
-    "influence function at the context's fit": partial(
-        influence.tracin_at_base, preconditioned=True
-    ),
-    ADD_ONE: influence.add_one,
-    AT_POOL: lambda prior, task, _: influence.tracin_at_pool(prior, task),
-    "influence function at the pool's fit": lambda prior, task, _: influence.tracin_at_pool(
-        prior, task, preconditioned=True
-    ),
-    LEAVE_ONE_OUT: lambda prior, task, _: influence.leave_one_out(prior, task),
-}
-# what else ranks clean examples above corrupted ones
-RANKING = {
-    ADD_ONE: influence.add_one,
-    TRACIN: influence.tracin_at_base,
-    "TracIn at the example's rate": _at_own_rate,
-    AT_POOL: influence.tracin_at_pool,
-    LEAVE_ONE_OUT: influence.leave_one_out,
-}
-RANKING_OWN = ("raw", "centred")
-
-
-def by_hand(prior: Prior, network: Regressor, problems: Problems, i: int, j: int) -> pd.DataFrame:
-    """Return example i and query j of the first problem, number by number: what, value."""
+def by_hand(study: Study, i: int, j: int) -> pd.DataFrame:
+    """Return example i and query j of the first task, number by number: value, by what it is."""
+    prior, problems, predict = study.prior, study.problems(), learner(study.networks[0])
     x, y = problems.x[0, i], problems.y[0, i]
     query, answer = problems.queries[0, j], problems.answers[0, j]
-    centre, predict = prior.centre, learner(network)
-    nothing = problems.base_x[:1, 0, :0], problems.base_y[:1, 0, :0]
-    r, r_q = y - x @ centre, answer - query @ centre
-    rate = 1 / (x @ x + prior.penalty)
+    r, r_q = y - x @ prior.centre, answer - query @ prior.centre
+    rate, tracin = 1 / (x @ x + prior.penalty), r * r_q * (x @ query)
+    pairs = x[None, None], y[None, None]
     before, after = (
-        predict(*context, query[None, None])[0, 0]
-        for context in (nothing, (x[None, None], y[None, None]))
+        predict(*(part[:, :k] for part in pairs), query[None, None])[0, 0] for k in (0, 1)
     )
     values = {
         "label of the example, less its zero-shot prediction: r_i": r,
         "label of the query, less its zero-shot prediction: r_q": r_q,
         "how alike their covariates are: x_i . x_q": x @ query,
-        "TracIn: r_i r_q x_i . x_q": r * r_q * (x @ query),
+        "TracIn: r_i r_q x_i . x_q": tracin,
         "rate of the Bayes learner's step: 1 / (|x_i|^2 + penalty)": rate,
-        "gain of Bayes: rate T - rate^2 / 2 r_i^2 (x_i . x_q)^2": rate * r * r_q * (x @ query)
-        - rate**2 / 2 * (r * (x @ query)) ** 2,
+        "gain of Bayes: rate T - rate^2 / 2 r_i^2 (x_i . x_q)^2": (
+            rate * tracin - rate**2 / 2 * (r * (x @ query)) ** 2
+        ),
         "the network's prediction without the example": before,
         "the network's prediction after the example": after,
         "the network's gain": ((answer - before) ** 2 - (answer - after) ** 2) / 2,
@@ -111,20 +76,16 @@ def by_hand(prior: Prior, network: Regressor, problems: Problems, i: int, j: int
     return pd.DataFrame({"value": {name: float(value) for name, value in values.items()}})
 
 
-def anchor(
-    prior: Prior, rates: Sequence[float], rng: np.random.Generator, B: int, N: int, M: int, k: int
-) -> tuple[pd.DataFrame, float]:
+def anchor(study: Study, rates: Sequence[float], k: int) -> tuple[pd.DataFrame, float]:
     """Return how the exact one-step attention agrees with TracIn, by its rate, and its error.
 
-    Steps start at zero.
-
-    Returns:
-        One row a rate and quantity: rate, quantity, and `interval`'s columns, one-shot; and the
-        largest difference of a gain, one-shot or after k pairs, from `influence.step_gain`.
+    Steps start at zero. One row is a rate and quantity, one-shot: rate, quantity, and `interval`'s
+    columns. The error is the largest difference of a gain, one-shot or after k pairs, from
+    `influence.step_gain`.
     """
-    problems = draw(prior, rng, B, N, M, K=k)
-    start = torch.zeros(prior.dimension, dtype=torch.float64)
-    w = start.expand(B, -1)
+    problems = study.problems(K=k)
+    start = torch.zeros(study.prior.dimension, dtype=torch.float64)
+    w = start.expand(study.B, -1)
     products = influence.tracin(problems, w)
     rows, error = [], 0.0
     for rate in rates:
@@ -148,13 +109,9 @@ def anchor(
 def in_domain(study: Study, bases: Sequence[tuple[int, int]]) -> pd.DataFrame:
     """Return the agreement of every form of probing with every form of influence.
 
-    The network's own gradients are the first network's, held against its own gains, and are taken
-    for single contexts only.
-
-    Args:
-        study: Networks and sizes.
-        bases: Pairs k before the example (0 is one-shot), and the number of contexts over which
-            probing and influence are averaged.
+    Bases are pairs k before the example (0 is one-shot), and the number of contexts over which
+    probing and influence are averaged. The network's own gradients are the first network's, held
+    against its own gains, and are taken for single contexts only.
 
     Returns:
         One row each: k, contexts, probing, influence, and `interval`'s columns.
@@ -164,8 +121,7 @@ def in_domain(study: Study, bases: Sequence[tuple[int, int]]) -> pd.DataFrame:
         k, C = base
         for task in map(study.problems(K=k, C=C).task, tasks):
             scores = study.probing(task, k)
-            closed = {name: form(study.prior, task, k) for name, form in INFLUENCE.items()}
-            found = agreements(scores, closed)
+            found = agreements(scores, closed_forms(study.prior, task, k))
             if C == 1:
                 of_first = {name: values[:1] for name, values in scores.items()}
                 own = influence.network_gradients(study.networks[0], task, k)
@@ -182,14 +138,31 @@ def in_domain(study: Study, bases: Sequence[tuple[int, int]]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def closed_forms(prior: Prior, task: Problems, k: int) -> dict[str, np.ndarray]:
+    """Return every form of influence that has a closed one, after k pairs: [1, N, M] each."""
+    at_fit = influence.tracin_at_base(prior, task, k)
+    return {
+        "TracIn at the zero-shot state": influence.tracin_at_base(prior, task),
+        "TracIn at the context's fit": at_fit,
+        "share of queries with this above 0": at_fit > 0,
+        "influence function at the context's fit": influence.tracin_at_base(
+            prior, task, k, preconditioned=True
+        ),
+        ADD_ONE: influence.add_one(prior, task, k),
+        AT_POOL: influence.tracin_at_pool(prior, task),
+        "influence function at the pool's fit": influence.tracin_at_pool(
+            prior, task, preconditioned=True
+        ),
+        LEAVE_ONE_OUT: influence.leave_one_out(prior, task),
+    }
+
+
 def in_training(study: Study, recipes: Sequence[Recipe], steps: Sequence[int]) -> pd.DataFrame:
     """Return loss and one-shot agreement of other networks after some steps of their training.
 
-    They are trained only where numbers are missing. The recipes are alike but for the seed.
-
-    Returns:
-        One row each: steps, quantity, `interval`'s columns. The error is that of a label after five
-        pairs or half the context, whichever is less, less that of ridge regression.
+    They are trained only where numbers are missing. One row each: steps, quantity, `interval`'s
+    columns. The error is that of a label after five pairs or half the context, whichever is less,
+    less that of ridge regression.
     """
     trained = []
 
@@ -233,10 +206,6 @@ def _excess(study: Study, b: int) -> list[float]:
 
 def under_shifts(study: Study, shifts: Mapping[Hashable, Shift]) -> pd.DataFrame:
     """Return one-shot agreements, and the level of gains, under each shift.
-
-    Args:
-        study: Networks and sizes.
-        shifts: By the condition's name; the first is the one that others are held against.
 
     Returns:
         One row each: condition, quantity, `interval`'s columns, and less, less_low, less_high: by
@@ -286,27 +255,40 @@ def with_corrupted_labels(study: Study) -> pd.DataFrame:
 
     def compute(corruption: str, tasks: range) -> Iterator[dict]:
         for task in map(study.problems(Shift(corruption=corruption)).task, tasks):
-            scores = study.probing(task)
+            scores, prior = study.probing(task), study.prior
             own = influence.network_gradients(study.networks[0], task)
-            methods = {GAIN: scores[GAIN], SCORE: scores[SCORE]}
-            methods |= {name: form(study.prior, task) for name, form in RANKING.items()}
-            methods |= {f"{OWN}{form}": own[form] for form in RANKING_OWN}
-            hit = task.corrupted[0].numpy()
+            tracin = influence.tracin_at_base(prior, task)
+            rate = 1 / ((task.x**2).sum(-1).numpy()[..., None] + prior.penalty)
+            methods = {
+                GAIN: scores[GAIN],
+                SCORE: scores[SCORE],
+                ADD_ONE: influence.add_one(prior, task),
+                TRACIN: tracin,
+                "TracIn at the example's rate": rate * tracin,
+                AT_POOL: influence.tracin_at_pool(prior, task),
+                LEAVE_ONE_OUT: influence.leave_one_out(prior, task),
+                f"{OWN}raw": own["raw"],
+                f"{OWN}centred": own["centred"],
+            }
+            clean = ~task.corrupted[0].numpy()
+            parts = {"rho": clean | True, "rho_clean": clean, "rho_corrupted": ~clean}
             found = {}
             for method, values in methods.items():
-                found[f"area, {method}"] = [roc_auc_score(~hit, row) for row in values.mean(2)]
-                for part, kept in zip(RHO, (None, ~hit, hit), strict=True):
-                    found[f"{part}, {method}"] = agreement(methods[GAIN], values, kept)
+                found[f"area, {method}"] = [roc_auc_score(clean, row) for row in values.mean(2)]
+                for rho, part in parts.items():
+                    pair = scores[GAIN][:, part], values[:, part]
+                    found[f"{rho}, {method}"] = agreement(*pair)
             yield found
 
     identities = {name: {"shift": asdict(Shift(corruption=name))} for name in CORRUPTIONS}
     rows = []
     for corruption, found in study.tabulate("corrupted", identities, compute).items():
-        for method in (GAIN, SCORE, *RANKING, *(f"{OWN}{form}" for form in RANKING_OWN)):
-            area = found[f"area, {method}"]
+        areas = {name.removeprefix("area, "): found[name] for name in found if "area, " in name}
+        for method, area in areas.items():
             row = {"corruption": corruption, "method": method} | interval(area)
-            row |= difference(found[f"area, {GAIN}"], area)
-            rows.append(row | {part: found[f"{part}, {method}"].mean() for part in RHO})
+            row |= difference(areas[GAIN], area)
+            rhos = ("rho", "rho_clean", "rho_corrupted")
+            rows.append(row | {rho: found[f"{rho}, {method}"].mean() for rho in rhos})
     return pd.DataFrame(rows)
 
 

@@ -36,19 +36,17 @@ def tracin_at_base(
     Without pairs that is the prior mean, the learner's zero-shot state. Preconditioned with the
     inverse of the fit's Hessian, it is an influence function.
     """
-    contexts = problems.base_contexts(k)
-    return np.mean([_tracin_at(prior, problems, x, y, preconditioned) for x, y in contexts], axis=0)
+    ridge, found = Ridge(prior), []
+    for x, y in problems.base_contexts(k):
+        inverse = torch.linalg.inv(ridge.hessian(x)) if preconditioned else None
+        found.append(tracin(problems, ridge.weights(x, y), inverse))
+    return np.mean(found, axis=0)
 
 
 def tracin_at_pool(prior: Prior, problems: Problems, preconditioned: bool = False) -> np.ndarray:
     """Return TracIn at ridge regression's fit to all N training examples."""
-    return _tracin_at(prior, problems, problems.x, problems.y, preconditioned)
-
-
-def _tracin_at(prior: Prior, problems: Problems, x: Tensor, y: Tensor, preconditioned: bool):
-    ridge = Ridge(prior)
-    inverse = torch.linalg.inv(ridge.hessian(x)) if preconditioned else None
-    return tracin(problems, ridge.weights(x, y), inverse)
+    pool = replace(problems, base_x=problems.x[:, None], base_y=problems.y[:, None])
+    return tracin_at_base(prior, pool, problems.shape[1], preconditioned)
 
 
 def add_one(prior: Prior, problems: Problems, k: int = 0) -> np.ndarray:
@@ -106,15 +104,15 @@ def after_attention_step(problems: Problems, k: int, attention: LinearAttention)
 def network_gradients(network: Regressor, problems: Problems, k: int = 0) -> dict[str, np.ndarray]:
     """Return inner products of the network's own gradients, r_i r_q J_i . J_q, by form.
 
-    After k pairs, the mean over base contexts: residuals r are the network's, J [P] is the
-    derivative of a prediction by all weights.
+    After k pairs of one base context: residuals r are the network's, J [P] is the derivative of a
+    prediction by all weights.
 
     - "raw": as it is. Every prediction has a large part of J in common (such as that by the output
       bias), which says nothing of x.
     - "centred": J(x) - J(0), what depends on the covariates.
     - "embedding": J by the weights that read tokens in.
     """
-    B, N, M = problems.shape
+    B, N, _ = problems.shape
     weight = network.read_in.weight
     parameters = {name: tensor.detach() for name, tensor in network.named_parameters()}
 
@@ -124,19 +122,17 @@ def network_gradients(network: Regressor, problems: Problems, k: int = 0) -> dic
 
     both = torch.func.grad_and_value(predict)
     of_many = torch.func.vmap(both, in_dims=(None, None, None, 0), chunk_size=GRADIENTS_AT_ONCE)
-    contexts = list(problems.base_contexts(k))
-    found = {form: np.zeros((B, N, M)) for form in ("raw", "centred", "embedding")}
+    ((x, y),) = problems.base_contexts(k)
+    found = []
     for b in range(B):
         origin = torch.zeros_like(problems.x[b, :1])
         points = torch.cat([problems.x[b], problems.queries[b], origin]).to(weight)
         labels = torch.cat([problems.y[b], problems.answers[b]])
-        for x, y in contexts:
-            jacobian, predictions = of_many(parameters, x[b].to(weight), y[b].to(weight), points)
-            r = labels - predictions[:-1].to(labels)
-            residuals = (r[:N, None] * r[None, N:]).numpy()
-            for form, kernel in _kernels(jacobian, N).items():
-                found[form][b] += residuals * kernel.cpu().numpy() / len(contexts)
-    return found
+        jacobian, predictions = of_many(parameters, x[b].to(weight), y[b].to(weight), points)
+        r = labels - predictions[:-1].to(labels)
+        residuals = r[:N, None] * r[None, N:]
+        found.append({f: residuals * kernel.cpu() for f, kernel in _kernels(jacobian, N).items()})
+    return {form: torch.stack([each[form] for each in found]).numpy() for form in found[0]}
 
 
 def _kernels(jacobian: Mapping[str, Tensor], N: int) -> dict[str, Tensor]:

@@ -91,60 +91,50 @@ class Study:
             "networks": networks or [fingerprint(network) for network in self.networks],
             **{size: getattr(self, size) for size in ("B", "N", "M", "seed")},
         }
-        identities = {condition: same | its_own for condition, its_own in conditions.items()}
-        kept = {c: self._kept(store.key(name, identity)) for c, identity in identities.items()}
-        there, total = sum(map(_n_tasks, kept.values())), self.B * len(kept)
-        print(f"{name}: {there} of {total} tasks were there")
-        progress = {"total": total, "initial": there, "unit": " tasks", "disable": there == total}
-        with tqdm(desc=name, **progress) as bar:
-            for condition, numbers in kept.items():
-                left = range(_n_tasks(numbers), self.B)
-                for quantities in compute(condition, left) if left else ():
-                    for quantity, values in quantities.items():
-                        values = [None if np.isnan(v) else float(v) for v in np.atleast_1d(values)]
-                        numbers.setdefault(quantity, []).append(values)
-                    self._keep(name, identities[condition], numbers)
-                    bar.update()
-        return {
-            condition: {q: np.array(rows, dtype=float).T for q, rows in numbers.items()}
-            for condition, numbers in kept.items()
-        }
+        there, found = 0, {}
+        for condition, its_own in conditions.items():
+            record = {"identity": same | its_own, "made_with": store.made_with()}
+            file = Path("regression", f"{store.key(name, record['identity'])}.json")
+            numbers = record["numbers"] = self._finished(file)
+            left = range(_n_tasks(numbers), self.B)
+            there += left.start
+            new = compute(condition, left) if left else ()
+            bar = {"initial": left.start, "total": self.B, "unit": " tasks", "disable": not left}
+            for quantities in tqdm(new, f"{name}, {condition}", leave=False, **bar):
+                for quantity, values in quantities.items():
+                    values = [None if np.isnan(v) else float(v) for v in np.atleast_1d(values)]
+                    numbers.setdefault(quantity, []).append(values)
+                with paths.replacing(paths.resolve(self.scores_dir) / file) as temporary:
+                    temporary.write_text(json.dumps(record) + "\n", encoding="utf-8")
+            found[condition] = {q: np.array(rows, dtype=float).T for q, rows in numbers.items()}
+        print(f"{name}: {there} of {self.B * len(found)} tasks were there")
+        return found
 
-    def _kept(self, key: str) -> dict[str, list]:
-        """Return the numbers of most tasks that a file has, by quantity."""
+    def _finished(self, file: Path) -> dict[str, list]:
+        """Return the numbers of finished tasks by quantity, of the file that has most."""
         found = [{}]
-        folders = () if self.fresh else (self.scores_dir, paths.REFERENCE_SCORES)
-        for folder in folders:
-            file = paths.resolve(folder) / "regression" / f"{key}.json"
+        for folder in () if self.fresh else (self.scores_dir, paths.REFERENCE_SCORES):
+            kept = paths.resolve(folder) / file
             try:
-                if file.exists():
-                    found.append(json.loads(file.read_text(encoding="utf-8"))["numbers"])
+                if kept.exists():
+                    found.append(json.loads(kept.read_text(encoding="utf-8"))["numbers"])
             except (ValueError, KeyError) as error:
                 raise store.StoreError(
-                    f"{paths.shown(file)} is damaged ({error}): delete it and run again"
+                    f"{paths.shown(kept)} is damaged ({error}): delete it and run again"
                 ) from error
         return max(found, key=_n_tasks)
-
-    def _keep(self, name: str, identity: dict, numbers: Mapping[str, list]) -> None:
-        record = {"identity": identity, "made_with": store.made_with(), "numbers": numbers}
-        file = paths.resolve(self.scores_dir) / "regression" / f"{store.key(name, identity)}.json"
-        with paths.replacing(file) as temporary:
-            temporary.write_text(json.dumps(record) + "\n", encoding="utf-8")
 
 
 def _n_tasks(numbers: Mapping[str, list]) -> int:
     return len(next(iter(numbers.values()), ()))
 
 
-def agreement(first: np.ndarray, second: np.ndarray, kept: np.ndarray | None = None) -> np.ndarray:
+def agreement(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Return Spearman's correlations [S] of means over queries, network by network.
 
-    Scores are [S or 1, N, M], kept [N] says which examples count. Not a number where a method does
-    not tell examples apart.
+    Scores are [S or 1, N, M]. Not a number where a method does not tell examples apart.
     """
     first, second = np.broadcast_arrays(first, second)
-    if kept is not None:
-        first, second = first[:, kept], second[:, kept]
     every = np.arange(first.shape[1]), np.arange(first.shape[2])
     pairs = zip(first, second, strict=True)
     return np.array([statistics.agreement(*pair, level="example")(*every) for pair in pairs])

@@ -148,13 +148,12 @@ def learning_curve(network: Regressor, prior: Prior, n: int = CURVE_SEQUENCES) -
         high (95 %, normal). Least squares has no finite expectation where there are about as many
         pairs as dimensions.
     """
-    K = network.shape.pairs
+    K, weight, ridge = network.shape.pairs, network.read_in.weight, Ridge(prior)
     x, y = prior.prompts(np.random.default_rng([0, 2**31]), n, K)
-    weight = network.read_in.weight
     with torch.inference_mode():
         parts = (t.to(weight).split(max(1, TOKENS_AT_ONCE // (2 * K))) for t in (x, y))
         ours = torch.cat([network.along(*part) for part in zip(*parts, strict=True)]).to(y)
-    ridge, rows = Ridge(prior), []
+    rows = []
     for k in range(K):
         context, query = (x[:, :k], y[:, :k]), x[:, k : k + 1]
         found = {

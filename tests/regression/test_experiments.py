@@ -1,4 +1,4 @@
-"""Tables on synthetic regression: agreements, intervals, areas, findings, and their stores."""
+"""Tables on synthetic regression: agreements, intervals, areas, findings, and their files."""
 
 from dataclasses import replace
 
@@ -10,14 +10,15 @@ from scipy.stats import spearmanr, ttest_1samp
 from sklearn.metrics import roc_auc_score
 
 from icprobe.artifact import claims
-from icprobe.regression import agreements, cost, exact, influence
-from icprobe.regression.agreements import CONDITIONS, FAR, IN_DOMAIN
+from icprobe.regression import experiments, influence
+from icprobe.regression.experiments import CONDITIONS, FAR, IN_DOMAIN
 from icprobe.regression.learners import Ridge
 from icprobe.regression.probing import gain, gain_and_score
 from icprobe.regression.problems import Prior, Shift
 from icprobe.regression.study import Study, agreement, interval
 from icprobe.regression.training import Recipe, train
 from icprobe.regression.transformer import Regressor, Shape, learner
+from icprobe.scores import store
 
 PRIOR = Prior(dimension=4)
 SHAPE = Shape(pairs=4, width=8, layers=1, heads=2)
@@ -50,12 +51,8 @@ def gains_of(study, problems, k=0):
 def test_agreement_is_scipys_network_by_network():
     rng = np.random.default_rng(0)
     first, second = rng.normal(size=(3, 15, 4)), rng.normal(size=(1, 15, 4))
-    for kept in (None, rng.random(15) < 0.6):
-        rows = slice(None) if kept is None else kept
-        expected = [spearmanr(x[rows].mean(1), second[0, rows].mean(1)).statistic for x in first]
-        np.testing.assert_allclose(agreement(first, second, kept), expected)
-    with pytest.raises(ValueError, match=r"mismatch|broadcast"):
-        agreement(first, np.zeros((2, 15, 4)))
+    expected = [spearmanr(x.mean(1), second[0].mean(1)).statistic for x in first]
+    np.testing.assert_allclose(agreement(first, second), expected)
 
 
 def test_intervals_are_those_of_students_t():
@@ -65,62 +62,62 @@ def test_intervals_are_those_of_students_t():
     assert (found["low"], found["high"]) == pytest.approx(tuple(expected))
     assert found["estimate"] == pytest.approx(values.mean())
     assert found["network_sd"] == pytest.approx(values.mean(1).std(ddof=1))
-    alone = interval(values[:1, :1])
-    assert alone["estimate"] == values[0, 0]
-    assert np.isnan([alone["low"], alone["high"], alone["network_sd"]]).all()
+    assert np.isnan(interval(values[:1])["network_sd"])
     values[0, 3] = np.nan
     assert np.isnan(interval(values)["low"])
 
 
-# ------------------------------------------------------------------------------------ the stores
+# ------------------------------------------------------------------------------------- the files
 
 
 def test_an_interrupted_table_goes_on_where_it_was(study, tmp_path):
     numbers = np.random.default_rng(0).normal(size=(6, 3)) * [1e-9, 1, 1e9]
     numbers[2, 1] = np.nan
-    columns = {"a": {"one": 1, "two": 2}}
     taken = []
 
-    def compute(condition, b):
-        taken.append(b)
-        if taken.count(5) == 1:
-            raise KeyboardInterrupt
-        return {"one": numbers[b, 0], "two": numbers[b, 1:]}
+    def compute(condition, tasks):
+        for b in tasks:
+            taken.append(b)
+            if taken.count(4) == 1 and b == 4:
+                raise KeyboardInterrupt
+            yield {"one": numbers[b, 0], "two": numbers[b, 1:]}
 
-    def tabulate(table="numbers", **changes):
+    def tabulate(table="numbers", networks=None, **changes):
         mine = replace(study, scores_dir=tmp_path, **changes)
-        return mine.tabulate(table, {"a": {"which": "a"}}, columns, compute)["a"]
+        return mine.tabulate(table, {"a": {"which": "a"}}, compute, networks)["a"]
 
     with pytest.raises(KeyboardInterrupt):
         tabulate()
     for _ in range(2):
         found = tabulate()
-        assert taken == [0, 1, 2, 3, 4, 5, 5]  # finished parts are read
-        np.testing.assert_allclose(found["one"], numbers[:, :1].T, rtol=1e-13)
-        np.testing.assert_allclose(found["two"], numbers[:, 1:].T, rtol=1e-13)  # beyond float32
-    tabulate(fresh=True)
-    tabulate(networks=study.networks[:1])
-    tabulate(seed=4)
-    tabulate(table="others")
-    assert len(taken) == 7 + 4 * 6 and len(list(tmp_path.iterdir())) == 4
+        assert taken == [0, 1, 2, 3, 4, 4, 5]  # what is finished is read
+        np.testing.assert_array_equal(found["one"], numbers[:, :1].T)
+        np.testing.assert_array_equal(found["two"], numbers[:, 1:].T)
+    (file,) = (tmp_path / "regression").iterdir()
+    for changes in ({"fresh": True}, {"networks": ["other"]}, {"seed": 4}, {"table": "others"}):
+        tabulate(**changes)
+    assert len(taken) == 7 + 4 * 6 and len(list(file.parent.iterdir())) == 4
+    file.write_text(file.read_text()[:-9])
+    with pytest.raises(store.StoreError, match=file.name):
+        tabulate()
 
 
-def test_tables_are_read_from_their_stores(study, monkeypatch):
+def test_tables_are_read_from_their_files(study, monkeypatch):
     bases, recipes = [(0, 1), (1, 2)], [Recipe(prior=PRIOR, shape=SHAPE, steps=2, batch=4)]
 
     def tables():
-        yield agreements.in_domain(study, bases)
-        yield agreements.under_shifts(study, {"wide": Shift(scale=3), "far": Shift(offset=1)})
-        yield agreements.with_corrupted_labels(study)
-        yield agreements.in_training(study, recipes, [0, 2])
+        yield experiments.in_domain(study, bases)
+        yield experiments.under_shifts(study, {"wide": Shift(scale=3), "far": Shift(offset=1)})
+        yield experiments.with_corrupted_labels(study)
+        yield experiments.in_training(study, recipes, [0, 2])
 
     first = list(tables())
     monkeypatch.setattr(Study, "probing", None)
-    monkeypatch.setattr(agreements, "train", None)
+    monkeypatch.setattr(experiments, "train", None)
     for one, again in zip(first, tables(), strict=True):
         pd.testing.assert_frame_equal(one, again, check_exact=True)
-    # the same shift is the same store, whatever its name
-    other = agreements.under_shifts(study, {"x": Shift(offset=1.0)})
+    # the same shift is the same file, whatever its name
+    other = experiments.under_shifts(study, {"x": Shift(offset=1.0)})
     mine = first[1][first[1]["condition"] == "far"]
     assert other["estimate"].tolist() == pytest.approx(mine["estimate"].tolist(), nan_ok=True)
 
@@ -129,36 +126,31 @@ def test_tables_are_read_from_their_stores(study, monkeypatch):
 
 
 def test_in_domain_has_every_pair_and_knows_the_exact_ones(study):
-    table = agreements.in_domain(study, [(0, 1), (2, 3)])
+    table = experiments.in_domain(study, [(0, 1), (2, 3)])
     assert len(table) == 4 * (2 * 8 + 3)  # own gradients of single contexts only
-    exactly = table[table["influence"] == agreements.ADD_ONE].set_index(["probing", "k"])
+    exactly = table[table["influence"] == experiments.ADD_ONE].set_index(["probing", "k"])
     assert exactly.loc["gain of Bayes", "estimate"].tolist() == pytest.approx([1, 1])
     one = table[(table["k"] == 0) & (table["probing"] == "gain")].set_index("influence")
     # without pairs, the context's fit is the zero-shot state, and its Hessian a multiple of I
     rows = one.loc[one.index.str.contains("zero-shot|context's fit"), "estimate"]
     assert len(rows) == 3 and np.ptp(rows) < 1e-12
+    # own gradients are held against the first network
+    problems = study.problems()
+    gains = gains_of(study, problems)[0]
+    for form, products in influence.network_gradients(study.networks[0], problems).items():
+        row = one.loc[f"network's gradients, {form}"]
+        assert row["estimate"] == pytest.approx(by_task(gains, products).mean())
+        assert np.isnan(row["network_sd"])
     problems = study.problems(K=2, C=3)
     tracin = influence.tracin_at_base(PRIOR, problems, 2)
     pair = (table["k"] == 2) & (table["influence"] == "TracIn at the context's fit")
     found = table[pair & (table["probing"] == "gain")]["estimate"].item()
-    assert found == pytest.approx(
-        np.mean([by_task(g, tracin) for g in gains_of(study, problems, 2)])
-    )
-
-
-def test_own_gradients_are_held_against_the_first_network(study):
-    table = agreements.in_domain(study, [(0, 1)]).set_index(["probing", "influence"])
-    problems = study.problems()
-    own = influence.network_gradients(study.networks[0], problems)
-    gains = gains_of(study, problems)[0]
-    for form, products in own.items():
-        row = table.loc[("gain", f"network's gradients, {form}")]
-        assert row["estimate"] == pytest.approx(by_task(gains, products).mean())
-        assert np.isnan(row["network_sd"])
+    expected = [by_task(gains, tracin) for gains in gains_of(study, problems, 2)]
+    assert found == pytest.approx(np.mean(expected))
 
 
 def test_conditions_are_compared_task_by_task(study):
-    table = agreements.under_shifts(study, {IN_DOMAIN: Shift(), "wide": Shift(scale=3)})
+    table = experiments.under_shifts(study, {IN_DOMAIN: Shift(), "wide": Shift(scale=3)})
     first = table[table["condition"] == IN_DOMAIN].set_index("quantity")
     assert (first[["less", "less_low", "less_high"]].dropna() == 0).all(axis=None)
     other = table[table["condition"] == "wide"].set_index("quantity")
@@ -179,14 +171,13 @@ def test_conditions_are_compared_task_by_task(study):
 
 
 def test_what_claims_need_is_found(study):
-    table = agreements.under_shifts(study, CONDITIONS)
-    near = agreements.findings(table, 6)
-    far = agreements.under_shifts(study, CONDITIONS | FAR)
-    found = pd.concat([near, agreements.findings(far, 6, claims.INFORMED)])
+    table = experiments.under_shifts(study, CONDITIONS)
+    near = experiments.findings(table, 6)
+    far = experiments.under_shifts(study, CONDITIONS | FAR)
+    found = pd.concat([near, experiments.findings(far, 6, claims.INFORMED)])
     assert (found[["unit", "n"]] == ["Spearman", 6]).all(axis=None)
     needed = [c.quantities for c in claims.CLAIMS if c.notebook == "05"]
     assert len(needed) == 5 and {q for each in needed for q in each} <= set(found["quantity"])
-    assert next(iter(CONDITIONS)) == IN_DOMAIN
     row = table.set_index(["condition", "quantity"]).loc[("opposite task", "gain against TracIn")]
     mine = near.set_index("quantity").loc["gain against TracIn, in domain less opposite task"]
     expected = row[["less", "less_low", "less_high"]].tolist()
@@ -194,31 +185,32 @@ def test_what_claims_need_is_found(study):
 
 
 def test_corrupted_labels_are_ranked(study):
-    table = agreements.with_corrupted_labels(study).set_index(["corruption", "method"])
+    table = experiments.with_corrupted_labels(study).set_index(["corruption", "method"])
     assert len(table) == 3 * 9
     problems = study.problems(Shift(corruption="outlier"))
     # the first term of the exact gain, by hand
     rate = 1 / ((problems.x**2).sum(-1) + PRIOR.penalty)
     first = rate[..., None].numpy() * influence.tracin_at_base(PRIOR, problems)
-    add_one = influence.add_one(PRIOR, problems)
-    hits = problems.corrupted.numpy()
-    for name, scores in {
-        agreements.ADD_ONE: add_one,
-        "TracIn at the example's rate": first,
-    }.items():
-        pairs = zip(hits, scores.mean(2), strict=True)
-        area = np.mean([roc_auc_score(~hit, means) for hit, means in pairs])
-        assert table.loc[("outlier", name), "estimate"] == pytest.approx(area)
-    row, mine = (table.loc[("outlier", name)] for name in (agreements.ADD_ONE, "gain"))
-    assert row["estimate"] > 0.8 and row["less"] == pytest.approx(
-        mine["estimate"] - row["estimate"]
-    )
+    exact = influence.add_one(PRIOR, problems)
+    gains, clean = gains_of(study, problems), ~problems.corrupted.numpy()
+    for name, scores in {"add-one, exact": exact, "TracIn at the example's rate": first}.items():
+        row = table.loc[("outlier", name)]
+        areas = [roc_auc_score(c, s) for c, s in zip(clean, scores.mean(2), strict=True)]
+        assert row["estimate"] == pytest.approx(np.mean(areas))
+        rhos = [
+            spearmanr(g[b][clean[b]].mean(1), scores[b][clean[b]].mean(1)).statistic
+            for g in gains
+            for b in range(6)
+        ]
+        assert row["rho_clean"] == pytest.approx(np.mean(rhos))
+    row, mine = (table.loc[("outlier", name)] for name in ("add-one, exact", "gain"))
+    assert row["estimate"] > 0.8
+    assert row["less"] == pytest.approx(mine["estimate"] - row["estimate"])
     assert mine["rho"] == pytest.approx(1) and mine["less"] == 0
 
 
 def test_a_number_by_hand_is_the_matrixs(study):
-    problems = study.problems()
-    table = exact.by_hand(PRIOR, study.networks[0], problems, 4, 2)["value"]
+    table, problems = experiments.by_hand(study, 4, 2)["value"], study.problems()
     tracin = influence.tracin_at_base(PRIOR, problems)[0, 4, 2]
     assert table["TracIn: r_i r_q x_i . x_q"] == pytest.approx(tracin)
     bayes = gain(Ridge(PRIOR), problems)[0, 4, 2]
@@ -227,9 +219,9 @@ def test_a_number_by_hand_is_the_matrixs(study):
     assert table["the network's gain"] == pytest.approx(mine, rel=1e-4)
 
 
-def test_the_anchor_is_exact_and_converges():
-    rng = np.random.default_rng(0)
-    table, error = exact.anchor(PRIOR, [1e-4, 0.1, 1.0], rng, 4, 40, 30, 3)
+def test_the_anchor_is_exact_and_converges(study):
+    larger = replace(study, B=4, N=40, M=30, seed=0)
+    table, error = experiments.anchor(larger, [1e-4, 0.1, 1.0], 3)
     assert error < 1e-10
     rho = table.pivot_table(index="rate", columns="quantity", values="estimate")
     assert rho.loc[1e-4, "gain and TracIn"] > 0.999
@@ -240,7 +232,7 @@ def test_the_anchor_is_exact_and_converges():
 
 def test_training_is_looked_at_after_each_snapshot(study):
     recipes = [Recipe(prior=PRIOR, shape=SHAPE, steps=4, batch=4, seed=s) for s in range(2)]
-    table = agreements.in_training(study, recipes, [0, 4])
+    table = experiments.in_training(study, recipes, [0, 4])
     assert table["steps"].tolist() == [0] * 4 + [4] * 4
     last = table[table["steps"] == 4].set_index("quantity")
     networks, problems = [train(recipe).network for recipe in recipes], study.problems()
@@ -258,7 +250,6 @@ def test_training_is_looked_at_after_each_snapshot(study):
 
 
 def test_cost_has_a_row_a_dimension():
-    recipe = Recipe(prior=PRIOR, shape=SHAPE, batch=4)
-    table = cost.by_dimension([2, 3], recipe, 2, 1, 5, 4)
+    table = experiments.cost([2, 3], Recipe(prior=PRIOR, shape=SHAPE, batch=4), 5, 4)
     assert table["pairs"].tolist() == [5, 7]
     assert (table.drop(columns=["dimension", "pairs"]) > 0).all(axis=None)
