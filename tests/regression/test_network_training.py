@@ -1,15 +1,12 @@
-"""Training the in-context transformer: rates, seeds, snapshots, files, the committed networks."""
+"""Training the in-context transformer: rates, seeds, snapshots, files."""
 
 import json
 import shutil
-import subprocess
 
 import numpy as np
 import pytest
 import torch
 
-from icprobe.artifact.settings import RegressionSettings
-from icprobe.data import paths
 from icprobe.regression import training
 from icprobe.regression.problems import Prior
 from icprobe.regression.training import Recipe, learning_curve, load_or_train, train
@@ -98,55 +95,3 @@ def test_damaged_and_foreign_files_are_an_error(tmp_path):
         file.write_bytes(file.read_bytes()[:60])
         with pytest.raises(store.StoreError, match=recipe().name):
             load_or_train(recipe(), tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("field", "value"), [("steps", 0), ("rate", 0.0), ("decay_from", 1.0), ("warmup", -1)]
-)
-def test_what_is_out_of_range_is_an_error(field, value):
-    with pytest.raises(ValueError, match=f"(?s){field}.*{value}"):
-        recipe(**{field: value})
-
-
-def test_committed_networks_are_notebook_05s_and_learn_as_recorded(monkeypatch, capsys):
-    given = RegressionSettings().model_dump()
-    names = ("pairs", "width", "layers", "heads")
-    shape = Shape(**{name: given[f"network_{name}"] for name in names})
-    priors = [
-        Prior(dimension=given["dimension"], noise=given["noise"], **informed)
-        for informed in ({}, {"mean": given["prior_mean"], "spread": given["prior_spread"]})
-    ]
-    recipes = [
-        Recipe(
-            prior=prior,
-            shape=shape,
-            steps=given["network_steps"],
-            rate=given["network_rate"],
-            seed=seed,
-        )
-        for prior in priors
-        for seed in range(given["network_seeds"])
-    ]
-    folder = paths.REFERENCE_NETWORKS
-    files = [f"{recipe.name}{kind}" for recipe in recipes for kind in (".json", ".safetensors")]
-    assert sum((folder / file).stat().st_size for file in files) < 5e6
-    if (paths.ROOT / ".git").exists():  # else unpacked from an archive
-        listed = ["git", "ls-files", "."]
-        assert sorted(subprocess.check_output(listed, cwd=folder, text=True).split()) == sorted(
-            files
-        )
-
-    monkeypatch.setattr(training, "train", None)
-    with pytest.raises(store.StoreError, match="only read"):
-        load_or_train(recipes[0], folder, fresh=True)
-    for recipe in recipes:
-        made = load_or_train(recipe, folder)
-        curve = learning_curve(made.network, recipe.prior)
-        assert curve[["pairs", "learner"]].equals(made.curve[["pairs", "learner"]])
-        kept = curve["learner"] != "least squares"  # which has no expectation to speak of
-        np.testing.assert_allclose(curve[kept]["error"], made.curve[kept]["error"], rtol=1e-3)
-        # and what they have learnt: nearer to the Bayes learner than to nothing, at every length
-        errors = curve.pivot_table(index="pairs", columns="learner", values="error")[1:]
-        learnt = errors["prior mean"] - errors["transformer"]
-        assert (learnt > 0.75 * (errors["prior mean"] - errors["ridge"])).all()
-    assert capsys.readouterr().out.count("networks: reused") == len(recipes)

@@ -99,13 +99,6 @@ def test_own_gradients_are_autograds(network, problems, k):
             np.testing.assert_allclose(found[form][b], expected, **EXACT)
 
 
-def test_own_gradients_do_not_depend_on_the_batch(network, problems, monkeypatch):
-    whole = influence.network_gradients(network, problems, 1)
-    monkeypatch.setattr(influence, "GRADIENTS_AT_ONCE", 3)
-    for form, values in influence.network_gradients(network, problems, 1).items():
-        np.testing.assert_allclose(values, whole[form], **EXACT)
-
-
 def test_fingerprints_tell_networks_apart(network):
     names = {fingerprint(network)}
     network.read_out.bias += 1e-6

@@ -77,11 +77,9 @@ def by_hand(study: Study, i: int, j: int) -> pd.DataFrame:
 
 
 def anchor(study: Study, rates: Sequence[float], k: int) -> tuple[pd.DataFrame, float]:
-    """Return how the exact one-step attention agrees with TracIn, by its rate, and its error.
+    """Return how the exact one-step attention agrees with TracIn, by rate and quantity, one-shot.
 
-    Steps start at zero. One row is a rate and quantity, one-shot: rate, quantity, and `interval`'s
-    columns. The error is the largest difference of a gain, one-shot or after k pairs, from
-    `influence.step_gain`.
+    And the largest difference of a gain, one-shot or after k pairs, from `influence.step_gain`.
     """
     problems = study.problems(K=k)
     start = torch.zeros(study.prior.dimension, dtype=torch.float64)
@@ -111,10 +109,8 @@ def in_domain(study: Study, bases: Sequence[tuple[int, int]]) -> pd.DataFrame:
 
     Bases are pairs k before the example (0 is one-shot), and the number of contexts over which
     probing and influence are averaged. The network's own gradients are the first network's, held
-    against its own gains, and are taken for single contexts only.
-
-    Returns:
-        One row each: k, contexts, probing, influence, and `interval`'s columns.
+    against its own gains, and are taken for single contexts only. One row each: k, contexts,
+    probing, influence, and `interval`'s columns.
     """
 
     def compute(base: tuple[int, int], tasks: range) -> Iterator[dict]:
@@ -161,8 +157,7 @@ def in_training(study: Study, recipes: Sequence[Recipe], steps: Sequence[int]) -
     """Return loss and one-shot agreement of other networks after some steps of their training.
 
     They are trained only where numbers are missing. One row each: steps, quantity, `interval`'s
-    columns. The error is that of a label after five pairs or half the context, whichever is less,
-    less that of ridge regression.
+    columns.
     """
     trained = []
 
@@ -192,7 +187,7 @@ def in_training(study: Study, recipes: Sequence[Recipe], steps: Sequence[int]) -
 
 
 def _excess(study: Study, b: int) -> list[float]:
-    """Return mean squared errors in the middle of a context less those of ridge regression."""
+    """Return networks' errors less ridge regression's, after five pairs or half the context."""
     k, n = min(5, study.networks[0].shape.pairs // 2), EXCESS_SEQUENCES
     x, y = study.prior.prompts(np.random.default_rng([study.seed, 1]), study.B * n, k + 1)
     x, y = x[b * n : (b + 1) * n], y[b * n : (b + 1) * n]
@@ -207,12 +202,10 @@ def _excess(study: Study, b: int) -> list[float]:
 def under_shifts(study: Study, shifts: Mapping[Hashable, Shift]) -> pd.DataFrame:
     """Return one-shot agreements, and the level of gains, under each shift.
 
-    Returns:
-        One row each: condition, quantity, `interval`'s columns, and less, less_low, less_high: by
-        how much the first condition's value is above it (of the same tasks). Quantities are
-        agreements "<one> against <other>" (TracIn at the zero-shot state), by how much the
-        networks' agreement is above the Bayes learner's, the networks' mean gain, and the fraction
-        of examples whose mean gain is positive.
+    Quantities are agreements "<one> against <other>" (TracIn at the zero-shot state), by how much
+    the networks' are above the Bayes learner's, the networks' mean gain, and the fraction of
+    examples whose mean gain is positive. One row each: condition, quantity, `interval`'s columns,
+    and less, less_low, less_high: by how much the first condition's value is above it.
     """
 
     def compute(condition: Hashable, tasks: range) -> Iterator[dict]:
@@ -246,11 +239,9 @@ def with_corrupted_labels(study: Study) -> pd.DataFrame:
     rate_i = 1 / (|x_i|^2 + penalty): beside TracIn T stand "TracIn at the example's rate", the
     first of these terms, and the exact add-one, both.
 
-    Returns:
-        One row each: corruption, method, `interval`'s columns (area under the ROC curve of "clean",
-        0.5 is chance); less, less_low, less_high, by how much the gain's area is above it; and rho,
-        rho_clean, rho_corrupted, agreement with the networks' gain among all, clean and corrupted
-        examples (means over tasks).
+    One row each: corruption, method, `interval`'s columns (area under the ROC curve of "clean", 0.5
+    is chance); less, less_low, less_high, by how much the gain's area is above it; and the mean
+    agreement with the networks' gain among all, clean and corrupted examples.
     """
 
     def compute(corruption: str, tasks: range) -> Iterator[dict]:
@@ -295,9 +286,7 @@ def with_corrupted_labels(study: Study) -> pd.DataFrame:
 def cost(dimensions: Sequence[int], recipe: Recipe, N: int, M: int) -> pd.DataFrame:
     """Return what training and scoring cost at each dimension D, contexts being 2 D + 1 pairs long.
 
-    Returns:
-        One row each, times in milliseconds: dimension, pairs, weights, training step; and for a
-        problem [N, M], one-shot: gain, own gradients, TracIn, add-one (these two in closed form).
+    Times are milliseconds, those of scores for a problem [N, M], one-shot.
     """
     rows = []
     for D in tqdm(dimensions, desc="cost", unit=" dimensions"):
@@ -325,10 +314,9 @@ def cost(dimensions: Sequence[int], recipe: Recipe, N: int, M: int) -> pd.DataFr
 
 
 def findings(table: pd.DataFrame, n: int, about: str = "") -> pd.DataFrame:
-    """Return agreements under shifts (of n tasks) as findings that claims are judged by.
+    """Return agreements of `under_shifts` (of n tasks) as findings that claims are judged by.
 
-    For each agreement of `under_shifts`, its value in the first condition, and by how much it is
-    above that in each other one: quantity ("about" stands before it), unit, estimate, low, high, n.
+    For each its value in the first condition, and by how much it is above that in each other one.
     """
     rows = []
     first = table["condition"].iloc[0]

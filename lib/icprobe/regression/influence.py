@@ -1,6 +1,7 @@
 """Influence: TracIn, influence functions, retraining and one step in closed form; own gradients.
 
-Everything returned is [B, N, M], positive = the example helps the query.
+Everything returned is [B, N, M], positive = the example helps the query. After k pairs means the
+mean over all base contexts of k pairs.
 """
 
 from collections.abc import Mapping
@@ -13,8 +14,6 @@ from torch import Tensor
 from icprobe.regression.learners import LinearAttention, Ridge
 from icprobe.regression.problems import Prior, Problems, linear
 from icprobe.regression.transformer import Regressor
-
-GRADIENTS_AT_ONCE = 128
 
 
 def tracin(problems: Problems, w: Tensor, inverse: Tensor | None = None) -> np.ndarray:
@@ -31,10 +30,9 @@ def tracin(problems: Problems, w: Tensor, inverse: Tensor | None = None) -> np.n
 def tracin_at_base(
     prior: Prior, problems: Problems, k: int = 0, preconditioned: bool = False
 ) -> np.ndarray:
-    """Return TracIn at ridge regression's fit to k pairs, the mean over base contexts.
+    """Return TracIn at ridge regression's fit to k pairs; to none, that is the prior mean.
 
-    Without pairs that is the prior mean, the learner's zero-shot state. Preconditioned with the
-    inverse of the fit's Hessian, it is an influence function.
+    Preconditioned with the inverse of the fit's Hessian, it is an influence function.
     """
     ridge, found = Ridge(prior), []
     for x, y in problems.base_contexts(k):
@@ -50,25 +48,23 @@ def tracin_at_pool(prior: Prior, problems: Problems, preconditioned: bool = Fals
 
 
 def add_one(prior: Prior, problems: Problems, k: int = 0) -> np.ndarray:
-    """Return by how much ridge regression on k pairs and an example lowers queries' losses.
+    """Return by how much adding an example to k pairs of ridge regression lowers queries' losses.
 
-    The mean over base contexts; by Sherman and Morrison, w changes by
-    H^-1 x_i r_i / (1 + x_i . H^-1 x_i).
+    By Sherman and Morrison, w changes by H^-1 x_i r_i / (1 + x_i . H^-1 x_i).
     """
     contexts = problems.base_contexts(k)
     return np.mean([-_retrained(prior, problems, x, y, 1) for x, y in contexts], axis=0)
 
 
 def leave_one_out(prior: Prior, problems: Problems) -> np.ndarray:
-    """Return by how much ridge regression on all examples but one raises queries' losses.
+    """Return by how much ridge regression without an example of all N raises queries' losses.
 
-    Against that on all; w changes by -H^-1 x_i r_i / (1 - x_i . H^-1 x_i).
+    Then w changes by -H^-1 x_i r_i / (1 - x_i . H^-1 x_i).
     """
     return _retrained(prior, problems, problems.x, problems.y, -1)
 
 
 def _retrained(prior: Prior, problems: Problems, x: Tensor, y: Tensor, sign: int) -> np.ndarray:
-    """Return the change of queries' losses as pairs are fitted with (1) or without (-1) each."""
     ridge = Ridge(prior)
     w = ridge.weights(x, y)
     solved = torch.linalg.solve(ridge.hessian(x), problems.x.mT).mT
@@ -90,10 +86,10 @@ def step_gain(problems: Problems, w: Tensor, rate: float) -> np.ndarray:
 
 
 def after_attention_step(problems: Problems, k: int, attention: LinearAttention) -> Problems:
-    """Return the problems as `LinearAttention` sees them after k base pairs (of one context).
+    """Return problems of which `step_gain` is the gain of attention after k pairs of one context.
 
     It takes all its steps from one start, so an example's residual stays that at the start, and the
-    query's is that after the step on the base pairs: `step_gain` with these labels is its gain.
+    query's is that after the step on the base pairs.
     """
     ((x, y),) = problems.base_contexts(k)
     before = attention(x, y, problems.queries)
@@ -104,13 +100,10 @@ def after_attention_step(problems: Problems, k: int, attention: LinearAttention)
 def network_gradients(network: Regressor, problems: Problems, k: int = 0) -> dict[str, np.ndarray]:
     """Return inner products of the network's own gradients, r_i r_q J_i . J_q, by form.
 
-    After k pairs of one base context: residuals r are the network's, J [P] is the derivative of a
-    prediction by all weights.
-
-    - "raw": as it is. Every prediction has a large part of J in common (such as that by the output
-      bias), which says nothing of x.
-    - "centred": J(x) - J(0), what depends on the covariates.
-    - "embedding": J by the weights that read tokens in.
+    Residuals r, after k pairs of one base context, are the network's, J [P] is the derivative of a
+    prediction by all weights. "raw" is J as it is: every prediction has a large part in common
+    (such as that by the output bias), which says nothing of x. "centred" is J(x) - J(0), what
+    depends on the covariates; "embedding" has the weights that read tokens in.
     """
     B, N, _ = problems.shape
     weight = network.read_in.weight
@@ -121,7 +114,7 @@ def network_gradients(network: Regressor, problems: Problems, k: int = 0) -> dic
         return torch.func.functional_call(network, parameters, inputs)[0, 0]
 
     both = torch.func.grad_and_value(predict)
-    of_many = torch.func.vmap(both, in_dims=(None, None, None, 0), chunk_size=GRADIENTS_AT_ONCE)
+    of_many = torch.func.vmap(both, in_dims=(None, None, None, 0))
     ((x, y),) = problems.base_contexts(k)
     found = []
     for b in range(B):

@@ -21,7 +21,7 @@ def least_squares(x: Tensor, y: Tensor, queries: Tensor) -> Tensor:
 class Ridge:
     """The Bayes learner: the posterior mean of w, which is ridge regression around the prior mean.
 
-    Its gain is exact add-one retraining. On tasks of another prior it is no longer the best.
+    Its gain is exact add-one retraining.
     """
 
     prior: Prior

@@ -10,10 +10,7 @@ NUMBERS_AT_ONCE = 2**22  # contexts by queries by dimensions, held in memory
 
 
 def gain(learner: Learner, problems: Problems, k: int = 0) -> np.ndarray:
-    """Return by how much each example, last in a context, lowers queries' losses: [B, N, M].
-
-    It joins k pairs; with several base contexts, the mean over them.
-    """
+    """Return by how much each example, after k pairs, lowers queries' losses: [B, N, M]."""
     return gain_and_score(learner, problems, k)[0]
 
 

@@ -11,7 +11,6 @@ import json
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 from scipy import stats
@@ -29,15 +28,12 @@ VERSION = 1  # raise it when the same study begins to give other numbers
 
 GAIN, SCORE, BAYES, BAYES_SCORE = "gain", "ICP score", "gain of Bayes", "ICP score of Bayes"
 
-Condition = TypeVar("Condition", bound=Hashable)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """S networks trained alike but for the seed, and B problems [N, M] that they are asked about.
+    """S networks trained alike but for the seed, and B problems [N, M] of their prior.
 
-    The problems' tasks are of the prior that the networks were trained on. All conditions have the
-    same tasks, noise and directions, drawn by `seed`.
+    All conditions have the same tasks, noise and directions, drawn by `seed`.
     """
 
     prior: Prior
@@ -64,26 +60,21 @@ class Study:
     def tabulate(
         self,
         name: str,
-        conditions: Mapping[Condition, dict],
-        compute: Callable[[Condition, range], Iterable[Mapping]],
+        conditions: Mapping[Hashable, dict],
+        compute: Callable[[Hashable, range], Iterable[Mapping]],
         networks: Sequence[str] | None = None,
-    ) -> dict[Condition, dict[str, np.ndarray]]:
-        """Return quantities of all tasks by condition; tasks that no file has are computed.
+    ) -> dict[Hashable, dict[str, np.ndarray]]:
+        """Return a table's quantities [S or 1, B] by condition; what no file has is computed.
 
         Each condition has a file `<scores_dir>/regression/<name>-<key>.json`, written anew after
         each task, so what is interrupted goes on with the next. Files of the reference are read.
+        StoreError names one that is damaged.
 
         Args:
             name: Of the table.
             conditions: By condition, what determines its numbers beside this study.
             compute: Yields each task's quantities, [S] or a number, for a condition and tasks.
             networks: Names of others in the place of the study's networks.
-
-        Returns:
-            By condition and quantity, [S or 1, B].
-
-        Raises:
-            store.StoreError: A file is damaged; names it.
         """
         same = {
             "version": VERSION,
@@ -111,7 +102,6 @@ class Study:
         return found
 
     def _finished(self, file: Path) -> dict[str, list]:
-        """Return the numbers of finished tasks by quantity, of the file that has most."""
         found = [{}]
         for folder in () if self.fresh else (self.scores_dir, paths.REFERENCE_SCORES):
             kept = paths.resolve(folder) / file
@@ -150,10 +140,9 @@ def agreements(first: Mapping, second: Mapping) -> dict[str, np.ndarray]:
 
 
 def interval(values: np.ndarray) -> dict[str, float]:
-    """Return the mean over tasks with its interval: estimate, low, high, network_sd.
+    """Return the mean over tasks of values [S or 1, B]: estimate, low, high, network_sd.
 
-    Values are [S, B], or [1, B] where no network is involved: then network_sd, the standard
-    deviation of networks' means, is not a number. Nor are low and high where a task's value is not.
+    Not numbers: network_sd (of networks' means) of one row, and all where a task's value is not.
     """
     of_tasks = np.mean(values, axis=0)
     estimate = float(of_tasks.mean())

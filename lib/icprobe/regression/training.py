@@ -5,7 +5,6 @@ import json
 import math
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
-from tqdm import tqdm
+from tqdm import trange
 
 from icprobe.data import paths
 from icprobe.regression.learners import Ridge, least_squares
@@ -27,7 +26,8 @@ from icprobe.regression.transformer import TOKENS_AT_ONCE, Regressor, Shape
 from icprobe.scores import store
 
 VERSION = 1  # raise it when the same recipe begins to train in another way
-WIDE = 128  # networks from this width on are trained on all threads of a CPU
+# up to this width one thread trains: sharing small products out costs more than it saves
+NARROW = 127
 CURVE_SEQUENCES = 4000
 CURVE_DIGITS = 6  # after the point
 # what reading damaged files raises
@@ -39,8 +39,7 @@ class Recipe:
     """All that determines a trained network.
 
     AdamW without weight decay, gradients clipped to norm 1; the rate rises, stays, and falls to
-    zero along a cosine. Each step has `batch` new sequences, each of a task of its own. ValueError
-    names a field that is out of range.
+    zero along a cosine. Each step has `batch` new sequences, each of a task of its own.
     """
 
     prior: Prior = field(default_factory=Prior)
@@ -54,7 +53,7 @@ class Recipe:
 
     @property
     def name(self) -> str:
-        """Name of its files: readable, and with a hash of the whole recipe."""
+        """The name of its files."""
         size = f"d{self.prior.dimension}-w{self.shape.width}-l{self.shape.layers}"
         return store.key(f"{size}-seed{self.seed}", {"version": VERSION, **asdict(self)})
 
@@ -77,14 +76,11 @@ class Trained:
 
 
 def train(recipe: Recipe, snapshots: Sequence[int] = ()) -> Trained:
-    """Train a network from scratch, on a GPU if there is one.
+    """Train a network from scratch, on a GPU if there is one, and keep it after `snapshots` steps.
 
     The same recipe gives the same weights on one machine with as many threads; elsewhere they
-    differ from the last bits on, more and more. The network is kept after `snapshots` steps, too
-    (0 is the start).
-
-    Raises:
-        FloatingPointError: If the loss is not finite; names the step.
+    differ from the last bits on, more and more. FloatingPointError names the step at which the loss
+    was not finite.
     """
     with torch.random.fork_rng():  # torch's layers start from the global generator
         torch.manual_seed(recipe.seed)
@@ -92,10 +88,10 @@ def train(recipe: Recipe, snapshots: Sequence[int] = ()) -> Trained:
     optimizer = torch.optim.AdamW(
         network.parameters(), recipe.rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True
     )
-    kept, start = {}, time.perf_counter()
-    bar = tqdm(desc=f"training {recipe.name}", total=recipe.steps, unit=" steps", leave=False)
-    with bar, _few_threads(recipe.shape):
-        for step in range(recipe.steps):
+    kept, start, threads = {}, time.perf_counter(), torch.get_num_threads()
+    torch.set_num_threads(1 if recipe.shape.width <= NARROW else threads)
+    try:
+        for step in trange(recipe.steps, desc=f"training {recipe.name}", leave=False):
             if step in snapshots:
                 kept[step] = copy.deepcopy(network).eval()
             loss = _step(network, optimizer, recipe, step)
@@ -104,7 +100,8 @@ def train(recipe: Recipe, snapshots: Sequence[int] = ()) -> Trained:
                     f"{recipe.name}: the loss of step {step + 1} is {loss}: lower the rate "
                     f"({recipe.rate})"
                 )
-            bar.update()
+    finally:
+        torch.set_num_threads(threads)
     seconds = time.perf_counter() - start
     kept[recipe.steps] = network.eval()
     return Trained(network, seconds, snapshots=kept)
@@ -112,17 +109,6 @@ def train(recipe: Recipe, snapshots: Sequence[int] = ()) -> Trained:
 
 def _device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-@contextmanager
-def _few_threads(shape: Shape):
-    """Work on one thread where products are small: sharing them out costs more than it saves."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(threads if shape.width >= WIDE else 1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _step(network: Regressor, optimizer, recipe: Recipe, step: int) -> float:
@@ -143,10 +129,8 @@ def _step(network: Regressor, optimizer, recipe: Recipe, step: int) -> float:
 def learning_curve(network: Regressor, prior: Prior, n: int = CURVE_SEQUENCES) -> pd.DataFrame:
     """Return how well labels of n new sequences are predicted from the pairs before them.
 
-    Returns:
-        One row for each number of pairs and learner: pairs, learner, error (mean squared), low,
-        high (95 %, normal). Least squares has no finite expectation where there are about as many
-        pairs as dimensions.
+    One row each: pairs, learner, error (mean squared), low, high (95 %, normal). Least squares has
+    no finite expectation where there are about as many pairs as dimensions.
     """
     K, weight, ridge = network.shape.pairs, network.read_in.weight, Ridge(prior)
     x, y = prior.prompts(np.random.default_rng([0, 2**31]), n, K)
@@ -173,11 +157,8 @@ def load_or_train(recipe: Recipe, folder: str | Path, fresh: bool = False) -> Tr
     """Return a trained network of the folder or the reference, else (or if fresh) a new one.
 
     A network has <name>.safetensors and <name>.json (recipe, learning curve, seconds, versions),
-    written last; a new one is kept in the folder.
-
-    Raises:
-        store.StoreError: The files are damaged, or the folder is the reference's; names them.
-        FloatingPointError: As `train`.
+    written last; a new one is kept in the folder. StoreError names files that are damaged, or that
+    would be the reference's.
     """
     own, reference = (
         paths.resolve(kept) / f"{recipe.name}.json" for kept in (folder, paths.REFERENCE_NETWORKS)
