@@ -174,7 +174,7 @@ def test_attention_takes_the_step(rng):
         np.testing.assert_allclose(found, expected, **EXACT)
 
 
-# ----------------------------------------------------------------------- probing, and its batches
+# ----------------------------------------------------------------------- probing
 
 
 def test_the_published_score_counts_context_by_context(prior, problems):
@@ -186,9 +186,3 @@ def test_the_published_score_counts_context_by_context(prior, problems):
     np.testing.assert_allclose(gains, np.mean(alone, axis=0), **EXACT)
     np.testing.assert_array_equal(shares, np.mean([gain > 0 for gain in alone], axis=0))
     assert set(np.unique(shares)) == {0, 0.5, 1}
-
-
-def test_gain_does_not_depend_on_the_batch(prior, problems, monkeypatch):
-    whole = probing.gain(Ridge(prior), problems, 2)
-    monkeypatch.setattr(probing, "NUMBERS_AT_ONCE", 40)
-    np.testing.assert_allclose(probing.gain(Ridge(prior), problems, 2), whole, **EXACT)

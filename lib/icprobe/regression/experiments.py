@@ -177,8 +177,9 @@ def in_training(study: Study, recipes: Sequence[Recipe], steps: Sequence[int]) -
                 EXCESS: _excess(watched, b),
             }
 
-    identities = {step: {"steps": step} for step in steps}
-    found = study.tabulate("in_training", identities, compute, [recipe.name for recipe in recipes])
+    recipes_of = {"recipes": [recipe.name for recipe in recipes]}
+    identities = {step: {"steps": step} | recipes_of for step in steps}
+    found = replace(study, networks=()).tabulate("in_training", identities, compute)
     return pd.DataFrame(
         {"steps": step, "quantity": quantity} | interval(values)
         for step, quantities in found.items()

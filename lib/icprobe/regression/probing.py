@@ -6,8 +6,6 @@ import torch
 from icprobe.regression.learners import Learner
 from icprobe.regression.problems import Problems
 
-NUMBERS_AT_ONCE = 2**22  # contexts by queries by dimensions, held in memory
-
 
 def gain(learner: Learner, problems: Problems, k: int = 0) -> np.ndarray:
     """Return by how much each example, after k pairs, lowers queries' losses: [B, N, M]."""
@@ -24,14 +22,12 @@ def gain_and_score(
     B, N, M = problems.shape
     queries, answers = problems.queries, problems.answers
     task = torch.arange(B).repeat_interleave(N)  # of each context
-    parts = torch.arange(B * N).split(max(1, NUMBERS_AT_ONCE // queries[0].numel()))
     found = []
     for base_x, base_y in problems.base_contexts(k):
         before = (answers - learner(base_x, base_y, queries)) ** 2 / 2
         x = torch.cat([base_x[task], problems.x.flatten(0, 1)[:, None]], dim=1)
         y = torch.cat([base_y[task], problems.y.reshape(-1, 1)], dim=1)
-        predicted = torch.cat([learner(x[p], y[p], queries[task[p]]) for p in parts])
-        after = (answers[task] - predicted) ** 2 / 2
+        after = (answers[task] - learner(x, y, queries[task])) ** 2 / 2
         found.append(before[:, None] - after.reshape(B, N, M))
     gains = torch.stack(found)
     return gains.mean(0).numpy(), (gains > 0).double().mean(0).numpy()

@@ -62,7 +62,6 @@ class Study:
         name: str,
         conditions: Mapping[Hashable, dict],
         compute: Callable[[Hashable, range], Iterable[Mapping]],
-        networks: Sequence[str] | None = None,
     ) -> dict[Hashable, dict[str, np.ndarray]]:
         """Return a table's quantities [S or 1, B] by condition; what no file has is computed.
 
@@ -74,12 +73,11 @@ class Study:
             name: Of the table.
             conditions: By condition, what determines its numbers beside this study.
             compute: Yields each task's quantities, [S] or a number, for a condition and tasks.
-            networks: Names of others in the place of the study's networks.
         """
         same = {
             "version": VERSION,
             "prior": asdict(self.prior),
-            "networks": networks or [fingerprint(network) for network in self.networks],
+            "networks": [fingerprint(network) for network in self.networks],
             **{size: getattr(self, size) for size in ("B", "N", "M", "seed")},
         }
         there, found = 0, {}
@@ -108,7 +106,7 @@ class Study:
             try:
                 if kept.exists():
                     found.append(json.loads(kept.read_text(encoding="utf-8"))["numbers"])
-            except (ValueError, KeyError) as error:
+            except (ValueError, KeyError, TypeError) as error:
                 raise store.StoreError(
                     f"{paths.shown(kept)} is damaged ({error}): delete it and run again"
                 ) from error

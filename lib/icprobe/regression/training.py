@@ -59,7 +59,7 @@ class Recipe:
 
     def rate_at(self, step: int) -> float:
         """Return the rate of a step, counted from 0."""
-        rising = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
+        rising = min(1.0, (step + 1) / max(1, self.warmup))
         start = self.decay_from * self.steps
         fallen = max(0.0, (step - start) / (self.steps - start))
         return self.rate * rising * (1 + math.cos(math.pi * fallen)) / 2
