@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from icprobe import figures
+from icprobe.artifact import claims
 from icprobe.artifact.settings import RegressionSettings
 from icprobe.data import paths
 from icprobe.regression import experiments, training
@@ -59,12 +60,27 @@ def shifts():
     return pd.concat(swept, names=["shift"]).reset_index("shift")
 
 
+def near():
+    return experiments.under_shifts(study(PRIOR), CONDITIONS)
+
+
+def far():
+    return experiments.under_shifts(study(INFORMED), CONDITIONS | FAR)
+
+
+def findings():
+    n = LAPTOP.n_tasks
+    informed = experiments.findings(far(), n, claims.INFORMED)
+    return pd.concat([experiments.findings(near(), n), informed])
+
+
 TABLES = {
-    "05_conditions": lambda: experiments.under_shifts(study(PRIOR), CONDITIONS),
+    "05_conditions": near,
     "05_corrupted": lambda: experiments.with_corrupted_labels(study(PRIOR)),
     "05_emergence": in_training,
+    "05_findings": findings,
     "05_in_domain": lambda: experiments.in_domain(study(PRIOR), LAPTOP.bases),
-    "05_informative_prior": lambda: experiments.under_shifts(study(INFORMED), CONDITIONS | FAR),
+    "05_informative_prior": far,
     "05_shifts": shifts,
 }
 

@@ -3,15 +3,13 @@
 from dataclasses import replace
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from scipy.stats import spearmanr, ttest_1samp
 from sklearn.metrics import roc_auc_score
 
-from icprobe.artifact import claims
 from icprobe.regression import experiments, influence
-from icprobe.regression.experiments import CONDITIONS, FAR, IN_DOMAIN
+from icprobe.regression.experiments import IN_DOMAIN
 from icprobe.regression.learners import Ridge
 from icprobe.regression.probing import gain, gain_and_score
 from icprobe.regression.problems import Prior, Shift
@@ -102,26 +100,6 @@ def test_an_interrupted_table_goes_on_where_it_was(study, tmp_path):
         tabulate()
 
 
-def test_tables_are_read_from_their_files(study, monkeypatch):
-    bases, recipes = [(0, 1), (1, 2)], [Recipe(prior=PRIOR, shape=SHAPE, steps=2, batch=4)]
-
-    def tables():
-        yield experiments.in_domain(study, bases)
-        yield experiments.under_shifts(study, {"wide": Shift(scale=3), "far": Shift(offset=1)})
-        yield experiments.with_corrupted_labels(study)
-        yield experiments.in_training(study, recipes, [0, 2])
-
-    first = list(tables())
-    monkeypatch.setattr(Study, "probing", None)
-    monkeypatch.setattr(experiments, "train", None)
-    for one, again in zip(first, tables(), strict=True):
-        pd.testing.assert_frame_equal(one, again, check_exact=True)
-    # the same shift is the same file, whatever its name
-    other = experiments.under_shifts(study, {"x": Shift(offset=1.0)})
-    mine = first[1][first[1]["condition"] == "far"]
-    assert other["estimate"].tolist() == pytest.approx(mine["estimate"].tolist(), nan_ok=True)
-
-
 # ------------------------------------------------------------------------------------ the tables
 
 
@@ -168,20 +146,6 @@ def test_conditions_are_compared_task_by_task(study):
     scores = gain_and_score(Ridge(PRIOR), problems)[1]
     row = other.loc["ICP score of Bayes against TracIn"]
     assert row["estimate"] == pytest.approx(by_task(scores, tracin).mean())
-
-
-def test_what_claims_need_is_found(study):
-    table = experiments.under_shifts(study, CONDITIONS)
-    near = experiments.findings(table, 6)
-    far = experiments.under_shifts(study, CONDITIONS | FAR)
-    found = pd.concat([near, experiments.findings(far, 6, claims.INFORMED)])
-    assert (found[["unit", "n"]] == ["Spearman", 6]).all(axis=None)
-    needed = [c.quantities for c in claims.CLAIMS if c.notebook == "05"]
-    assert len(needed) == 5 and {q for each in needed for q in each} <= set(found["quantity"])
-    row = table.set_index(["condition", "quantity"]).loc[("opposite task", "gain against TracIn")]
-    mine = near.set_index("quantity").loc["gain against TracIn, in domain less opposite task"]
-    expected = row[["less", "less_low", "less_high"]].tolist()
-    assert mine[["estimate", "low", "high"]].tolist() == expected
 
 
 def test_corrupted_labels_are_ranked(study):
