@@ -45,7 +45,7 @@ TRACIN, AT_POOL, OWN = "TracIn", "TracIn at the pool's fit", "network's gradient
 ADD_ONE, LEAVE_ONE_OUT = "add-one, exact", "leave-one-out, exact"
 POSITIVE = f"share of queries with {TRACIN} above 0"
 MEAN_GAIN, HELPING, EXCESS = "mean gain", "share of examples that help", "error above ridge"
-COST_STEPS, COST_PROBLEMS = 20, 2  # of training and scored, to time one
+COST_STEPS = 20  # of training, whose mean time is taken
 EXCESS_SEQUENCES = 100  # for each task
 
 
@@ -241,8 +241,8 @@ def with_corrupted_labels(study: Study) -> pd.DataFrame:
     first of these terms, and the exact add-one, both.
 
     One row each: corruption, method, `interval`'s columns (area under the ROC curve of "clean", 0.5
-    is chance); less, less_low, less_high, by how much the gain's area is above it; and the mean
-    agreement with the networks' gain among all, clean and corrupted examples.
+    is chance); less, less_low, less_high, by how much the gain's area is above it; rho, rho_clean,
+    rho_corrupted, the mean agreement with the networks' gain among all, clean and corrupted ones.
     """
 
     def compute(corruption: str, tasks: range) -> Iterator[dict]:
@@ -295,7 +295,7 @@ def cost(dimensions: Sequence[int], recipe: Recipe, N: int, M: int) -> pd.DataFr
         shape = replace(recipe.shape, pairs=2 * D + 1)
         trained = train(replace(recipe, prior=prior, shape=shape, steps=COST_STEPS))
         network = trained.network
-        problems = draw(prior, np.random.default_rng(0), COST_PROBLEMS, N, M)
+        problems = draw(prior, np.random.default_rng(0), 1, N, M)
         row = {"dimension": D, "pairs": 2 * D + 1}
         row["weights"] = sum(weight.numel() for weight in network.parameters())
         row["training step"] = 1000 * trained.seconds / COST_STEPS
@@ -309,7 +309,7 @@ def cost(dimensions: Sequence[int], recipe: Recipe, N: int, M: int) -> pd.DataFr
             work(of, problems)  # the first call is slower
             start = time.perf_counter()
             work(of, problems)
-            row[name] = 1000 * (time.perf_counter() - start) / COST_PROBLEMS
+            row[name] = 1000 * (time.perf_counter() - start)
         rows.append(row)
     return pd.DataFrame(rows)
 
