@@ -207,6 +207,12 @@ def resume() -> pd.DataFrame:
     def opened() -> store.ScoreStore:
         return store.open(folder, "made_up", {}, *ids, block_size=1)
 
+    def resumed() -> np.ndarray:
+        kept = opened()
+        for block in kept.missing():
+            kept.write(block, scores[[block]])
+        return kept.matrix()
+
     with tempfile.TemporaryDirectory() as folder:
         scores = rng.normal(size=(PARTS, M)).astype(np.float32)
         first = timed("create", opened)
@@ -216,10 +222,7 @@ def resume() -> pd.DataFrame:
         timed("check all footers", first.check)
         timed("read all scores", first.matrix)
         first.part(PARTS // 2).unlink()
-        timed(
-            "resume one missing part and read all",
-            lambda: opened().fill(lambda rows: scores[rows.start : rows.stop], progress=False),
-        )
+        timed("resume one missing part and read all", resumed)
     return pd.DataFrame({"what": rows.keys(), "parts": PARTS, "seconds": rows.values()})
 
 

@@ -37,6 +37,9 @@ def test_results_scores_and_networks_are_copied_and_texts_are_not(root):
         "data/scores/mine/finetuned/training-02.json": (
             "data/scores/reference/finetuned/training-02.json"
         ),
+        "data/scores/mine/regression/one_shot-03.json": (
+            "data/scores/reference/regression/one_shot-03.json"
+        ),
         "data/scores/mine/networks/d5.safetensors": "data/networks/d5.safetensors",
     }
     left = (

@@ -1,6 +1,7 @@
 """Closed forms against retraining and autograd, learners, the exact anchor, probing."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from icprobe.regression import influence, probing
-from icprobe.regression.learners import LeastSquares, LinearAttention, PriorMean, Ridge
+from icprobe.regression.learners import LinearAttention, Ridge, least_squares
 from icprobe.regression.problems import Prior, draw
 
 EXACT = {"rtol": 0, "atol": 1e-10}  # all is in float64
@@ -43,18 +44,16 @@ def loss(w, x, y):
     return (y - x @ w) ** 2 / 2
 
 
-def retrained(prior, problems, k):
-    """Gains [B, N, M] of retraining from scratch with each example in the context, one by one."""
+def retrained(prior, problems, x, y, change):
+    """Falls [B, N, M] of queries' losses by refitting pairs from scratch, changed one by one."""
     found = np.zeros(problems.shape)
-    for x, y in problems.base_contexts(k):
-        for b in range(B):
-            asked = problems.queries[b].numpy(), problems.answers[b].numpy()
-            before = loss(fitted(prior, x[b].numpy(), y[b].numpy()), *asked)
-            for i in range(N):
-                more_x = np.vstack([x[b].numpy(), problems.x[b, i].numpy()])
-                more_y = np.append(y[b].numpy(), problems.y[b, i].numpy())
-                found[b, i] += before - loss(fitted(prior, more_x, more_y), *asked)
-    return found / (C if k else 1)
+    for b in range(B):
+        pairs = x[b].numpy(), y[b].numpy()
+        asked = problems.queries[b].numpy(), problems.answers[b].numpy()
+        for i in range(N):
+            changed = fitted(prior, *change(b, i, *pairs))
+            found[b, i] = loss(fitted(prior, *pairs), *asked) - loss(changed, *asked)
+    return found
 
 
 # ------------------------------------------------------------------- closed forms and retraining
@@ -62,20 +61,21 @@ def retrained(prior, problems, k):
 
 @pytest.mark.parametrize("k", [0, 1, K])
 def test_add_one_is_retraining_and_the_bayes_learners_gain(prior, problems, k):
-    expected = retrained(prior, problems, k)
+    def with_example(b, i, x, y):
+        return np.vstack([x, problems.x[b, i].numpy()]), np.append(y, problems.y[b, i].numpy())
+
+    contexts = problems.base_contexts(k)
+    expected = np.mean([retrained(prior, problems, *c, with_example) for c in contexts], axis=0)
     np.testing.assert_allclose(influence.add_one(prior, problems, k), expected, **EXACT)
     np.testing.assert_allclose(probing.gain(Ridge(prior), problems, k), expected, **EXACT)
 
 
 def test_leave_one_out_is_retraining_without_the_example(prior, problems):
-    found = influence.leave_one_out(prior, problems)
-    for b in range(B):
-        x, y = problems.x[b].numpy(), problems.y[b].numpy()
-        asked = problems.queries[b].numpy(), problems.answers[b].numpy()
-        for i in range(N):
-            without = fitted(prior, np.delete(x, i, 0), np.delete(y, i))
-            rise = loss(without, *asked) - loss(fitted(prior, x, y), *asked)
-            np.testing.assert_allclose(found[b, i], rise, **EXACT)
+    def without_example(b, i, x, y):
+        return np.delete(x, i, 0), np.delete(y, i)
+
+    expected = -retrained(prior, problems, problems.x, problems.y, without_example)
+    np.testing.assert_allclose(influence.leave_one_out(prior, problems), expected, **EXACT)
 
 
 @pytest.mark.parametrize("preconditioned", [False, True])
@@ -88,25 +88,22 @@ def test_tracin_is_autograds(prior, problems, where, preconditioned):
         k = K if where == "base" else 0
         found = influence.tracin_at_base(prior, problems, k, preconditioned)
         contexts = list(problems.base_contexts(k))
+
+    def losses(w, x, y):
+        return (y - x @ w) ** 2 / 2
+
     expected = np.zeros(problems.shape)
     for x, y in contexts:
         for b in range(B):
-            w = torch.tensor(fitted(prior, x[b].numpy(), y[b].numpy()), requires_grad=True)
-
-            def gradients(x, y, w=w):
-                return torch.stack(
-                    [torch.autograd.grad((b - a @ w) ** 2 / 2, w)[0] for a, b in zip(x, y)]  # noqa: B905
-                )
-
-            mine = gradients(problems.x[b], problems.y[b])
-            theirs = gradients(problems.queries[b], problems.answers[b])
+            w = torch.tensor(fitted(prior, x[b].numpy(), y[b].numpy()))
 
             def objective(w, x=x[b], y=y[b]):
-                return ((y - x @ w) ** 2).sum() / 2 + prior.penalty * (
-                    (w - prior.centre) ** 2
-                ).sum() / 2
+                return losses(w, x, y).sum() + prior.penalty * ((w - prior.centre) ** 2).sum() / 2
 
-            curvature = torch.autograd.functional.hessian(objective, w.detach())
+            gradients = torch.autograd.functional.jacobian
+            mine = gradients(partial(losses, x=problems.x[b], y=problems.y[b]), w)
+            theirs = gradients(partial(losses, x=problems.queries[b], y=problems.answers[b]), w)
+            curvature = torch.autograd.functional.hessian(objective, w)
             inverse = torch.linalg.inv(curvature) if preconditioned else torch.eye(4).double()
             expected[b] += (mine @ inverse @ theirs.T).numpy() / len(contexts)
     np.testing.assert_allclose(found, expected, **EXACT)
@@ -133,7 +130,8 @@ def test_a_step_gains_what_the_step_gains(prior, problems):
 def test_least_squares_is_numpys(rng, k):
     prior = Prior(dimension=4)
     x, y = prior.prompts(rng, 3, k)
-    for b, w in enumerate(LeastSquares().weights(x, y)):
+    queries = torch.eye(4).double().expand(3, -1, -1)  # whose predictions are the weights
+    for b, w in enumerate(least_squares(x, y, queries)):
         expected = np.linalg.lstsq(x[b].numpy(), y[b].numpy(), rcond=None)[0] if k else np.zeros(4)
         np.testing.assert_allclose(w, expected, **EXACT)
 
@@ -175,7 +173,7 @@ def test_attention_takes_the_step(rng):
         np.testing.assert_allclose(found, expected, **EXACT)
 
 
-# ----------------------------------------------------------------------- probing, and its batches
+# ----------------------------------------------------------------------- probing
 
 
 def test_the_published_score_counts_context_by_context(prior, problems):
@@ -187,13 +185,3 @@ def test_the_published_score_counts_context_by_context(prior, problems):
     np.testing.assert_allclose(gains, np.mean(alone, axis=0), **EXACT)
     np.testing.assert_array_equal(shares, np.mean([gain > 0 for gain in alone], axis=0))
     assert set(np.unique(shares)) == {0, 0.5, 1}
-
-
-def test_gain_does_not_depend_on_the_batch(prior, problems, monkeypatch):
-    whole = probing.gain(Ridge(prior), problems, 2)
-    monkeypatch.setattr(probing, "NUMBERS_AT_ONCE", 40)
-    np.testing.assert_allclose(probing.gain(Ridge(prior), problems, 2), whole, **EXACT)
-
-
-def test_who_learns_nothing_gains_nothing(prior, problems):
-    assert not probing.gain(PriorMean(prior), problems, 1).any()

@@ -1,19 +1,16 @@
-"""Training the in-context transformer: rates, seeds, snapshots, files, the committed networks."""
+"""Training the in-context transformer: rates, seeds, snapshots, files."""
 
 import json
-import subprocess
+import shutil
 
 import numpy as np
 import pytest
 import torch
 
-from icprobe.artifact.settings import RegressionSettings
-from icprobe.data import paths
 from icprobe.regression import training
-from icprobe.regression.learners import Ridge
 from icprobe.regression.problems import Prior
 from icprobe.regression.training import Recipe, learning_curve, load_or_train, train
-from icprobe.regression.transformer import Regressor, Shape
+from icprobe.regression.transformer import Shape
 from icprobe.scores import store
 
 PRIOR = Prior(dimension=3)
@@ -63,8 +60,6 @@ def test_snapshots_are_the_network_after_as_many_steps():
     # rates are constant at first, so a shorter training takes the same steps
     early = train(recipe(warmup=0, decay_from=0.9, steps=4), snapshots=[3]).snapshots[3]
     assert same(whole.snapshots[3], early) and not same(whole.snapshots[0], early)
-    with pytest.raises(ValueError, match=r"\[0, 13\].* 12 steps"):
-        train(recipe(), snapshots=[0, 13])
 
 
 def test_a_loss_that_is_not_finite_stops_the_training(monkeypatch):
@@ -89,93 +84,14 @@ def test_networks_are_reused_and_trained_anew_when_asked(tmp_path, capsys, monke
     assert same(made.network, found.network) and found.curve.equals(made.curve)
 
 
-@pytest.mark.parametrize("suffix", [".json", ".safetensors"])
-def test_damaged_files_are_an_error(tmp_path, suffix):
+def test_damaged_and_foreign_files_are_an_error(tmp_path):
     load_or_train(recipe(), tmp_path)
-    file = tmp_path / f"{recipe().name}{suffix}"
-    file.write_bytes(file.read_bytes()[:60])
-    with pytest.raises(store.StoreError, match=rf"{recipe().name}\.safetensors"):
-        load_or_train(recipe(), tmp_path)
-
-
-def test_files_of_another_recipe_are_an_error(tmp_path):
-    load_or_train(recipe(), tmp_path)
-    for file in list(tmp_path.iterdir()):
-        file.rename(tmp_path / f"{recipe(seed=1).name}{file.suffix}")
-    with pytest.raises(store.StoreError, match="another recipe"):
+    files = [tmp_path / f"{recipe().name}{suffix}" for suffix in (".json", ".safetensors")]
+    for file in files:
+        shutil.copy(file, tmp_path / f"{recipe(seed=1).name}{file.suffix}")
+    with pytest.raises(store.StoreError, match=rf"{recipe(seed=1).name}.*another recipe"):
         load_or_train(recipe(seed=1), tmp_path)
-
-
-def test_names_tell_recipes_apart():
-    changes = (
-        {}, {"seed": 1}, {"steps": 13}, {"rate": 1e-3}, {"prior": Prior(dimension=3, noise=0.4)},
-        {"shape": Shape(pairs=5, width=8, layers=2, heads=1)},
-    )  # fmt: skip
-    names = {recipe(**change).name for change in changes}
-    assert len(names) == 6 and all(name.startswith("d3-w8-l2-seed") for name in names)
-
-
-@pytest.mark.parametrize(
-    ("field", "value"), [("steps", 0), ("rate", 0.0), ("decay_from", 1.0), ("warmup", -1)]
-)
-def test_what_is_out_of_range_is_an_error(field, value):
-    with pytest.raises(ValueError, match=f"(?s){field}.*{value}"):
-        recipe(**{field: value})
-
-
-def test_the_learning_curve_is_that_of_single_calls():
-    network = Regressor(3, SHAPE).double().eval()
-    curve = learning_curve(network, PRIOR, n=200)
-    x, y = PRIOR.prompts(np.random.default_rng([0, 2**31]), 200, 5)
-    ridge = Ridge(PRIOR)
-    for k in (0, 3):
-        rows = curve[curve["pairs"] == k].set_index("learner")
-        for name, who in {"ridge": ridge, "transformer": network}.items():
-            with torch.no_grad():
-                errors = (y[:, k] - who(x[:, :k], y[:, :k], x[:, k : k + 1])[:, 0]) ** 2
-            assert rows.loc[name, "error"] == pytest.approx(errors.mean().item())
-            assert rows.loc[name, "low"] < rows.loc[name, "error"] < rows.loc[name, "high"]
-
-
-def test_committed_networks_are_notebook_05s_and_learn_as_recorded(monkeypatch, capsys):
-    given = RegressionSettings().model_dump()
-    names = ("pairs", "width", "layers", "heads")
-    shape = Shape(**{name: given[f"network_{name}"] for name in names})
-    priors = [
-        Prior(dimension=given["dimension"], noise=given["noise"], **informed)
-        for informed in ({}, {"mean": given["prior_mean"], "spread": given["prior_spread"]})
-    ]
-    recipes = [
-        Recipe(
-            prior=prior,
-            shape=shape,
-            steps=given["network_steps"],
-            rate=given["network_rate"],
-            seed=seed,
-        )
-        for prior in priors
-        for seed in range(given["network_seeds"])
-    ]
-    folder = paths.REFERENCE_NETWORKS
-    files = [f"{recipe.name}{kind}" for recipe in recipes for kind in (".json", ".safetensors")]
-    assert sum((folder / file).stat().st_size for file in files) < 5e6
-    if (paths.ROOT / ".git").exists():  # else unpacked from an archive
-        listed = ["git", "ls-files", "."]
-        assert sorted(subprocess.check_output(listed, cwd=folder, text=True).split()) == sorted(
-            files
-        )
-
-    monkeypatch.setattr(training, "train", None)
-    with pytest.raises(store.StoreError, match="only read"):
-        load_or_train(recipes[0], folder, fresh=True)
-    for recipe in recipes:
-        made = load_or_train(recipe, folder)
-        curve = learning_curve(made.network, recipe.prior)
-        assert curve[["pairs", "learner"]].equals(made.curve[["pairs", "learner"]])
-        kept = curve["learner"] != "least squares"  # which has no expectation to speak of
-        np.testing.assert_allclose(curve[kept]["error"], made.curve[kept]["error"], rtol=1e-3)
-        # and what they have learnt: nearer to the Bayes learner than to nothing, at every length
-        errors = curve.pivot_table(index="pairs", columns="learner", values="error")[1:]
-        learnt = errors["prior mean"] - errors["transformer"]
-        assert (learnt > 0.75 * (errors["prior mean"] - errors["ridge"])).all()
-    assert capsys.readouterr().out.count("networks: reused") == len(recipes)
+    for file in reversed(files):
+        file.write_bytes(file.read_bytes()[:60])
+        with pytest.raises(store.StoreError, match=recipe().name):
+            load_or_train(recipe(), tmp_path)

@@ -1,26 +1,30 @@
 """Drawing problems: laws of each shift, paired conditions, fields that are out of range."""
 
-from dataclasses import fields, replace
-
 import numpy as np
 import pytest
 import torch
 
-from icprobe.regression.problems import CORRUPTIONS, Prior, Problems, Shift
+from icprobe.regression.problems import CORRUPTIONS, Prior, Shift
 from icprobe.regression.problems import draw as draw_problems
 
 EXACT = {"rtol": 0, "atol": 1e-10}  # all is in float64
 
 
-def draw(shift, prior=None, M=50, seed=0):
+def draw(shift, prior=None, M=50, seed=0, N=400):
     prior = prior or Prior(dimension=5, noise=0.1)
-    return draw_problems(prior, np.random.default_rng(seed), 8, 400, M, shift, K=2)
+    return draw_problems(prior, np.random.default_rng(seed), 8, N, M, shift, K=2)
+
+
+def tasks_of(problems):
+    """Tasks behind the examples and the queries, [8, D] each, of labels without noise."""
+    pairs = (problems.x, problems.y), (problems.queries, problems.answers)
+    return [torch.linalg.lstsq(x, y[..., None]).solution[..., 0] for x, y in pairs]
 
 
 def test_the_same_generator_draws_the_same_under_any_shift():
     plain, again = draw(Shift()), draw(Shift())
-    for each in fields(Problems):
-        assert torch.equal(getattr(plain, each.name), getattr(again, each.name)), each.name
+    for name, part in vars(plain).items():
+        assert torch.equal(part, getattr(again, name)), name
     for shift in (Shift(cosine=0.3), Shift(scale=3), Shift(corruption="outlier")):
         other = draw(shift)
         assert torch.equal(other.queries, plain.queries), shift
@@ -30,14 +34,11 @@ def test_the_same_generator_draws_the_same_under_any_shift():
 
 @pytest.mark.parametrize("cosine", [1, 0.9, 0.25, 0, -0.5, -1])
 def test_tasks_are_at_the_cosine(cosine):
-    prior = Prior(dimension=5, mean=2.0)
-    found = draw(Shift(cosine=cosine), prior)
-    mine, theirs = found.tasks - prior.centre, found.query_tasks - prior.centre
+    prior = Prior(dimension=5, mean=2.0, noise=1e-30)
+    tasks = tasks_of(draw(Shift(cosine=cosine), prior))
+    mine, theirs = (w - prior.centre for w in tasks)
     np.testing.assert_allclose(torch.cosine_similarity(mine, theirs), cosine, **EXACT)
     np.testing.assert_allclose(mine.norm(dim=1), theirs.norm(dim=1), **EXACT)
-    clean = draw(Shift(cosine=cosine), replace(prior, noise=1e-9))
-    labels = (clean.x * clean.tasks[:, None]).sum(-1)
-    np.testing.assert_allclose(clean.y, labels, rtol=0, atol=1e-7)
 
 
 def test_covariates_are_wider():
@@ -63,17 +64,16 @@ def test_planes_have_the_angle(degrees):
 
 
 def test_far_tasks_are_on_the_other_side():
-    prior = Prior(dimension=5, mean=1.0, spread=0.5)
-    near, far = draw(Shift(), prior), draw(Shift(far=-1), prior)
-    for name in ("tasks", "query_tasks"):
-        moved = getattr(near, name) - 2 * prior.centre
-        np.testing.assert_allclose(getattr(far, name), moved, **EXACT)
+    prior = Prior(dimension=5, mean=1.0, spread=0.5, noise=1e-30)
+    near, far = (tasks_of(draw(shift, prior)) for shift in (Shift(), Shift(far=-1)))
+    for one, other in zip(near, far, strict=True):
+        np.testing.assert_allclose(other, one - 2 * prior.centre, **EXACT)
 
 
 @pytest.mark.parametrize("corruption", CORRUPTIONS)
 def test_a_share_of_the_labels_is_corrupted(corruption):
-    plain, found = draw(Shift()), draw(Shift(corruption=corruption, share=0.25))
-    assert (found.corrupted.sum(1) == 100).all() and not plain.corrupted.any()
+    plain, found = draw(Shift()), draw(Shift(corruption=corruption))
+    assert (found.corrupted.sum(1) == 80).all() and not plain.corrupted.any()
     assert len({tuple(row.tolist()) for row in found.corrupted}) == 8
     assert torch.equal(found.y[~found.corrupted], plain.y[~found.corrupted])
     before, after = plain.y[found.corrupted], found.y[found.corrupted]
@@ -84,7 +84,7 @@ def test_a_share_of_the_labels_is_corrupted(corruption):
         np.testing.assert_allclose((after - before).abs(), 3.5 * spread, **EXACT)
         assert 0.4 < (after > before).double().mean() < 0.6
     else:
-        assert abs(np.corrcoef(before, after)[0, 1]) < 4 / np.sqrt(800)
+        assert abs(np.corrcoef(before, after)[0, 1]) < 4 / np.sqrt(640)
         assert after.std().item() == pytest.approx(before.std().item(), rel=0.2)
 
 
@@ -108,23 +108,14 @@ def test_base_contexts_are_as_long_as_asked():
     ("make", "field", "value"),
     [
         (lambda: Prior(dimension=0), "dimension", "0"),
-        (lambda: Prior(dimension=2.0), "dimension", "2.0"),
-        (lambda: Prior(noise=0), "noise", "0"),
-        (lambda: Prior(spread=float("nan")), "spread", "nan"),
+        (lambda: Prior(noise=float("nan")), "noise", "nan"),
         (lambda: Prior(dimension=2, variances=(1.0,)), "variances", "1 numbers, expected 2"),
-        (lambda: Prior(dimension=1, variances=(0.0,)), "variances", "0.0"),
         (lambda: Shift(cosine=1.1), "cosine", "1.1"),
-        (lambda: Shift(scale=0), "scale", "0"),
         (lambda: Shift(corruption="flipped"), "corruption", "'flip', 'random' or 'outlier'"),
-        (lambda: Shift(share=1), "share", "1"),
         (lambda: Shift(degrees=90), "degrees", "90"),
-        (lambda: draw(Shift(corruption="flip", share=0.001)), "share", "0 of 400"),
+        (lambda: draw(Shift(corruption="flip"), N=2), "2 examples", "20%"),
         (lambda: draw(Shift(cosine=0.5), Prior(dimension=1)), "cosine", "two dimensions"),
-        (
-            lambda: draw(Shift(degrees=10), Prior(dimension=3)),
-            "planes",
-            "four dimensions, the prior has 3",
-        ),
+        (lambda: draw(Shift(degrees=10), Prior(dimension=3)), "planes", "the prior has 3"),
     ],
 )
 def test_what_is_out_of_range_is_an_error(make, field, value):

@@ -69,8 +69,7 @@ def test_a_fresh_clone_finds_its_scores_without_model_and_data(monkeypatch, tmp_
         listed = ["git", "ls-files", "*/manifest.json"]
         files = subprocess.check_output(listed, cwd=paths.REFERENCE_SCORES, text=True)
         names = [Path(file).parent.name.rpartition("-")[0] for file in files.split()]
-        kept = sorted(name for name in names if not name.startswith("regression_"))  # notebook 05
-        assert kept == sorted(kept_by(profile)), "no scores of other parameters"
+        assert sorted(names) == sorted(kept_by(profile)), "no scores of other parameters"
 
     products = GradientProducts(loss_on=profile["loss_on"])
     dot, cosine = load(experiment, products).values()
@@ -149,7 +148,6 @@ def test_parts_of_renamed_stores_keep_their_bytes():
     digests = [
         hashlib.sha256(file.read_bytes()).hexdigest()
         for file in paths.REFERENCE_SCORES.glob("*/part-*.parquet")
-        if not file.parent.name.startswith("regression_")  # made later, by notebook 05
     ]
     assert sorted(digests) == listed
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from icprobe.data import paths
 
 RESULTS = ("*.csv", "*.png", "*.pdf", "claims.json", "logs/timing.csv")
-RECORDS = ("*/manifest.json", "*/part-*.parquet", "finetuned/*.json")
+RECORDS = ("*/manifest.json", "*/part-*.parquet", "finetuned/*.json", "regression/*.json")
 
 
 def publish(name: str, scores: str | None = None) -> list[Path]:

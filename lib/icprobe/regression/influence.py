@@ -1,6 +1,7 @@
 """Influence: TracIn, influence functions, retraining and one step in closed form; own gradients.
 
-Everything returned is [B, N, M], positive = the example helps the query.
+Everything returned is [B, N, M], positive = the example helps the query. After k pairs means the
+mean over all base contexts of k pairs.
 """
 
 from collections.abc import Mapping
@@ -14,17 +15,11 @@ from icprobe.regression.learners import LinearAttention, Ridge
 from icprobe.regression.problems import Prior, Problems, linear
 from icprobe.regression.transformer import Regressor
 
-GRADIENTS_AT_ONCE = 128
-FORMS = ("raw", "centred", "embedding")  # of products of a network's gradients
-
 
 def tracin(problems: Problems, w: Tensor, inverse: Tensor | None = None) -> np.ndarray:
-    """Return gradient inner products at weights w: T_iq = r_i r_q x_i . x_q, [B, N, M].
+    """Return gradient inner products at weights w [B, D]: T_iq = r_i r_q x_i . x_q.
 
-    Args:
-        problems: B problems.
-        w: [B, D], where gradients are taken.
-        inverse: [B, D, D], of a Hessian: with it influence functions, r_i r_q x_i . H^-1 x_q.
+    With the inverse [B, D, D] of a Hessian, influence functions: r_i r_q x_i . H^-1 x_q.
     """
     r = problems.y - linear(problems.x, w)
     r_q = problems.answers - linear(problems.queries, w)
@@ -35,52 +30,41 @@ def tracin(problems: Problems, w: Tensor, inverse: Tensor | None = None) -> np.n
 def tracin_at_base(
     prior: Prior, problems: Problems, k: int = 0, preconditioned: bool = False
 ) -> np.ndarray:
-    """Return TracIn at ridge regression's fit to the base contexts, the mean over them: [B, N, M].
+    """Return TracIn at ridge regression's fit to k pairs; to none, that is the prior mean.
 
-    Without pairs (k = 0) that is the prior mean, the learner's zero-shot state.
-
-    Args:
-        prior: Its mean and penalty are the fit's.
-        problems: B problems.
-        k: Pairs of each base context.
-        preconditioned: With the inverse of the fit's Hessian: an influence function.
+    Preconditioned with the inverse of the fit's Hessian, it is an influence function.
     """
-    contexts = problems.base_contexts(k)
-    return np.mean([_tracin_at(prior, problems, x, y, preconditioned) for x, y in contexts], axis=0)
+    ridge, found = Ridge(prior), []
+    for x, y in problems.base_contexts(k):
+        inverse = torch.linalg.inv(ridge.hessian(x)) if preconditioned else None
+        found.append(tracin(problems, ridge.weights(x, y), inverse))
+    return np.mean(found, axis=0)
 
 
 def tracin_at_pool(prior: Prior, problems: Problems, preconditioned: bool = False) -> np.ndarray:
-    """Return TracIn at ridge regression's fit to all training examples: [B, N, M]."""
-    return _tracin_at(prior, problems, problems.x, problems.y, preconditioned)
-
-
-def _tracin_at(prior: Prior, problems: Problems, x: Tensor, y: Tensor, preconditioned: bool):
-    ridge = Ridge(prior)
-    inverse = torch.linalg.inv(ridge.hessian(x)) if preconditioned else None
-    return tracin(problems, ridge.weights(x, y), inverse)
+    """Return TracIn at ridge regression's fit to all N training examples."""
+    pool = replace(problems, base_x=problems.x[:, None], base_y=problems.y[:, None])
+    return tracin_at_base(prior, pool, problems.shape[1], preconditioned)
 
 
 def add_one(prior: Prior, problems: Problems, k: int = 0) -> np.ndarray:
-    """Return by how much retraining with one more example lowers queries' losses: [B, N, M].
+    """Return by how much adding an example to k pairs of ridge regression lowers queries' losses.
 
-    Ridge regression on k pairs, and on these and the example, the mean over base contexts; by
-    Sherman and Morrison, w changes by H^-1 x_i r_i / (1 + x_i . H^-1 x_i).
+    By Sherman and Morrison, w changes by H^-1 x_i r_i / (1 + x_i . H^-1 x_i).
     """
     contexts = problems.base_contexts(k)
     return np.mean([-_retrained(prior, problems, x, y, 1) for x, y in contexts], axis=0)
 
 
 def leave_one_out(prior: Prior, problems: Problems) -> np.ndarray:
-    """Return by how much retraining without an example raises queries' losses: [B, N, M].
+    """Return by how much ridge regression without an example of all N raises queries' losses.
 
-    Ridge regression on all N examples, and on all but one; w changes by
-    -H^-1 x_i r_i / (1 - x_i . H^-1 x_i).
+    Then w changes by -H^-1 x_i r_i / (1 - x_i . H^-1 x_i).
     """
     return _retrained(prior, problems, problems.x, problems.y, -1)
 
 
 def _retrained(prior: Prior, problems: Problems, x: Tensor, y: Tensor, sign: int) -> np.ndarray:
-    """Return how queries' losses change as pairs are refitted with (1) or without (-1) examples."""
     ridge = Ridge(prior)
     w = ridge.weights(x, y)
     solved = torch.linalg.solve(ridge.hessian(x), problems.x.mT).mT
@@ -92,17 +76,9 @@ def _retrained(prior: Prior, problems: Problems, x: Tensor, y: Tensor, sign: int
 
 
 def step_gain(problems: Problems, w: Tensor, rate: float) -> np.ndarray:
-    """Return by how much one gradient step of this rate on an example lowers queries' losses.
+    """Return by how much a gradient step on an example, from w [B, D], lowers queries' losses.
 
     rate * T_iq - rate^2 / 2 * r_i^2 (x_i . x_q)^2: of second order, and exact.
-
-    Args:
-        problems: B problems.
-        w: [B, D], where the step starts.
-        rate: Of the step.
-
-    Returns:
-        [B, N, M].
     """
     r = (problems.y - linear(problems.x, w)).numpy()
     second = (r[..., None] * (problems.x @ problems.queries.mT).numpy()) ** 2
@@ -110,10 +86,10 @@ def step_gain(problems: Problems, w: Tensor, rate: float) -> np.ndarray:
 
 
 def after_attention_step(problems: Problems, k: int, attention: LinearAttention) -> Problems:
-    """Return the problems as `LinearAttention` sees them after k base pairs (of one context).
+    """Return problems of which `step_gain` is the gain of attention after k pairs of one context.
 
     It takes all its steps from one start, so an example's residual stays that at the start, and the
-    query's is that after the step on the base pairs: `step_gain` with these labels is its gain.
+    query's is that after the step on the base pairs.
     """
     ((x, y),) = problems.base_contexts(k)
     before = attention(x, y, problems.queries)
@@ -124,19 +100,12 @@ def after_attention_step(problems: Problems, k: int, attention: LinearAttention)
 def network_gradients(network: Regressor, problems: Problems, k: int = 0) -> dict[str, np.ndarray]:
     """Return inner products of the network's own gradients, r_i r_q J_i . J_q, by form.
 
-    Losses are half the squared errors of predictions after a base context of k pairs (none at all
-    for k = 0), residuals r are the network's, J [P] is the derivative of a prediction by all
-    weights. The mean over base contexts.
-
-    - "raw": as it is. Every prediction has a large part of J in common (such as that by the output
-      bias), which says nothing of x.
-    - "centred": J(x) - J(0), what depends on the covariates.
-    - "embedding": J by the weights that read tokens in.
-
-    Returns:
-        By form, [B, N, M], positive = helps.
+    Residuals r, after k pairs of one base context, are the network's, J [P] is the derivative of a
+    prediction by all weights. "raw" is J as it is: every prediction has a large part in common
+    (such as that by the output bias), which says nothing of x. "centred" is J(x) - J(0), what
+    depends on the covariates; "embedding" has the weights that read tokens in.
     """
-    B, N, M = problems.shape
+    B, N, _ = problems.shape
     weight = network.read_in.weight
     parameters = {name: tensor.detach() for name, tensor in network.named_parameters()}
 
@@ -145,20 +114,18 @@ def network_gradients(network: Regressor, problems: Problems, k: int = 0) -> dic
         return torch.func.functional_call(network, parameters, inputs)[0, 0]
 
     both = torch.func.grad_and_value(predict)
-    of_many = torch.func.vmap(both, in_dims=(None, None, None, 0), chunk_size=GRADIENTS_AT_ONCE)
-    contexts = list(problems.base_contexts(k))
-    found = {form: np.zeros((B, N, M)) for form in FORMS}
+    of_many = torch.func.vmap(both, in_dims=(None, None, None, 0))
+    ((x, y),) = problems.base_contexts(k)
+    found = []
     for b in range(B):
         origin = torch.zeros_like(problems.x[b, :1])
         points = torch.cat([problems.x[b], problems.queries[b], origin]).to(weight)
         labels = torch.cat([problems.y[b], problems.answers[b]])
-        for x, y in contexts:
-            jacobian, predictions = of_many(parameters, x[b].to(weight), y[b].to(weight), points)
-            r = labels - predictions[:-1].to(labels)
-            residuals = (r[:N, None] * r[None, N:]).numpy()
-            for form, kernel in _kernels(jacobian, N).items():
-                found[form][b] += residuals * kernel.cpu().numpy() / len(contexts)
-    return found
+        jacobian, predictions = of_many(parameters, x[b].to(weight), y[b].to(weight), points)
+        r = labels - predictions[:-1].to(labels)
+        residuals = r[:N, None] * r[None, N:]
+        found.append({f: residuals * kernel.cpu() for f, kernel in _kernels(jacobian, N).items()})
+    return {form: torch.stack([each[form] for each in found]).numpy() for form in found[0]}
 
 
 def _kernels(jacobian: Mapping[str, Tensor], N: int) -> dict[str, Tensor]:

@@ -1,6 +1,5 @@
-"""Learners with closed forms: prior mean, least squares, ridge (Bayes), one-step attention."""
+"""Learners with closed forms: least squares, ridge regression (Bayes), one-step attention."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,48 +12,25 @@ from icprobe.regression.problems import Prior, linear
 Learner = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-class Linear(ABC):
-    """A learner that predicts w . x, with w from the context."""
-
-    @abstractmethod
-    def weights(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return w [R, D] after contexts x [R, K, D], y [R, K]."""
-
-    def __call__(self, x: Tensor, y: Tensor, queries: Tensor) -> Tensor:
-        """Return predictions [R, M]; see `Learner`."""
-        return linear(queries, self.weights(x, y))
+def least_squares(x: Tensor, y: Tensor, queries: Tensor) -> Tensor:
+    """Predict by ordinary least squares; of all that fit, by the solution of the smallest norm."""
+    return linear(queries, (torch.linalg.pinv(x) @ y[..., None])[..., 0])
 
 
 @dataclass(frozen=True)
-class PriorMean(Linear):
-    """Predicts with the prior mean, which is zero by default, whatever the context says."""
-
-    prior: Prior
-
-    def weights(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return w [R, D]."""
-        return self.prior.centre.to(x).expand(len(x), -1)
-
-
-class LeastSquares(Linear):
-    """Ordinary least squares; of all that fit, the solution of the smallest norm."""
-
-    def weights(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return w [R, D]."""
-        return (torch.linalg.pinv(x) @ y[..., None])[..., 0]
-
-
-@dataclass(frozen=True)
-class Ridge(Linear):
+class Ridge:
     """The Bayes learner: the posterior mean of w, which is ridge regression around the prior mean.
 
-    Its gain is exact add-one retraining. On tasks of another prior it is no longer the best.
+    Its gain is exact add-one retraining.
     """
 
     prior: Prior
 
+    def __call__(self, x: Tensor, y: Tensor, queries: Tensor) -> Tensor:
+        return linear(queries, self.weights(x, y))
+
     def weights(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return w [R, D]."""
+        """Return w [R, D] after contexts x [R, K, D], y [R, K]."""
         centre = self.prior.centre.to(x)
         right = (y - x @ centre)[..., None]
         return centre + torch.linalg.solve(self.hessian(x), x.mT @ right)[..., 0]
@@ -68,21 +44,17 @@ class Ridge(Linear):
 class LinearAttention:
     """One layer of linear self-attention, its weights set by hand to take one gradient step.
 
-    Tokens are (x_j, y_j), the query's is (x_q, -w0 . x_q). Keys and queries are the covariates,
-    values (0, w0 . x_j - y_j), the output is scaled by the rate (von Oswald et al. 2023,
-    Transformers learn in-context by gradient descent, proposition 1). What is left in the query's
-    last slot is -w1 . x_q with w1 = w0 + rate * sum_j r_j x_j, one step on sum_j r_j^2 / 2.
-
-    Attributes:
-        rate: Of the step.
-        start: w0 [D].
+    The step has this rate and starts at w0 [D]. Tokens are (x_j, y_j), the query's is
+    (x_q, -w0 . x_q). Keys and queries are the covariates, values (0, w0 . x_j - y_j), the output is
+    scaled by the rate (von Oswald et al. 2023, Transformers learn in-context by gradient descent,
+    proposition 1). What is left in the query's last slot is -w1 . x_q with
+    w1 = w0 + rate * sum_j r_j x_j, one step on sum_j r_j^2 / 2.
     """
 
     rate: float
     start: Tensor
 
     def __call__(self, x: Tensor, y: Tensor, queries: Tensor) -> Tensor:
-        """Return predictions [R, M]; see `Learner`."""
         D = x.shape[-1]
         start = self.start.to(x)
         key = torch.zeros(D + 1, D + 1).to(x)

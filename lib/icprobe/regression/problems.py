@@ -1,7 +1,7 @@
 """Tasks, pairs, and attribution problems: where they come from, and how they shift."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from typing import Annotated, Literal, get_args
 
 import numpy as np
@@ -16,6 +16,7 @@ Positive = Annotated[FiniteFloat, Field(gt=0)]
 # outlier: the label is moved far up or down
 Corruption = Literal["flip", "random", "outlier"]
 CORRUPTIONS = get_args(Corruption)
+CORRUPTED = 0.2  # fraction of the examples
 OUTLIER = 3.5  # distance that an outlier moves, in standard deviations of the task's labels
 
 
@@ -23,22 +24,14 @@ OUTLIER = 3.5  # distance that an outlier moves, in standard deviations of the t
 class Prior:
     """The distribution of tasks and pairs that a network is trained on and the Bayes learner knows.
 
-    Attributes:
-        dimension: D.
-        noise: Standard deviation of labels around w . x.
-        mean: Mean of every coordinate of w.
-        spread: Standard deviation of every coordinate of w.
-        variances: Variances of the coordinates of x, all 1 by default. (Rotated covariates would
-            change nothing, since tasks have no direction of their own but for the mean.)
-
-    Raises:
-        ValueError: If a field is out of range; names it.
+    ValueError names a field that is out of range.
     """
 
     dimension: int = Field(5, ge=1, strict=True)
-    noise: Positive = 0.5
-    mean: FiniteFloat = 0.0
-    spread: Positive = 1.0
+    noise: Positive = 0.5  # standard deviation of labels around w . x
+    mean: FiniteFloat = 0.0  # of every coordinate of w
+    spread: Positive = 1.0  # standard deviation of every coordinate of w
+    # of the coordinates of x, all 1 by default; rotated covariates would change nothing
     variances: tuple[Positive, ...] = ()
 
     def __post_init__(self):
@@ -80,56 +73,35 @@ class Prior:
 class Shift:
     """How far training examples are from the queries, and both from the prior.
 
-    Attributes:
-        cosine: Cosine of the examples' task with the queries', as deviations from the prior mean,
-            which have equal length. 1 is the same task, 0 an unrelated one, -1 the opposite one.
-        scale: Factor of the examples' covariates.
-        offset: Distance of mean covariates from zero, along one random direction: the examples' on
-            one side, the queries' on the other, so that they are twice this apart.
-        degrees: Examples and queries lie in two planes with this angle in every direction (below
-            90, where no example says anything of any query); by default they fill the space.
-            Needs four dimensions.
-        far: Factor of the prior mean for all tasks drawn; -1 puts them on its other side. Without
-            a prior mean it has no effect.
-        corruption: What happens to the labels of a fraction of the examples: "flip" changes the
-            sign, "random" is the label of another draw, "outlier" moves it far up or down.
-        share: This fraction.
-
-    Raises:
-        ValueError: If a field is out of range; names it.
+    ValueError names a field that is out of range.
     """
 
+    # of the examples' task with the queries', as deviations from the prior mean of equal length
     cosine: float = Field(1.0, ge=-1, le=1)
-    scale: Positive = 1.0
+    scale: Positive = 1.0  # factor of the examples' covariates
+    # distance of mean covariates from 0: the examples' on one side, the queries' on the other
     offset: FiniteFloat = 0.0
+    # between two planes in which examples and queries lie, in every direction (at 90 no example
+    # would say anything of any query); by default they fill the space
     degrees: Annotated[float, Field(ge=0, lt=90)] | None = None
-    far: FiniteFloat = 1.0
-    corruption: Corruption | None = None
-    share: float = Field(0.2, gt=0, lt=1)
+    far: FiniteFloat = 1.0  # factor of the prior mean for all tasks; -1 is its other side
+    corruption: Corruption | None = None  # of the labels of a fraction of the examples
 
 
 @dataclass(frozen=True)
 class Problems:
     """B attribution problems: N examples that may help a learner on M queries.
 
-    Attributes:
-        x, y: Training examples [B, N, D], [B, N].
-        queries, answers: [B, M, D], [B, M].
-        base_x, base_y: C contexts of up to K pairs that stand before an example, drawn like the
-            clean training examples: [B, C, K, D], [B, C, K].
-        corrupted: Which labels are corrupted: [B, N] bool.
-        tasks, query_tasks: The tasks behind the examples and the queries: [B, D] each.
+    C contexts of up to K pairs, drawn like the clean examples, stand before an example.
     """
 
-    x: Tensor
-    y: Tensor
-    queries: Tensor
-    answers: Tensor
-    base_x: Tensor
-    base_y: Tensor
-    corrupted: Tensor
-    tasks: Tensor = field(repr=False)
-    query_tasks: Tensor = field(repr=False)
+    x: Tensor  # [B, N, D]
+    y: Tensor  # [B, N]
+    queries: Tensor  # [B, M, D]
+    answers: Tensor  # [B, M]
+    base_x: Tensor  # [B, C, K, D]
+    base_y: Tensor  # [B, C, K]
+    corrupted: Tensor  # which labels are: [B, N] bool
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -139,10 +111,8 @@ class Problems:
     def base_contexts(self, k: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the first k pairs of each context: x [B, k, D], y [B, k].
 
-        Without pairs (k = 0) all contexts are the same, and there is one.
-
-        Raises:
-            ValueError: If contexts are shorter.
+        Without pairs (k = 0) all contexts are the same, and there is one. ValueError: they are
+        shorter.
         """
         C, K = self.base_y.shape[1:]
         if not 0 <= k <= K:
@@ -152,7 +122,7 @@ class Problems:
 
     def task(self, b: int) -> "Problems":
         """Return the problem of one task, as the only one (B = 1)."""
-        return Problems(**{each.name: getattr(self, each.name)[b : b + 1] for each in fields(self)})
+        return Problems(**{name: part[b : b + 1] for name, part in vars(self).items()})
 
 
 def draw(
@@ -165,21 +135,13 @@ def draw(
     K: int = 0,
     C: int = 1,
 ) -> Problems:
-    """Draw attribution problems.
+    """Draw B attribution problems [N, M], each of a task of its own, with C contexts of K pairs.
 
-    Args:
-        prior: Of the tasks.
-        rng: The source of all randomness. Every part has a stream of its own, so equal generators
-            give the same tasks, noise and directions under any shift: conditions are paired.
-        B: Problems, each of a task of its own.
-        N: Training examples of each.
-        M: Queries of each.
-        shift: How examples and queries differ; not at all by default.
-        K: Most pairs of a base context.
-        C: Base contexts.
+    Every part has a stream of its own, so equal generators give the same tasks, noise and
+    directions under any shift: conditions are paired.
 
     Raises:
-        ValueError: If planes or a cosine need more dimensions, or all or no labels are corrupted.
+        ValueError: Planes or a cosine need more dimensions, or no labels are corrupted.
     """
     shift = shift or Shift()
     D = prior.dimension
@@ -203,18 +165,9 @@ def draw(
     x, clean = pairs(examples, N, *here)
     queries, answers = pairs(of_queries, M, query_tasks, planes[1], 1.0, -shift.offset)
     base_x, base_y = pairs(of_base, C * K, *here)
-    y, corrupted = _corrupted(streams[5], clean, shift)
-    return Problems(
-        x=x,
-        y=y,
-        queries=queries,
-        answers=answers,
-        base_x=base_x.reshape(B, C, K, D),
-        base_y=base_y.reshape(B, C, K),
-        corrupted=corrupted,
-        tasks=tasks,
-        query_tasks=query_tasks,
-    )
+    y, corrupted = _corrupted(streams[5], clean, shift.corruption)
+    base_x, base_y = base_x.reshape(B, C, K, D), base_y.reshape(B, C, K)
+    return Problems(x, y, queries, answers, base_x, base_y, corrupted)
 
 
 def linear(x: Tensor, w: Tensor) -> Tensor:
@@ -253,19 +206,21 @@ def _planes(rng: np.random.Generator, B: int, D: int, degrees: float | None) -> 
     return frame[:, :2], np.cos(angle) * frame[:, :2] + np.sin(angle) * frame[:, 2:]
 
 
-def _corrupted(rng: np.random.Generator, y: Tensor, shift: Shift) -> tuple[Tensor, Tensor]:
+def _corrupted(
+    rng: np.random.Generator, y: Tensor, corruption: Corruption | None
+) -> tuple[Tensor, Tensor]:
     """Return labels [B, N], and which of them are corrupted."""
     B, N = y.shape
     hit = torch.zeros(B, N, dtype=torch.bool)
-    if shift.corruption is None:
+    if corruption is None:
         return y, hit
-    count = round(shift.share * N)
-    if not 0 < count < N:
-        raise ValueError(f"share is {shift.share!r}, which makes {count} of {N} examples")
+    count = round(CORRUPTED * N)
+    if not count:
+        raise ValueError(f"{N} examples are too few to corrupt the labels of {CORRUPTED:.0%}")
     order = torch.from_numpy(rng.permuted(np.tile(np.arange(N), (B, 1)), axis=1))
     hit.scatter_(1, order[:, :count], value=True)
     sign = torch.from_numpy(rng.choice([-1.0, 1.0], size=(B, N)))
     spread = y.std(dim=1, keepdim=True)
     random = spread * _normal(rng, B, N)
     changed = {"flip": -y, "random": random, "outlier": y + OUTLIER * spread * sign}
-    return torch.where(hit, changed[shift.corruption], y), hit
+    return torch.where(hit, changed[corruption], y), hit

@@ -23,22 +23,12 @@ TOKENS_AT_ONCE = 2**12  # queries and context tokens that are read together: wha
 
 @validated(frozen=True, kw_only=True)
 class Shape:
-    """The architecture of a network.
+    """The architecture of a network; ValueError names a field that is out of range."""
 
-    Attributes:
-        pairs: Most pairs of a sequence, the last of which is the query.
-        width: Of the residual stream; the hidden layer of a block has four times as many units.
-        layers: Blocks.
-        heads: Of attention, in each block.
-
-    Raises:
-        ValueError: If a field is out of range; names it.
-    """
-
-    pairs: int = Field(11, ge=1, strict=True)
-    width: int = Field(48, ge=1, strict=True)
+    pairs: int = Field(11, ge=1, strict=True)  # at most in a sequence, the last is the query
+    width: int = Field(48, ge=1, strict=True)  # of the residual stream; hidden layers have 4 times
     layers: int = Field(4, ge=1, strict=True)
-    heads: int = Field(4, ge=1, strict=True)
+    heads: int = Field(4, ge=1, strict=True)  # of attention, in each layer
 
     def __post_init__(self):
         if self.width % self.heads:
@@ -99,11 +89,7 @@ class Regressor(nn.Module):
         self.norm, self.read_out = nn.LayerNorm(shape.width), nn.Linear(shape.width, 1)
 
     def forward(self, x: Tensor, y: Tensor, queries: Tensor) -> Tensor:
-        """Return predictions [R, M] for queries [R, M, D] after contexts x [R, K, D], y [R, K].
-
-        Raises:
-            ValueError: If a context has too many pairs.
-        """
+        """Return predictions [R, M] for queries [R, M, D] after contexts x [R, K, D], y [R, K]."""
         K, most = y.shape[-1], self.shape.pairs - 1
         if most < K:
             raise ValueError(f"a context has {K} pairs, this network reads up to {most}")
@@ -117,13 +103,11 @@ class Regressor(nn.Module):
         return self._through(tokens)[:, ::2]
 
     def _tokens(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return tokens [R, 2 K, W] of pairs: (x, 0) and (x, y) in turn."""
         known = torch.stack([torch.zeros_like(y), y], dim=-1)[..., None]
         twice = x[..., None, :].expand(*x.shape[:-1], 2, -1)
         return self.read_in(torch.cat([twice, known], dim=-1).flatten(-3, -2))
 
     def _through(self, context: Tensor, queries: Tensor | None = None) -> Tensor:
-        """Return what is read out at the queries, or of the context where there are none."""
         for block in self.blocks:
             context, queries = block(context, queries)
         return self.read_out(self.norm(context if queries is None else queries))[..., 0]
