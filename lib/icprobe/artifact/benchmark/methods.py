@@ -1,77 +1,54 @@
 """The methods that are timed: this library's, plain loops, and those of other libraries."""
 
 import functools
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from icprobe import models
-from icprobe.data import paths
 from icprobe.methods import baselines, costs, gradient, icp
 from icprobe.methods.costs import Cost, Lengths, Shape
 from icprobe.methods.gradient import losses
 from icprobe.models import LM, Encoded
 from icprobe.scores import Examples
 
-PEERS = paths.ROOT / "benchmarks" / "peers"
-ENVIRONMENTS = paths.ROOT / "benchmarks" / "environments"
-
 NATS, PRODUCTS = "log-likelihoods", "gradient products"
 OURS = "icprobe, "  # how the names of our own methods begin
-PROJECTION = 16  # rows of each random matrix, see `projected`
+PROJECTION = 16  # rows of each random matrix of projected gradients
 MEMORY = 6  # GiB of gradient factors
 PLAIN_BATCH = 8
 
-# what N examples and M queries have for a score, and what this takes at least; by our name for it
-KINDS = {
-    "probing": (NATS, costs.probing),
-    "gradient products": (PRODUCTS, costs.gradient_products),
-    "projected": (PRODUCTS, costs.projected),  # estimates
-    "query set": ("mean gradient product", costs.query_set),
-    "hidden states": ("similarity", costs.reading),
-}
 
-
-@dataclass(frozen=True)
-class Method:
-    """One way to a matrix of scores [N, M], of means over the queries [N, 1].
+class Method(NamedTuple):
+    """One way to scores [N, M], or to their means over the queries [N, 1].
 
     Attributes:
-        kind: Of `KINDS`.
+        kind: Methods of one kind do the same work.
+        quantity: What they compute.
+        min_cost: What this takes at least.
         run: Takes model, training examples and queries; None for another library.
-        script: In `PEERS`, and its arguments.
+        script: In benchmarks/peers, and its arguments.
         environment: Of another library; "" is the project's own.
         holds_full_gradients: Of the model's size, for all queries at once.
     """
 
     kind: str
+    quantity: str
+    min_cost: Callable[[Shape, Lengths], Cost]
     run: Callable[[LM, list[Encoded], list[Encoded]], np.ndarray] | None = None
     script: tuple[str, ...] = ()
     environment: str = ""
     holds_full_gradients: bool = False
 
-    @property
-    def quantity(self) -> str:
-        """What it computes."""
-        return KINDS[self.kind][0]
 
-    @property
-    def min_cost(self) -> Callable[[Shape, Lengths], Cost]:
-        """What its quantity takes at least."""
-        return KINDS[self.kind][1]
-
-    @property
-    def python(self) -> Path | None:
-        """The Python that runs it, None if its environment is not there."""
-        if not self.environment:
-            return Path(sys.executable)
-        python = ENVIRONMENTS / self.environment / "bin" / "python"
-        return python if python.exists() else None
+PROBING = "probing", NATS, costs.probing
+EXACT = "gradient products", PRODUCTS, costs.gradient_products
+PROJECTED = "projected", PRODUCTS, costs.projected  # estimates
+QUERY_SET = "query set", "mean gradient product", costs.query_set
+HIDDEN_STATES = "hidden states", "similarity", costs.reading
 
 
 def _projected(lm, train, queries):
@@ -120,43 +97,35 @@ def _hidden_states(lm, train, queries):
     return embedding.score(embedding.prepare(lm, asked, pool), pool)
 
 
-def _peers(name, batches, kind, script, projection=0, **options):
+def _peers(name, batches, kind, script, projection=0, whole=False):
     """Return a peer's methods by name, one for each batch size."""
     library = name.partition(",")[0]
     environment = "" if library == "kronfluence" else library  # the project's has that
+    arguments = script, "--projection", str(projection), "--batch"
     return {
-        f"{name}, batch {batch}": Method(
-            kind,
-            script=(script, "--batch", str(batch), "--projection", str(projection)),
-            environment=environment,
-            **options,
-        )
+        f"{name}, batch {batch}": Method(*kind, None, (*arguments, str(batch)), environment, whole)
         for batch in batches
     }
 
 
-_products, _held = "gradient products", {"holds_full_gradients": True}
-
 METHODS = {
     "icprobe, probing": Method(
-        "probing", lambda lm, train, queries: icp.log_likelihoods(lm, queries, train)
+        *PROBING, lambda lm, train, queries: icp.log_likelihoods(lm, queries, train)
     ),
-    "transformers, plain loop": Method("probing", _plain_probing),
-    **_peers("lm-eval", (1, 8, 32), "probing", "lm_eval_probing.py"),
+    "transformers, plain loop": Method(*PROBING, _plain_probing),
+    **_peers("lm-eval", (1, 8, 32), PROBING, "lm_eval_probing.py"),
     "icprobe, gradient products": Method(
-        _products, functools.partial(gradient.gradient_dot, memory=MEMORY)
+        *EXACT, functools.partial(gradient.gradient_dot, memory=MEMORY)
     ),
-    "autograd, one by one": Method(_products, _plain_products, **_held),
-    **_peers("kronfluence", (4, 16), _products, "kronfluence_identity.py"),
-    **_peers("bergson", (1, 4), _products, "bergson_products.py", **_held),
-    **_peers("captum", (1, 4), _products, "captum_tracin.py", **_held),
-    "icprobe, projected": Method("projected", _projected),
-    **_peers("bergson, projected", (4, 16), "projected", "bergson_products.py", PROJECTION),
-    **_peers("dattri, projected", (4, 16), "projected", "dattri_logra.py", PROJECTION),
-    "icprobe, query set": Method(
-        "query set", lambda *work: gradient.mean_influence(*work)[:, None]
-    ),
-    "icprobe, hidden states": Method("hidden states", _hidden_states),
+    "autograd, one by one": Method(*EXACT, _plain_products, holds_full_gradients=True),
+    **_peers("kronfluence", (4, 16), EXACT, "kronfluence_identity.py"),
+    **_peers("bergson", (1, 4), EXACT, "bergson_products.py", whole=True),
+    **_peers("captum", (1, 4), EXACT, "captum_tracin.py", whole=True),
+    "icprobe, projected": Method(*PROJECTED, _projected),
+    **_peers("bergson, projected", (4, 16), PROJECTED, "bergson_products.py", PROJECTION),
+    **_peers("dattri, projected", (4, 16), PROJECTED, "dattri_logra.py", PROJECTION),
+    "icprobe, query set": Method(*QUERY_SET, lambda *work: gradient.mean_influence(*work)[:, None]),
+    "icprobe, hidden states": Method(*HIDDEN_STATES, _hidden_states),
 }
 
 # what everything is compared with, in float64

@@ -1,4 +1,4 @@
-"""What is timed: training examples and queries, and the file that tells a process of them."""
+"""What is timed: training examples and queries, and how a process of any environment is told."""
 
 import itertools
 from collections.abc import Sequence
@@ -15,21 +15,15 @@ LONG = 90  # tokens that a long example has at least
 
 
 def examples(lm: LM, lengths: str, n: int, m: int) -> tuple[list[Encoded], list[Encoded]]:
-    """Return training examples and queries of grid, or long ones that are joined from its rows.
+    """Return N training examples and M queries of grid, or long ones joined from its rows.
 
     A split that is too small is gone through again.
-
-    Raises:
-        ValueError: If lengths are neither "grid" nor "long".
     """
-    if lengths not in LENGTHS:
-        raise ValueError(f"lengths is {lengths!r}, expected 'grid' or 'long'")
     found = []
     for split, size in (("train", n), ("query", m)):
         rows = list(data.load("grid", split, seed=0))
         rows = _joined(lm, rows, size) if lengths == "long" else rows[:size]
-        encoded = models.encode(lm, rows)
-        found.append(list(itertools.islice(itertools.cycle(encoded), size)))
+        found.append(list(itertools.islice(itertools.cycle(models.encode(lm, rows)), size)))
     return found[0], found[1]
 
 
@@ -39,26 +33,24 @@ def _joined(lm: LM, rows: list[dict], size: int) -> list[dict]:
     step = len({row["task"] for row in rows})  # every so many rows, a task comes again
     joined = []
     for start in range(min(size, len(rows))):
-        chosen = []
-        while sum(tokens[k] for k in chosen) < LONG:
-            chosen.append((start + len(chosen) * step) % len(rows))
-        part = [rows[k] for k in chosen]
-        joined.append(
-            {
-                "id": "+".join(row["id"] for row in part),
-                "prompt": "\n".join(row["prompt"] for row in part),
-                "completion": "".join(row["completion"] for row in part),
-            }
-        )
+        part, length = [], 0
+        while length < LONG:
+            k = (start + len(part) * step) % len(rows)
+            part.append(rows[k])
+            length += tokens[k]
+        joined.append({
+            "id": "+".join(row["id"] for row in part),
+            "prompt": "\n".join(row["prompt"] for row in part),
+            "completion": "".join(row["completion"] for row in part),
+        })  # fmt: skip
     return joined
 
 
 def exchange(model: str, lm: LM, train: Sequence[Encoded], queries: Sequence[Encoded]) -> dict:
-    """Return what a method needs to know, in a form for any environment's Python.
+    """Return what a method needs to know as JSON: a folder or hub name, settings and token ids.
 
-    The model is named as for `models.load`, and passed on as a folder or hub name. Ids include the
-    beginning-of-sequence token, if the model has one; `start` is the position of the first
-    completion token.
+    Ids include the beginning-of-sequence token, if the model has one (`begin` says how many);
+    `start` is the position of the first completion token.
     """
     begin = len(lm.bos)
 

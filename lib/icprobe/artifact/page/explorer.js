@@ -148,8 +148,6 @@
         `Ranks and agreements are among all ${N.toLocaleString("en")}.`;
       byId("kept").hidden = false;
     }
-    byId("note").textContent = data.note;
-    byId("note").hidden = !data.note;
   }
 
   function label(c) {
