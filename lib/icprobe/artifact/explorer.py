@@ -121,7 +121,7 @@ def _content(scores: views.Scores) -> dict:
         agreed = views.agreements(scores, columns)
         choice["agreements"] = json.loads(agreed.to_json(orient="values", double_precision=4))
     train = scores.train.iloc[kept]
-    marks = train["id"].map(scores.marks).fillna("")
+    marks = [scores.marks.get(name, "") for name in train["id"]]
     return {
         "examples": len(scores.train),
         "depth": depth,
