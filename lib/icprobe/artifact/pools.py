@@ -9,16 +9,10 @@ from icprobe.statistics.conditions import Labels, Pool
 
 
 def read_pool(experiment: Experiment, how_to_make: str, preamble: str = "", **options: str) -> Pool:
-    """Return what notebooks 01 and 02 made of a pool.
-
-    Args:
-        experiment: What was scored.
-        how_to_make: What to run if the scores are not there, for the error message.
-        preamble: Of the probe.
-        **options: Of the gradients, see `GradientProducts`.
+    """Return what notebooks 01 and 02 made of a pool; options are those of `GradientProducts`.
 
     Raises:
-        scores.ScoresNotFound: If something is not there.
+        scores.ScoresNotFound: If something is not there; says how to make it.
     """
     products = GradientProducts(**options)
     found = load(experiment, products, how_to_make)
@@ -33,15 +27,10 @@ def read_pool(experiment: Experiment, how_to_make: str, preamble: str = "", **op
 
 
 def trained_tokens(experiment: Experiment, how_to_make: str, loss_on: str) -> np.ndarray:
-    """Return how many tokens of each training example its loss was over: [N, M].
-
-    Args:
-        experiment: What was scored.
-        how_to_make: What to run if the numbers are not there, for the error message.
-        loss_on: "completion" or "text".
+    """Return how many tokens of each training example its loss was over: [N, M], alike by query.
 
     Raises:
-        scores.ScoresNotFound: If they are not there.
+        scores.ScoresNotFound: As `read_pool`.
     """
     method = baselines.TextTokens() if loss_on == "text" else baselines.CompletionLength()
     return load(experiment, method, how_to_make)[method.name]

@@ -45,22 +45,14 @@ def compare(
 ) -> pd.DataFrame:
     """Return timings on the same N training examples and M queries, a row for each M and method.
 
-    Those that cannot run here, and other libraries that fail, are left out and named.
+    The model is given by name and loaded, in the dtype and on the device to compare on. `lengths`
+    is "grid" or "long", `sizes` has each M. Methods that cannot run here, and other libraries that
+    fail, are left out and named.
 
-    Args:
-        model: A folder or a hub name.
-        lm: The same, loaded in the dtype and on the device to compare on; peers need a CPU.
-        lengths: "grid" or "long".
-        n: N.
-        sizes: Numbers of queries, M.
-        names: Of `METHODS`.
-        repeats: Runs of each.
-
-    Returns:
-        Beside what was asked for: seconds, low, high (median, range over repeats), cpu (seconds),
-        peak (GiB), rate (operations a second of matrix products), floor (seconds that the
-        quantity's operations take at this rate), efficiency (floor over seconds), error and rank
-        (see `errors`), and versions.
+    Columns beside what was asked for: seconds, low, high (median, range over repeats), cpu
+    (seconds), peak (GiB), rate (operations a second of matrix products), floor (seconds that the
+    quantity's operations take at this rate), efficiency (floor over seconds), error and rank (see
+    `errors`), and versions.
 
     Raises:
         RuntimeError: If the process of a method of ours fails, or no method can run.
@@ -123,8 +115,7 @@ def _python(method: Method) -> Path:
 def errors(scores: np.ndarray, exact: np.ndarray | None) -> dict[str, float]:
     """Return the largest error relative to the largest value, and the mean of Spearman per query.
 
-    Of scores [N, M] against exact ones [N, m], over the queries that both have. NaN without exact
-    ones: of similarities, and of means over all queries.
+    Of scores [N, M] against exact ones [N, m], over the queries that both have; NaN without any.
     """
     if exact is None:
         return {"error": np.nan, "rank": np.nan}
@@ -201,11 +192,10 @@ def product_rate(lm: LM) -> float:
 def profile(
     lm: LM, names: Sequence[str], train: list[Encoded], queries: list[Encoded]
 ) -> pd.DataFrame:
-    """Return where the seconds of our own methods go, on one thread, a row a method.
+    """Return where the seconds of our own methods go, on one thread, as shares; a row a method.
 
-    Columns are shares of all seconds: "matrix products", "attention" (fused; where it is not, its
-    products are with the others), "other operations" and "between operations" (Python, and calling
-    them); and "products over least": operations of matrix products over the quantity's least.
+    Attention counts by itself where it is fused; between operations is Python, and calling them.
+    "products over least" are the operations of matrix products over the quantity's least.
     """
     threads, rows = torch.get_num_threads(), []
     shape, lengths = Shape.of(lm), Lengths.of(train, queries)

@@ -23,25 +23,15 @@ PLAIN_BATCH = 8
 
 
 class Method(NamedTuple):
-    """One way to scores [N, M], or to their means over the queries [N, 1].
+    """One way to scores [N, M], or to their means over the queries [N, 1]."""
 
-    Attributes:
-        kind: Methods of one kind do the same work.
-        quantity: What they compute.
-        min_cost: What this takes at least.
-        run: Takes model, training examples and queries; None for another library.
-        script: In benchmarks/peers, and its arguments.
-        environment: Of another library; "" is the project's own.
-        holds_full_gradients: Of the model's size, for all queries at once.
-    """
-
-    kind: str
+    kind: str  # methods of one kind do the same work
     quantity: str
     min_cost: Callable[[Shape, Lengths], Cost]
-    run: Callable[[LM, list[Encoded], list[Encoded]], np.ndarray] | None = None
-    script: tuple[str, ...] = ()
-    environment: str = ""
-    holds_full_gradients: bool = False
+    run: Callable[[LM, list[Encoded], list[Encoded]], np.ndarray] | None = None  # a peer has none
+    script: tuple[str, ...] = ()  # in benchmarks/peers, and its arguments
+    environment: str = ""  # of another library; "" is the project's own
+    holds_full_gradients: bool = False  # of the model's size, for all queries at once
 
 
 PROBING = "probing", NATS, costs.probing

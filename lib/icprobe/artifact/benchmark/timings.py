@@ -55,10 +55,7 @@ def beside(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def panels(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Return what `figures.durations` shows: by quantity and lengths.
-
-    Means over queries and similarities are left out, which only we compute.
-    """
+    """Return what `figures.durations` shows, by quantity and lengths; what only we compute is not."""
     found = {}
     for lengths, rows in beside(table).items():
         for quantity, part in rows[rows["quantity"].isin([NATS, PRODUCTS])].groupby("quantity"):
@@ -72,14 +69,11 @@ def panels(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def findings(table: pd.DataFrame) -> pd.DataFrame:
-    """Return ratios of seconds on the same work, one row a quantity.
+    """Return ratios of seconds on the same work: quantity, unit, estimate, low, high, n (examples).
 
     These are: our other methods over probing; other libraries over our method of the same kind; and
     their gradient products over their log-likelihoods. Of a library, the fastest batch size counts.
-
-    Returns:
-    Columns quantity, unit, estimate, low, high, n (training examples). Low and high are the
-        least and the most that the ranges over repeats allow, NaN for a single run.
+    Low and high are the least and most that the ranges over repeats allow, NaN for a single run.
     """
     table = table.sort_values("seconds")
     table = table.assign(
@@ -102,7 +96,7 @@ def findings(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["quantity", "unit", "estimate", "low", "high", "n"])
 
 
-def _compared() -> dict[str, tuple[tuple[str, str], tuple[str, str]]]:
+def _compared() -> dict:
     """Return which two (library, kind) are compared, by what their ratio is called."""
     found = {}
     for name, method in METHODS.items():
@@ -116,17 +110,11 @@ def _compared() -> dict[str, tuple[tuple[str, str], tuple[str, str]]]:
 
 
 def accuracy_per_second(table: pd.DataFrame, effects: pd.DataFrame, level: str) -> pd.DataFrame:
-    """Return what methods tell of a training step, beside the seconds that they take.
+    """Return method, seconds, estimate, low, high: what methods tell of a training step, by price.
 
-    Args:
-        table: Timings of one lengths and number of queries.
-        effects: 03's table of agreement with training effects, of one step; methods beside those
-            of 03: "product, projected" and "cosine, projected".
-        level: Of agreement. For "per example", the product's is the query set's, too, since both
-            rank by the same mean.
-
-    Returns:
-        Columns method, seconds, estimate, low, high; a row for each method that both have.
+    Of timings of one lengths and number of queries, and the agreement of `TIMED` scores with
+    effects of one step, as in 03. At the level "per example", the product's is the query set's,
+    too, since both rank by the same mean.
     """
     known = effects[effects["level"] == level].rename(columns={"first": "method"})
     if level == "per example":
@@ -141,14 +129,9 @@ def accuracy_per_second(table: pd.DataFrame, effects: pd.DataFrame, level: str) 
 def crossings(table: pd.DataFrame, counts: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Return from how many queries on probing costs more than each other method timed beside it.
 
-    Args:
-        table: Timings.
-        counts: By lengths, see `costs.by_queries`.
-
-    Returns:
-        Columns lengths, against, cheaper and dearer: the sizes timed between which the seconds
-        cross; operations and nothing_shared: the least size counted at which probing, or probing
-        that shares nothing, takes more operations. NaN where there is no such size.
+    Cheaper and dearer are the sizes timed between which the seconds cross; operations and
+    nothing_shared the least size of `counts` (`costs.by_queries` by lengths) at which probing, or
+    probing that shares nothing, takes more operations. NaN where there is no such size.
     """
     table = table.assign(method=table["method"].str.removeprefix(OURS))
     rows = []
