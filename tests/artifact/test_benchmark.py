@@ -6,7 +6,7 @@ import torch
 from helpers import save_tiny
 
 from icprobe import models
-from icprobe.artifact.benchmark import comparison, methods, timings, work
+from icprobe.artifact.benchmark import comparison, methods, timings
 from icprobe.artifact.benchmark.methods import EXACT, METHODS, PRODUCTS, Method
 from icprobe.methods.gradient import losses
 
@@ -108,11 +108,11 @@ def test_every_peer_has_what_it_needs():
 
 def test_long_examples_are_long(tiny, monkeypatch):
     rows = [{**row, "task": f"task {k % 3}"} for k, row in enumerate(ROWS)]
-    monkeypatch.setattr(work.data, "load", lambda *_, **__: rows)
-    train, queries = work.examples(tiny(), "long", 4, 9)
+    monkeypatch.setattr(methods.data, "load", lambda *_, **__: rows)
+    train, queries = methods.examples(tiny(), "long", 4, 9)
     assert (len(train), len(queries)) == (4, 9)  # more than there are rows: again from the start
     assert queries[7] == queries[0]
-    assert all(len(example.ids) >= work.LONG for example in train)
+    assert all(len(example.ids) >= methods.LONG for example in train)
     assert train[0].id.startswith("0+3+6")  # of its own task
 
 
@@ -122,7 +122,7 @@ def test_peers_share_a_loss_that_is_the_completions(pairs, monkeypatch):
     import exchange
 
     lm, _, train, queries = pairs
-    told = work.exchange(lm.identity["name"], lm, train, queries)
+    told = methods.exchange(lm.identity["name"], lm, train, queries)
     batch = exchange.padded([exchange.labelled(row) for row in told["train"]])
     few = exchange.needed(batch["labels"])
     expected = sum(losses.loss(lm, example).item() for example in train)

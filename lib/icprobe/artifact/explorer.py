@@ -166,17 +166,12 @@ def _kept(scores: views.Scores, choices: list[Sequence[int]]) -> tuple[np.ndarra
 
 
 def _packed(table: pd.DataFrame, kept: np.ndarray) -> dict:
-    """Return a ranking of the kept rows, base64 of little-endian numbers, without empty columns."""
+    """Return a ranking of the kept rows, base64 of little-endian floats, without empty columns."""
     packed = {"ranked": int(table["rank"].count()), "queries": int(table["queries"].max())}
     for name in ("score", "low", "high", "rank", "rank_low", "rank_high"):
-        column = table[name].to_numpy()
-        if np.isnan(column).all():
-            continue
-        kind, column = "<f4", column[kept]
-        if name.startswith("rank"):  # whole numbers; 0 stands for no place
-            kind = "<u2" if len(table) < 2**16 else "<u4"
-            column = np.where(np.isnan(column), 0, column)
-        packed[name] = base64.b64encode(column.astype(kind).tobytes()).decode("ascii")
+        if table[name].notna().any():
+            numbers = table[name].to_numpy("<f4")[kept]
+            packed[name] = base64.b64encode(numbers.tobytes()).decode("ascii")
     return packed
 
 

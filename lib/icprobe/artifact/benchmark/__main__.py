@@ -8,9 +8,8 @@ import pandas as pd
 from icprobe import figures, models
 from icprobe.artifact import benchmark
 from icprobe.artifact.benchmark.comparison import compare
-from icprobe.artifact.benchmark.methods import METHODS
+from icprobe.artifact.benchmark.methods import LENGTHS, METHODS
 from icprobe.artifact.benchmark.timings import KEY
-from icprobe.artifact.benchmark.work import LENGTHS
 from icprobe.data import assets, paths
 
 

@@ -19,8 +19,7 @@ from torch.utils.benchmark import Timer
 from tqdm import tqdm
 
 from icprobe.artifact import provenance
-from icprobe.artifact.benchmark.methods import METHODS, PLAIN, Method
-from icprobe.artifact.benchmark.work import examples, exchange
+from icprobe.artifact.benchmark.methods import METHODS, PLAIN, Method, examples, exchange
 from icprobe.data import paths
 from icprobe.methods import costs
 from icprobe.methods.costs import Lengths, Shape
@@ -58,7 +57,7 @@ def compare(
         RuntimeError: If the process of a method of ours fails, or no method can run.
     """
     train, queries = examples(lm, lengths, n, max(sizes))
-    shape, tables, scores = Shape.of(lm), [], {}
+    on_gpu, shape, tables, scores = lm.device.type == "cuda", Shape.of(lm), [], {}
     for m in sizes:
         counted = Lengths.of(train, queries[:m])
         held = costs.whole_gradients(shape, counted).bytes
@@ -77,7 +76,7 @@ def compare(
         dtype=lm.identity["dtype"],
         device=lm.device.type,
         n=n,
-        machine=_machine(lm),
+        machine=torch.cuda.get_device_name(lm.device) if on_gpu else provenance.processor(),
         threads=torch.get_num_threads(),
         repeats=repeats,
     )
@@ -86,11 +85,6 @@ def compare(
     kept = zip(table["method"], table["m"], table["quantity"], strict=True)
     off = [errors(scores[m][name], exact.get(quantity)) for name, m, quantity in kept]
     return table.join(pd.DataFrame(off))
-
-
-def _machine(lm: LM) -> str:
-    on_gpu = lm.device.type == "cuda"
-    return torch.cuda.get_device_name(lm.device) if on_gpu else provenance.processor()
 
 
 def obstacle(method: Method, lm: LM, held: float) -> str:

@@ -55,7 +55,7 @@ def beside(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def panels(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Return what `figures.durations` shows, by quantity and lengths; what only we compute is not."""
+    """Return what `figures.durations` shows, by quantity and lengths; not what only we compute."""
     found = {}
     for lengths, rows in beside(table).items():
         for quantity, part in rows[rows["quantity"].isin([NATS, PRODUCTS])].groupby("quantity"):
