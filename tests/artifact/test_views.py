@@ -9,7 +9,7 @@ from helpers import UNITS, texts, three_methods
 from jupyter_client.manager import start_new_kernel
 from scipy import stats
 
-from icprobe import data, statistics
+from icprobe import statistics
 from icprobe.artifact import explorer, views
 from icprobe.data import paths
 
@@ -111,13 +111,6 @@ def test_too_few_examples_have_no_agreement(scores):
 )
 def test_scores_show_about_three_digits(largest, digits):
     assert views.decimals(made({"a": np.full((N, M), -largest)}), "a") == digits
-
-
-def test_of_data_sets():
-    pool = data.load(paths.ROOT / "data" / "demo.jsonl")
-    scores = views.Scores(pool, pool, {"gain": np.eye(len(pool))}, {"gain": "nats"})
-    table = views.ranking(scores, "gain", [3])
-    assert table.index.tolist() == pool["id"][:] and table["rank"].idxmin() == pool["id"][3]
 
 
 def test_the_explorers_file_is_whole_and_small(scores, tmp_path, monkeypatch):
