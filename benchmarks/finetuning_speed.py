@@ -26,7 +26,7 @@ from trl import SFTTrainer
 
 from icprobe import models
 from icprobe.artifact import provenance
-from icprobe.artifact.benchmark.work import examples
+from icprobe.artifact.benchmark.methods import examples
 from icprobe.finetuning import sft
 from icprobe.finetuning.recipe import Recipe
 

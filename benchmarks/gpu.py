@@ -177,7 +177,7 @@ def main() -> None:
                     "copied": copied,
                     "memory": memory,  # GiB that gradient factors may take
                     "floor": floor,  # all at the rate of the model's dtype
-                    **errors(quantity, scores[: CHECKED[0]], exact),
+                    **errors(scores[: CHECKED[0]], exact[quantity]),
                     "versions": versions,
                 }
             )

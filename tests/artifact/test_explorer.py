@@ -1,7 +1,6 @@
 """The explorer's page in a real browser: what it shows, and that it loads and runs nothing else."""
 
 import itertools
-import os
 import re
 import shutil
 import urllib.parse
@@ -16,12 +15,6 @@ from icprobe.artifact import explorer, views
 
 pytestmark = pytest.mark.slow
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-    "--disable-background-networking", "--disable-component-update",
-]  # fmt: skip
-
 N, M = 30, 9
 ALL = "index == index"
 HOSTILE = "</script><img src=x onerror='window.hacked = true'><!--<script>"
@@ -31,14 +24,12 @@ HOSTILE = "</script><img src=x onerror='window.hacked = true'><!--<script>"
 def chromium():
     sync_api = pytest.importorskip("playwright.sync_api")
     with sync_api.sync_playwright() as playwright:
-        own = playwright.chromium.executable_path
-        found = [os.environ.get("PLAYWRIGHT_CHROMIUM"), *map(shutil.which, NAMES)]
-        file = next(filter(None, [*found, own if Path(own).exists() else None]), None)
-        if not file:
-            pytest.skip(
-                "no Chromium: apt install chromium, or python -m playwright install chromium"
-            )
-        browser = playwright.chromium.launch(executable_path=file, args=FLAGS)
+        own = Path(playwright.chromium.executable_path)
+        file = shutil.which("chromium") or shutil.which("google-chrome") or own
+        if not Path(file).exists():
+            pytest.skip("no Chromium: apt install chromium, or playwright install chromium")
+        flags = ["--no-sandbox", "--disable-gpu"]
+        browser = playwright.chromium.launch(executable_path=file, args=flags)
         yield browser
         browser.close()
 
@@ -93,7 +84,7 @@ def scores() -> views.Scores:
     train = texts(N, "example", before="Look at this.\n")
     train.loc[7, "prompt"] = "word " * 400 + "the last words:"
     queries = texts(M, "query", before="Look at this.\n")
-    return views.Scores(train, queries, three_methods(N, M), UNITS, note="Made up.")
+    return views.Scores(train, queries, three_methods(N, M), UNITS, {"example-4": "selected"})
 
 
 @pytest.fixture(scope="module")
@@ -104,16 +95,12 @@ def file(scores, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def opened(chromium, file):
-    page = Opened(chromium, file)
-    yield page
-    page.page.close()
+    return Opened(chromium, file)
 
 
 @pytest.fixture
 def shown(opened):
     """Return the page as it opens; loading it for each test would be most of the tests' time."""
-    opened.page.set_viewport_size({"width": 1280, "height": 900})
-    opened.page.emulate_media(media="screen")
     opened.page.select_option(".dt-length select", "10")
     opened.page.evaluate("location.hash = '#'")
     opened.page.wait_for_function("location.hash.includes('example=')")
@@ -127,12 +114,11 @@ def told(scores, method: str, x: float) -> str:
     return shown if float(shown) == 0 else f"{'−' if x < 0 else '+'}{shown}"
 
 
-def extremes(scores, method: str, of: str = ALL, top: int = 5, among: str | None = None) -> list:
-    """Return the rows at both ends of a ranking, those of one task among all; none is at both."""
+def extremes(scores, method: str, of: str = ALL, top: int = 5) -> list[pd.DataFrame]:
+    """Return the rows at both ends of a ranking; none is at both."""
     ranked = views.ranking(scores, method, scores.queries.query(of).index)
     table = scores.train.set_index("id").join(ranked).reset_index()
-    table = table[table["rank"].notna() & (True if among is None else table["task"] == among)]
-    table = table.sort_values("rank", kind="stable")
+    table = table[table["rank"].notna()].sort_values("rank", kind="stable")
     return [table.head(top), table.iloc[top:].iloc[::-1].head(top)]
 
 
@@ -149,9 +135,8 @@ def helped(scores, example: str, method: str, top: int = 5) -> list[pd.DataFrame
 def test_the_page_says_what_it_is(shown):
     page = shown.page
     assert page.title() == page.inner_text("h1") == "Which help?"
-    assert page.get_attribute("html", "lang") == "en"
     facts = page.inner_text("body")
-    for said in ("A tiny model & data", "30 training examples, 9 queries, 3 methods", "Made up."):
+    for said in ("A tiny model & data", "30 training examples, 9 queries, 3 methods"):
         assert said in facts
     # whoever cannot see the layout needs headings in order, and names of all controls
     levels = page.evaluate("[...document.querySelectorAll('h1,h2,h3,h4')].map(h => +h.tagName[1])")
@@ -220,62 +205,48 @@ def test_a_training_example_is_picked_and_shows_whom_it_helps(shown, scores):
     shown.page.locator("#helped-columns button", has_text=re.compile(f"^{other}$")).first.click()
     assert shown.hash["query"] == other and shown.hash["example"] == name
     assert shown.page.inner_text("#query-title") == f"Query {other}"
-    # and by its id
-    for typed in ("example-3", "example-99"):
-        shown.page.fill("#pick", typed)
-        shown.page.keyboard.press("Enter")
-        assert shown.hash["example"] == "example-3"
-    assert "example-99" in shown.page.inner_text("#message")
+    shown.page.fill("#pick", "example-4")  # and by its id
+    shown.page.keyboard.press("Enter")
+    assert shown.hash["example"] == "example-4"
+    assert "selected" in shown.page.inner_text("#example-text")
 
 
 def test_search_and_filter_by_task(shown, scores):
+    page = shown.page
     shown.choose("query-4:")
-    shown.page.select_option("#task", "sums")
-    wanted = extremes(scores, "gain", "id == 'query-4'", among="sums")[0]
-    assert [*shown.cards("gain", 0)] == wanted["id"].tolist()
-    assert "10 training examples of 30 pass the filter (sums)" in shown.page.inner_text("#filtered")
+    page.select_option("#task", "sums")
+    ranked = extremes(scores, "gain", "id == 'query-4'", top=N)[0].query("task == 'sums'")
+    assert [*shown.cards("gain", 0)] == ranked["id"].tolist()[:5]
+    assert "10 training examples of 30 pass the filter (sums)" in page.inner_text("#filtered")
     assert {row[1] for row in shown.rows()} == {"sums"}
-    # query-4 is about animals, and so are every third example
-    shown.page.select_option("#task", label="the query's own task")
-    assert {row[1] for row in shown.rows()} == {"animals"}
-    shown.page.select_option("#task", label="other tasks than the query's")
-    assert "20 training examples of 30" in shown.page.inner_text("#filtered")
-    shown.page.select_option("#task", "")
-    shown.page.fill("#search", "QUESTION answer 12")
-    assert [row[0] for row in shown.rows()] == [*shown.cards("gain", 0)] == ["example-12"]
-    shown.page.fill("#search", "example-7")  # a long text is clipped, and can be seen whole
-    card = shown.page.locator("#columns li").first
+    page.select_option("#task", label="the query's own task")
+    assert {row[1].split()[0] for row in shown.rows()} == {"animals"}
+    page.select_option("#task", "")
+    page.fill("#search", "example-7")  # a long text is clipped, and can be seen whole
+    card = page.locator("#columns li").first
     prompt = card.locator(".prompt")
     assert len(prompt.inner_text()) == 200 and prompt.inner_text().endswith("the last words:")
     card.get_by_role("button", name="whole text").click()
     assert prompt.inner_text() == scores.train["prompt"][7]
-    shown.page.fill("#search", "nowhere to be found")
+    page.fill("#search", "nowhere to be found")
     assert not shown.cards("gain", 0)
-    assert "No training example passes" in shown.page.inner_text("#table")
-    shown.page.uncheck("#methods input >> nth=1")
-    assert shown.page.locator('#columns .column[data-method="cosine"]').count() == 0
-    assert "cosine" not in shown.page.inner_text("#agreement")
+    page.uncheck("#methods input >> nth=1")
+    assert page.locator('#columns .column[data-method="cosine"]').count() == 0
 
 
 def test_the_table_sorts_by_its_headings(shown, scores):
-    ranked = views.ranking(scores, "step", range(M))["rank"].dropna()
+    ranked = views.ranking(scores, "step", range(M))["rank"].dropna().sort_values().index
     heading = shown.page.locator("#table thead th", has_text="step (nats)")
-    heading.click()
-    shown.page.wait_for_selector("th[aria-sort=ascending]:has-text('step')")
-    assert [row[0] for row in shown.rows()] == ranked.sort_values().index[:10].tolist()
-    heading.locator("[tabindex='0']").first.focus()
-    shown.page.keyboard.press("Enter")
-    shown.page.wait_for_selector("th[aria-sort=descending]:has-text('step')")
     # what was not measured comes last either way
-    assert [row[0] for row in shown.rows()] == ranked.sort_values().index[::-1][:10].tolist()
-    by_gain = views.ranking(scores, "gain", range(M))["rank"].sort_values().index.tolist()
-    for name, order in (("Id", sorted(scores.train["id"])), ("gain", by_gain)):  # as it began
-        shown.page.locator("#table thead th", has_text=name).first.click()
-        shown.page.wait_for_selector(f"th[aria-sort=ascending]:has-text('{name}')")
-        assert [row[0] for row in shown.rows()] == order[:10]
+    for order, wanted in (("ascending", ranked), ("descending", ranked[::-1])):
+        heading.locator("[tabindex='0']").first.focus()
+        shown.page.keyboard.press("Enter")
+        shown.page.wait_for_selector(f"th[aria-sort={order}]:has-text('step')")
+        assert [row[0] for row in shown.rows()] == wanted[:10].tolist()
+    shown.page.locator("#table thead th", has_text="gain").first.click()  # as it began
 
 
-def test_everything_goes_by_keyboard(shown):
+def test_it_goes_by_keyboard(shown):
     page, queries = shown.page, []
     for key in ("j", "ArrowRight", "j", "ArrowLeft", "k", "k", "k"):
         page.keyboard.press(key)
@@ -286,18 +257,6 @@ def test_everything_goes_by_keyboard(shown):
     assert page.input_value("#search") == "jk answer 7" and page.input_value("#choice") == "0"
     page.fill("#search", "")
     page.keyboard.press("Escape")
-    # Tab alone goes through controls and training examples, and on to the table's headings
-    seen = set()
-    for start in ("#to-ranked", "#columns button >> nth=-1", "#wide"):
-        page.focus(start)
-        for _ in range(25):
-            page.keyboard.press("Tab")
-            seen.add(page.evaluate(
-                "(e => e.id || e.dataset.key || e.closest('th')?.innerText.trim() || e.type)"
-                "(document.activeElement)"
-            ))  # fmt: skip
-    assert {"choice", "next", "task", "search", "top", "x", "y", "pick"} <= seen
-    assert {"checkbox", "step (nats)"} <= seen and any(" high " in key for key in seen)
     # whoever picks by keyboard stays where they are
     button = page.locator('#columns .column[data-method="gain"] li button.pick').nth(2)
     name = button.inner_text()
@@ -312,19 +271,19 @@ def test_the_address_keeps_the_view(shown, chromium, file):
     shown.choose("query-8:")
     page.select_option("#task", "animals")
     page.fill("#search", "question")
-    page.select_option("#top", "3")
     page.select_option("#x", label="step (nats)")
     page.uncheck("#methods input >> nth=0")
-    page.fill("#pick", "example-4")
-    page.keyboard.press("Enter")
     main = page.inner_text("main")
-    again = Opened(chromium, file, address="#" + urllib.parse.urlsplit(page.url).fragment)
-    assert again.page.inner_text("main") == main and again.page.url == page.url
+    # on a telephone, too, nothing is wider than the screen
+    address = "#" + urllib.parse.urlsplit(page.url).fragment
+    again = Opened(chromium, file, width=390, address=address).page
+    assert again.evaluate("document.documentElement.scrollWidth") == 390
+    again.set_viewport_size({"width": 1280, "height": 900})
+    assert again.inner_text("main") == main and again.url == page.url
     # an address that is typed into the open page counts, too
-    again.page.evaluate("location.hash = '#query=query-77'")
-    again.page.wait_for_function("document.getElementById('message').innerText.includes('77')")
-    assert again.page.inner_text("#query-title") == "All queries"
-    again.page.close()
+    again.evaluate("location.hash = '#query=query-77'")
+    again.wait_for_function("document.getElementById('message').innerText.includes('77')")
+    assert again.inner_text("#query-title") == "All queries"
 
 
 def test_hostile_texts_are_texts(chromium, tmp_path):
@@ -333,7 +292,8 @@ def test_hostile_texts_are_texts(chromium, tmp_path):
         frame[column] = [f"{HOSTILE} {text}" for text in frame[column]]
     train["task"] = queries["task"] = HOSTILE
     methods = {f"{HOSTILE} {name}": matrix for name, matrix in three_methods(N, M).items()}
-    scores = views.Scores(train, queries, methods, dict.fromkeys(methods, HOSTILE), note=HOSTILE)
+    marks = dict.fromkeys(train["id"], HOSTILE)
+    scores = views.Scores(train, queries, methods, dict.fromkeys(methods, HOSTILE), marks)
     opened = Opened(chromium, explorer.write(scores, tmp_path / "page.html", HOSTILE, HOSTILE))
     page = opened.page
     page.keyboard.press("j")
@@ -346,7 +306,6 @@ def test_hostile_texts_are_texts(chromium, tmp_path):
     assert page.locator("img[src=x]").count() == 0
     assert page.evaluate("window.hacked") is None
     opened.assert_quiet()
-    page.close()
 
 
 def point(opened: Opened, row: int) -> None:
@@ -387,41 +346,20 @@ def test_the_scatter_shows_a_text_and_picks_it(shown, scores):
         "(name => [...Bokeh.index.roots][0].model.document.get_model_by_name(name))"
     )
     assert drawn == {"rows": [2, 5, 8, 11], "rest": 8}
-    assert "4 training examples measured by both" in page.inner_text("#compare-remark")
-
-
-def test_it_fits_a_telephone_and_paper(shown, chromium, file):
-    phone = Opened(chromium, file, width=390)
-    phone.choose("query-5:")
-    phone.page.wait_for_timeout(300)
-    assert phone.page.evaluate("document.documentElement.scrollWidth") == 390
-    phone.page.close()
-    page = shown.page
-    page.set_viewport_size({"width": 690, "height": 1000})  # A4 less its margins
-    page.emulate_media(media="print")
-    for name in ("#controls", "#bar", "#pick", ".dt-length select"):
-        assert not page.locator(name).first.is_visible()
-    for name in ("#agreement table", "#example-scores table", "#table", "#columns li"):
-        box = page.locator(name).first.bounding_box()
-        assert box["width"] > 100 and box["x"] >= 0 and box["x"] + box["width"] <= 691
 
 
 def test_of_many_examples_the_extreme_ones_stay(chromium, scores, tmp_path, monkeypatch):
     monkeypatch.setattr(explorer, "MOST_EXAMPLES", 27)
-    opened = Opened(chromium, explorer.write(scores, tmp_path / "page.html", "part"))
-    said = opened.page.inner_text("#kept")
+    page = Opened(chromium, explorer.write(scores, tmp_path / "page.html", "part")).page
+    said = page.inner_text("#kept")
     assert "holds the 27 training examples" in said and "among all 30" in said
     whole = int(re.search(r"Places 1 to (\d+) from either end", said)[1])
-    ids = "[...document.querySelectorAll('#ids option')].map(o => o.value)"
-    held = set(opened.page.evaluate(ids))
-    assert len(held) == 27
+    held = page.evaluate("[...document.querySelectorAll('#ids option')].map(o => o.value)")
+    assert len(set(held)) == 27
     choices = [ALL, "task == 'sums'", *(f"id == 'query-{j}'" for j in range(M))]
     for method, of in itertools.product(scores.methods, choices):
-        assert all(set(rows["id"]) <= held for rows in extremes(scores, method, of, top=whole))
-    for method in scores.methods:  # ranks are still among all
-        wanted = [name for name in extremes(scores, method, top=N)[0]["id"] if name in held]
-        assert [*opened.cards(method, 0)] == wanted[:5]
-    opened.page.close()
+        for rows in extremes(scores, method, of, top=whole):
+            assert set(rows["id"]) <= set(held)
 
 
 def test_one_method_and_one_query_are_enough(chromium, tmp_path):
@@ -433,4 +371,3 @@ def test_one_method_and_one_query_are_enough(chromium, tmp_path):
     opened.page.keyboard.press("j")
     assert opened.page.inner_text("#query-title") == "Query query-0"
     opened.assert_quiet()
-    opened.page.close()

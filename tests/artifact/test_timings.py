@@ -23,14 +23,12 @@ def test_findings_are_ratios_of_the_same_work():
         ("icprobe, gradient products", 3, 6.0, 6.0, 6.0),
     )
     found = timings.findings(table).set_index("quantity")[["estimate", "low", "high", "n"]]
-    assert {name: row.tolist() for name, row in found.dropna().iterrows()} == {
+    assert {name: row.tolist() for name, row in found.iterrows()} == {
         "gradient products over probing, grid, M = 1": [3, 1, 8, 4],
         "lm-eval over probing, grid, M = 1": [4, 2, 12, 4],  # the fastest batch size
         "kronfluence over gradient products, grid, M = 1": [2, 1.5, 3, 4],
         "others' gradient products over others' probing, grid, M = 1": [1.5, 1, 1.5, 4],
     }
-    untimed = [f"gradient products over probing, long, M = {m}" for m in timings.CLAIMED]
-    assert found.loc[untimed, "estimate"].isna().all()
     once = timings.findings(table.assign(repeats=1)).set_index("quantity")
     once = once.loc["gradient products over probing, grid, M = 1"]
     assert once["estimate"] == 3 and np.isnan([once["low"], once["high"]]).all()
@@ -44,8 +42,6 @@ def test_timings_are_of_the_model_and_of_the_largest_pool(tiny, tmp_path):
     pd.DataFrame(rows).to_csv(tmp_path / "cost.csv", index=False)
     found = timings.read(str(tmp_path / "cost.csv"), lm)
     assert found["dtype"].tolist() == ["float32", "bfloat16"] and (found["n"] == 4).all()
-    with pytest.raises(FileNotFoundError):
-        timings.read(str(tmp_path / "none.csv"), lm)
 
 
 def test_accuracy_per_second():

@@ -9,7 +9,7 @@ from helpers import UNITS, texts, three_methods
 from jupyter_client.manager import start_new_kernel
 from scipy import stats
 
-from icprobe import data, statistics
+from icprobe import statistics
 from icprobe.artifact import explorer, views
 from icprobe.data import paths
 
@@ -18,10 +18,11 @@ ALL, ANIMALS, COLOURS = range(M), [1, 4, 7], [0, 3, 6]
 ENDS = ["low", "high", "rank_low", "rank_high"]
 
 
-def made(**change) -> views.Scores:
-    """Return scores of three methods, something of which is changed."""
-    whole = {"train": texts(N, "example"), "queries": texts(M, "query")}
-    return views.Scores(**whole | {"methods": three_methods(N, M), "units": UNITS} | change)
+def made(methods: dict | None = None) -> views.Scores:
+    """Return scores of three methods, or of others."""
+    methods = methods or three_methods(N, M)
+    units = {name: UNITS.get(name, "nats") for name in methods}
+    return views.Scores(texts(N, "example"), texts(M, "query"), methods, units)
 
 
 @pytest.fixture
@@ -39,12 +40,9 @@ def test_a_mean_has_the_interval_of_its_queries(scores):
     assert (table["queries"] == 3).all()
     assert (table["rank"].to_numpy() == stats.rankdata(-values.mean(1))).all()
     assert table[["rank_low", "rank_high"]].isna().all(axis=None)  # of so few queries
-
-
-def test_a_single_query_has_no_intervals(scores):
-    table = views.ranking(scores, "gain", [3])
-    np.testing.assert_array_equal(table["score"], scores.methods["gain"][:, 3])
-    assert table[ENDS].isna().all(axis=None)
+    single = views.ranking(scores, "gain", [3])
+    np.testing.assert_array_equal(single["score"], scores.methods["gain"][:, 3])
+    assert single[ENDS].isna().all(axis=None)
 
 
 def test_ranks_are_as_sure_as_the_queries_are_alike(scores):
@@ -52,8 +50,7 @@ def test_ranks_are_as_sure_as_the_queries_are_alike(scores):
     noise = np.random.default_rng(2).normal(size=(N, M))
     widths = []
     for spread in (0, 0.1, 1):
-        some = made(methods={"gain": alike + spread * noise}, units={"gain": "nats"})
-        table = views.ranking(some, "gain", ALL)
+        table = views.ranking(made({"gain": alike + spread * noise}), "gain", ALL)
         assert table["rank_low"].between(1, table["rank"]).all()
         assert table["rank_high"].between(table["rank"], N).all()
         widths.append((table["rank_high"] - table["rank_low"]).mean())
@@ -105,8 +102,7 @@ def test_the_interval_for_one_query_holds_the_truth_as_often_as_it_says():
 def test_too_few_examples_have_no_agreement(scores):
     part = np.full((N, M), np.nan)
     part[: statistics.MIN_OBSERVATIONS - 1] = 1.0
-    methods = {"gain": scores.methods["gain"], "part": part}
-    found = views.agreements(made(methods=methods, units={"gain": "", "part": ""}), ALL)
+    found = views.agreements(made({"gain": scores.methods["gain"], "part": part}), ALL)
     assert found[["estimate", "low", "high"]].isna().all(axis=None)
 
 
@@ -114,36 +110,7 @@ def test_too_few_examples_have_no_agreement(scores):
     ("largest", "digits"), [(250.0, 0), (99.0, 1), (3.0, 2), (0.5, 3), (4e-4, 6), (0.0, 0)]
 )
 def test_scores_show_about_three_digits(largest, digits):
-    scores = made(methods={"a": np.full((N, M), -largest)}, units={"a": "nats"})
-    assert views.decimals(scores, "a") == digits
-
-
-def test_of_data_sets():
-    pool = data.load(paths.ROOT / "data" / "demo.jsonl")
-    matrix = np.zeros((len(pool), len(pool)), dtype=np.float32)
-    scores = views.Scores(pool, pool, {"gain": matrix}, {"gain": "nats"})
-    assert scores.train["prompt"].tolist() == pool["prompt"][:]
-    with pytest.raises(ValueError, match=r"queries .*'task'"):
-        views.Scores(pool, pool.remove_columns("task"), {"gain": matrix}, {"gain": "nats"})
-
-
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        ({"methods": {}, "units": {}}, "no methods"),
-        ({"units": {"gain": "nats", "lift": "nats"}}, "'lift'.*'step'"),
-        ({"methods": dict.fromkeys(UNITS, np.zeros((M, N)))}, r"'gain'.*\[9, 30\].*\[30, 9\]"),
-        ({"methods": dict.fromkeys(UNITS, np.full((N, M), np.inf))}, "'gain'.*infinite"),
-        ({"methods": dict.fromkeys(UNITS, np.full((N, M), np.nan))}, "'gain'.*no score"),
-        ({"train": texts(N, "example").assign(id="same")}, "training examples .*'same'"),
-        ({"queries": texts(M, "query").drop(columns="prompt")}, "queries .*'prompt'"),
-        ({"queries": texts(0, "query")}, "no queries"),
-        ({"marks": {"query-1": "selected"}}, "'query-1'"),
-    ],
-)
-def test_what_does_not_fit_is_said(change, named):
-    with pytest.raises(ValueError, match=named):
-        made(**change)
+    assert views.decimals(made({"a": np.full((N, M), -largest)}), "a") == digits
 
 
 def test_the_explorers_file_is_whole_and_small(scores, tmp_path, monkeypatch):

@@ -1,10 +1,8 @@
 """One page for the browser: pick a query or a training example and see what each method says.
 
-The page is one file that opens from disk and loads nothing: texts and numbers, the code of
-`page/explorer.js`, DataTables (from itables) and Bokeh are all inside, and a content security
-policy forbids it to ask for more, or to run other code. Whatever comes from data stands in JSON
-that nothing executes, and the page's code puts it in as text. All numbers are those of `views.py`,
-computed here: the page sorts and filters them.
+The page is one file that opens from disk and loads nothing: a content security policy forbids it to
+ask for more than is inside, or to run other code. Whatever comes from data stands in JSON that
+nothing executes, and the page's code puts it in as text. All numbers are those of `views.py`.
 """
 
 import base64
@@ -46,32 +44,24 @@ _TOOLTIP = f"""
 
 
 def write(scores: views.Scores, file: str | Path, title: str, description: str = "") -> Path:
-    """Write the page; return its file.
+    """Write the page to a file, such as `figures/mine/explorer.html`; return it.
 
     Of more than `MOST_EXAMPLES` training examples, the page holds those whose scores are the most
     extreme for any query, task or all queries, by any method, and says so. Ranks and agreements are
-    always among all N.
-
-    Args:
-        scores: N training examples, M queries and what methods say of each pair.
-        file: Where to, such as `figures/mine/explorer.html`; a relative path starts at the
-            repository root.
-        title: Of the page.
-        description: What the scores are of, such as the model and the data; plain text.
+    always among all N. The description says what the scores are of, such as the model and the data.
     """
     file = paths.resolve(file)
     file.parent.mkdir(parents=True, exist_ok=True)
     page = importlib.resources.files("icprobe.artifact") / "page"
     tables = importlib.resources.files("itables") / "html"
     parts = {name: (page / f"explorer.{name}").read_text("utf-8") for name in ("html", "js", "css")}
-    bokeh = _script(Resources(mode="inline", components=["bokeh"]).js_raw[0])
-    own = _script(parts["js"])
+    bokeh = Resources(mode="inline", components=["bokeh"]).js_raw[0]
     content = string.Template(parts["html"]).substitute(
-        allowed=f"{_digest(bokeh)} {_digest(own)}",
+        allowed=f"{_digest(bokeh)} {_digest(parts['js'])}",
         title=html.escape(title),
         description=html.escape(description),
         css=parts["css"],
-        js=own,
+        js=parts["js"],
         tables_css=(tables / "dt_bundle.css").read_text("utf-8"),
         tables_js=_json((tables / "dt_bundle.js").read_text("utf-8")),
         bokeh_js=bokeh,
@@ -86,9 +76,7 @@ def write(scores: views.Scores, file: str | Path, title: str, description: str =
 def frame(file: str | Path) -> IFrame | None:
     """Return a page in a frame for a notebook in `notebooks/`; None where nobody looks at it.
 
-    The request that runs a cell says whether somebody could answer questions: JupyterLab's does,
-    papermill's does not. The address starts at the notebook's folder, from which its executed copy
-    is elsewhere.
+    A request that could be asked for input comes from JupyterLab, others from papermill.
     """
     kernel = getattr(get_ipython(), "kernel", None)
     request = (kernel.get_parent("shell") if kernel else None) or {}
@@ -101,18 +89,6 @@ def _json(content: object) -> str:
     """Return JSON that may stand inside a script element: nothing in it can end the element."""
     text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c")
-
-
-def _script(code: str) -> str:
-    """Return code that may stand inside a script element.
-
-    Raises:
-        ValueError: If it would end the element, or hide its end.
-    """
-    for bad in ("</script", "<script", "<!--"):
-        if bad in code.lower():
-            raise ValueError(f"a script has {bad!r} inside and cannot be part of a page")
-    return code
 
 
 def _digest(code: str) -> str:
@@ -144,24 +120,19 @@ def _content(scores: views.Scores) -> dict:
         ]
         agreed = views.agreements(scores, columns)
         choice["agreements"] = json.loads(agreed.to_json(orient="values", double_precision=4))
+    train = scores.train.iloc[kept]
+    marks = [scores.marks.get(name, "") for name in train["id"]]
     return {
         "examples": len(scores.train),
         "depth": depth,
-        "note": scores.note,
         "methods": [
             {"name": name, "unit": scores.units[name], "decimals": views.decimals(scores, name)}
             for name in scores.methods
         ],
-        "train": _texts(scores.train.iloc[kept])
-        | {"mark": [scores.marks.get(name, "") for name in scores.train["id"].iloc[kept]]},
-        "queries": _texts(scores.queries),
+        "train": train.assign(mark=marks).to_dict("list"),
+        "queries": scores.queries.to_dict("list"),
         "choices": choices,
     }
-
-
-def _texts(frame: pd.DataFrame) -> dict[str, list[str]]:
-    """Return ids, tasks and texts by column."""
-    return {name: frame[name].astype(str).tolist() for name in views.COLUMNS}
 
 
 def _choices(queries: pd.DataFrame) -> list[dict]:
@@ -195,17 +166,12 @@ def _kept(scores: views.Scores, choices: list[Sequence[int]]) -> tuple[np.ndarra
 
 
 def _packed(table: pd.DataFrame, kept: np.ndarray) -> dict:
-    """Return a ranking of the kept rows, base64 of little-endian numbers, without empty columns."""
+    """Return a ranking of the kept rows, base64 of little-endian floats, without empty columns."""
     packed = {"ranked": int(table["rank"].count()), "queries": int(table["queries"].max())}
     for name in ("score", "low", "high", "rank", "rank_low", "rank_high"):
-        column = table[name].to_numpy()
-        if np.isnan(column).all():
-            continue
-        kind, column = "<f4", column[kept]
-        if name.startswith("rank"):  # whole numbers; 0 stands for no place
-            kind = "<u2" if len(table) < 2**16 else "<u4"
-            column = np.where(np.isnan(column), 0, column)
-        packed[name] = base64.b64encode(column.astype(kind).tobytes()).decode("ascii")
+        if table[name].notna().any():
+            numbers = table[name].to_numpy("<f4")[kept]
+            packed[name] = base64.b64encode(numbers.tobytes()).decode("ascii")
     return packed
 
 

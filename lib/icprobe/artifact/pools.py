@@ -7,16 +7,10 @@ from icprobe.statistics.conditions import Labels, Pool
 
 
 def read_pool(experiment: Experiment, how_to_make: str, preamble: str = "", **options: str) -> Pool:
-    """Return what notebooks 01 and 02 made of a pool.
-
-    Args:
-        experiment: What was scored.
-        how_to_make: What to run if the scores are not there, for the error message.
-        preamble: Of the probe.
-        **options: Of the gradients, see `GradientProducts`.
+    """Return what notebooks 01 and 02 made of a pool; options are those of `GradientProducts`.
 
     Raises:
-        scores.ScoresNotFound: If something is not there.
+        scores.ScoresNotFound: If something is not there; says how to make it.
     """
     products = GradientProducts(**options)
     found = load(experiment, products, how_to_make)

@@ -1,12 +1,12 @@
-"""Methods beside each other: their seconds, their memory, and their errors."""
+"""Methods beside each other: their seconds, their memory, their errors, and where time goes."""
 
-import functools
 import json
 import math
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,134 +18,113 @@ from scipy.stats import spearmanr
 from torch.utils.benchmark import Timer
 from tqdm import tqdm
 
-from icprobe import models
 from icprobe.artifact import provenance
-from icprobe.artifact.benchmark.methods import METHODS, PEERS, PLAIN, Method
-from icprobe.artifact.benchmark.work import examples, exchange
+from icprobe.artifact.benchmark.methods import METHODS, PLAIN, Method, examples, exchange
+from icprobe.data import paths
 from icprobe.methods import costs
 from icprobe.methods.costs import Lengths, Shape
-from icprobe.models import LM
+from icprobe.models import LM, Encoded
 
+PEERS = paths.ROOT / "benchmarks" / "peers"
+ENVIRONMENTS = paths.ROOT / "benchmarks" / "environments"
 OWN_SCRIPT = "icprobe_methods.py"
 CHECKED = 4  # queries whose pairs are compared with float64
 FULL = 1 / 3  # share of the memory that M gradients may take: some peers hold them twice, and more
+OPERATIONS = "matrix products", "attention", "other operations"
 
 
 def compare(
     model: str,
-    dtype: str,
-    device: str | None,
+    lm: LM,
     lengths: str,
     n: int,
-    m: int,
+    sizes: Sequence[int],
     names: Sequence[str] = tuple(METHODS),
     repeats: int = 3,
 ) -> pd.DataFrame:
-    """Return one row a method: medians over repeats, ranges, efficiency and errors.
+    """Return timings on the same N training examples and M queries, a row for each M and method.
 
-    Args:
-        model: A folder or a hub name.
-        dtype: To compare in.
-        device: To compare on, None for the usual one; peers run on a CPU only.
-        lengths: "grid" or "long".
-        n: N, training examples.
-        m: M, queries.
-        names: Of `METHODS`; those that cannot run here are left out and named.
-        repeats: Runs of each.
+    The model is given by name and loaded, in the dtype and on the device to compare on. `lengths`
+    is "grid" or "long", `sizes` has each M. Methods that cannot run here, and other libraries that
+    fail, are left out and named.
 
-    Returns:
-        Columns method, model, lengths, dtype, device, n, m, machine, threads, quantity, seconds,
-        low, high (of seconds), cpu (seconds), peak (GiB), rate (operations a second of matrix
-        products), floor (seconds that the quantity's operations take at this rate), efficiency
-        (floor over seconds), error and rank (see `errors`), repeats and versions.
+    Columns beside what was asked for: seconds, low, high (median, range over repeats), cpu
+    (seconds), peak (GiB), rate (operations a second of matrix products), floor (seconds that the
+    quantity's operations take at this rate), efficiency (floor over seconds), error and rank (see
+    `errors`), and versions.
 
     Raises:
-        ValueError: If the lengths are unknown.
         RuntimeError: If the process of a method of ours fails, or no method can run.
     """
-    lm = models.load(model, dtype, device)
-    pairs = examples(lm, lengths, n, m)
-    shape, sizes = Shape.of(lm), Lengths.of(*pairs)
-    held = costs.whole_gradients(shape, sizes).bytes
-    left_out = {name: why for name in names if (why := obstacle(METHODS[name], lm, held))}
-    known = {METHODS[name].quantity for name in {*names} - left_out.keys()} & PLAIN.keys()
-    exact = {quantity: reference(quantity, model, device, lengths, n) for quantity in known}
-    work = exchange(model, lm, *pairs)
-    table, scores = _run_in_turns(names, work, repeats, left_out)
-    on_gpu, rate = lm.device.type == "cuda", product_rate(lm)
-    methods = [METHODS[name] for name in table["method"]]
+    train, queries = examples(lm, lengths, n, max(sizes))
+    on_gpu, shape, tables, scores = lm.device.type == "cuda", Shape.of(lm), [], {}
+    for m in sizes:
+        counted = Lengths.of(train, queries[:m])
+        held = costs.whole_gradients(shape, counted).bytes
+        left_out = {name: why for name in names if (why := obstacle(METHODS[name], lm, held))}
+        work = exchange(model, lm, train, queries[:m])
+        table, scores[m] = _run_in_turns(names, work, repeats, left_out)
+        least = [METHODS[name].min_cost(shape, counted).operations for name in table["method"]]
+        rate = product_rate(lm)
+        tables.append(table.assign(m=m, rate=rate, floor=np.array(least) / rate))
+    table = pd.concat(tables, ignore_index=True)
+    table["quantity"] = [METHODS[name].quantity for name in table["method"]]
+    table["efficiency"] = table["floor"] / table["seconds"]
     table = table.assign(
         model=lm.identity["name"],
         lengths=lengths,
         dtype=lm.identity["dtype"],
         device=lm.device.type,
         n=n,
-        m=m,
         machine=torch.cuda.get_device_name(lm.device) if on_gpu else provenance.processor(),
-        threads=work["threads"],
-        quantity=[method.quantity for method in methods],
-        rate=rate,
-        floor=[method.min_cost(shape, sizes).operations / rate for method in methods],
+        threads=torch.get_num_threads(),
         repeats=repeats,
     )
-    table["efficiency"] = table["floor"] / table["seconds"]
-    off = [errors(METHODS[name].quantity, scores[name], exact) for name in table["method"]]
+    precise = exchange(model, lm, train, queries[:CHECKED]) | {"dtype": "float64"}
+    exact = {one: run(PLAIN[one], precise)[1] for one in set(table["quantity"]) & PLAIN.keys()}
+    kept = zip(table["method"], table["m"], table["quantity"], strict=True)
+    off = [errors(scores[m][name], exact.get(quantity)) for name, m, quantity in kept]
     return table.join(pd.DataFrame(off))
 
 
 def obstacle(method: Method, lm: LM, held: float) -> str:
     """Return why a method cannot run here, "" if it can; held: bytes of all queries' gradients."""
-    if method.script and lm.device.type != "cpu":
-        return "other libraries are run on a CPU only"
-    if not method.python:
-        return f"no environment, see `benchmarks/peers.sh {method.environment}`"
     on_gpu = lm.device.type == "cuda"
+    if method.script and on_gpu:
+        return "other libraries are run on a CPU only"
+    if not _python(method).exists():
+        return f"no environment, see `benchmarks/peers.sh {method.environment}`"
     memory = torch.cuda.mem_get_info()[1] if on_gpu else psutil.virtual_memory().total
     if method.holds_full_gradients and held > FULL * memory:
         return f"the queries' gradients alone take {held / 2**30:.0f} GiB"
     return ""
 
 
-@functools.lru_cache(maxsize=4)
-def reference(quantity: str, model: str, device: str | None, lengths: str, n: int) -> np.ndarray:
-    """Return log-likelihoods or gradient products [N, CHECKED] by plain loops in float64.
-
-    In a process of its own, since whole gradients leave it large. Arguments are those of `compare`;
-    the same array serves all dtypes and numbers of queries.
-    """
-    lm = models.load(model, device=device)
-    work = exchange(model, lm, *examples(lm, lengths, n, CHECKED)) | {"dtype": "float64"}
-    return run(PLAIN[quantity], work)[1]
+def _python(method: Method) -> Path:
+    if not method.environment:
+        return Path(sys.executable)
+    return ENVIRONMENTS / method.environment / "bin" / "python"
 
 
-def errors(quantity: str, scores: np.ndarray, exact: dict[str, np.ndarray]) -> dict[str, float]:
+def errors(scores: np.ndarray, exact: np.ndarray | None) -> dict[str, float]:
     """Return the largest error relative to the largest value, and the mean of Spearman per query.
 
-    NaN where the reference has none: of similarities, and of means over all queries.
-
-    Args:
-        quantity: See `Method`.
-        scores: [N, M].
-        exact: By quantity, see `reference`; compared are the queries that both have.
+    Of scores [N, M] against exact ones [N, m], over the queries that both have; NaN without any.
     """
-    if quantity not in exact:
+    if exact is None:
         return {"error": np.nan, "rank": np.nan}
-    m = min(scores.shape[1], exact[quantity].shape[1])
-    found, true = scores[:, :m], exact[quantity][:, :m]
+    m = min(scores.shape[1], exact.shape[1])
+    found, true = scores[:, :m], exact[:, :m]
     ranks = [spearmanr(*pair).statistic for pair in zip(found.T, true.T, strict=True)]
     return {"error": float(abs(found - true).max() / abs(true).max()), "rank": np.mean(ranks)}
 
 
 def _run_in_turns(
-    names: list[str], work: dict, repeats: int, left_out: dict[str, str]
+    names: Sequence[str], work: dict, repeats: int, left_out: dict[str, str]
 ) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
     """Return medians and ranges over repeats, and scores [N, M] by method.
 
-    Each turn begins with another method. Those left out (name: why) are named, and with them other
-    libraries that fail.
-
-    Raises:
-        RuntimeError: If a method of ours fails, or none runs to its end.
+    Each turn begins with another method; those left out (name: why) are named, and peers that fail.
     """
     runs, scores = [], {}
     turns = [name for turn in range(repeats) for name in np.roll(names, -turn).tolist()]
@@ -159,28 +138,24 @@ def _run_in_turns(
             if METHODS[name].run:
                 raise
             left_out[name] = str(error)
-    runs = pd.DataFrame(runs, columns=["method", "seconds", "cpu", "peak", "versions"])
-    runs = runs[~runs["method"].isin(left_out)]
     for name, why in left_out.items():
         print(f"Left out: {name}: {why}", file=sys.stderr)
-    if runs.empty:
+    runs = [row for row in runs if row["method"] not in left_out]
+    if not runs:
         raise RuntimeError(f"no method could run to its end: {left_out}")
-    summary = runs.groupby("method", sort=False).agg(
+    summary = pd.DataFrame(runs).groupby("method", sort=False).agg(
         seconds=("seconds", "median"),
         low=("seconds", "min"),
         high=("seconds", "max"),
         cpu=("cpu", "median"),
         peak=("peak", "median"),
         versions=("versions", "first"),
-    )
+    )  # fmt: skip
     return summary.reset_index(), scores
 
 
 def run(name: str, work: dict) -> tuple[dict, np.ndarray]:
-    """Run a method in a process of its own.
-
-    Returns:
-        seconds, cpu (seconds), peak (GiB) and versions; the scores [N, M].
+    """Run a method in a process of its own; return what it took, and the scores [N, M].
 
     Raises:
         RuntimeError: If the process fails; says how it ended, and has the end of what it wrote.
@@ -190,7 +165,7 @@ def run(name: str, work: dict) -> tuple[dict, np.ndarray]:
     with tempfile.TemporaryDirectory(prefix="icprobe-") as folder:
         told, scores = Path(folder) / "work.json", Path(folder) / "scores.npy"
         told.write_text(json.dumps(work))
-        command = [method.python, PEERS / script, told, scores, *options]
+        command = [_python(method), PEERS / script, told, scores, *options]
         done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
         if done.returncode:
             killed = done.returncode == -signal.SIGKILL
@@ -206,3 +181,45 @@ def product_rate(lm: LM) -> float:
     a, b = (torch.randn(part).to(lm.device, lm.model.dtype) for part in (sizes[:2], sizes[1:]))
     timer = Timer("a @ b", globals={"a": a, "b": b}, num_threads=torch.get_num_threads())
     return 2 * math.prod(sizes) / timer.blocked_autorange(min_run_time=0.5).median
+
+
+def profile(
+    lm: LM, names: Sequence[str], train: list[Encoded], queries: list[Encoded]
+) -> pd.DataFrame:
+    """Return where the seconds of our own methods go, on one thread, as shares; a row a method.
+
+    Attention counts by itself where it is fused; between operations is Python, and calling them.
+    "products over least" are the operations of matrix products over the quantity's least.
+    """
+    threads, rows = torch.get_num_threads(), []
+    shape, lengths = Shape.of(lm), Lengths.of(train, queries)
+    torch.set_num_threads(1)  # what other threads do, the profiler does not see
+    try:
+        for name in tqdm(names, desc="profiles", unit=" methods"):
+            method = METHODS[name]
+            method.run(lm, train[:2], queries[:2])
+            start = time.perf_counter()
+            activities = [torch.profiler.ProfilerActivity.CPU]
+            with torch.profiler.profile(activities=activities, with_flops=True) as seen:
+                method.run(lm, train, queries)
+                seconds = time.perf_counter() - start
+            events = {kind: [] for kind in OPERATIONS}
+            for event in seen.key_averages():
+                events[_operation(event.key)].append(event)
+            parts = {
+                kind: sum(event.self_cpu_time_total for event in some) / 1e6 / seconds
+                for kind, some in events.items()
+            }
+            parts["between operations"] = max(0.0, 1 - sum(parts.values()))
+            products = sum(event.flops for event in events[OPERATIONS[0]])
+            least = method.min_cost(shape, lengths).operations
+            rows.append({"method": name, **parts, "products over least": products / least})
+    finally:
+        torch.set_num_threads(threads)
+    return pd.DataFrame(rows)
+
+
+def _operation(name: str) -> str:
+    if name in ("aten::mm", "aten::bmm", "aten::addmm", "aten::addmm_"):
+        return OPERATIONS[0]
+    return OPERATIONS[1 if "scaled_dot_product" in name else 2]

@@ -68,20 +68,14 @@
     const key = `${choice} ${method} ${name}`;
     if (!decoded.has(key)) {
       const packed = choices[choice].methods[method][name];
-      const whole = name.startsWith("rank");
-      let found = null;
-      if (packed) {
-        const bytes = Uint8Array.from(atob(packed), (c) => c.charCodeAt(0));
-        found = !whole ? new Float32Array(bytes.buffer)
-          : N < 65536 ? new Uint16Array(bytes.buffer) : new Uint32Array(bytes.buffer);
-      }
-      decoded.set(key, found);
+      const bytes = packed && Uint8Array.from(atob(packed), (c) => c.charCodeAt(0));
+      decoded.set(key, packed ? new Float32Array(bytes.buffer) : null);
     }
     return decoded.get(key);
   }
   const value = (choice, method, name, i) => {
     const found = values(choice, method, name);
-    return found === null || Number.isNaN(found[i]) || (name.startsWith("rank") && !found[i]) ? null : found[i];
+    return found === null || Number.isNaN(found[i]) ? null : found[i];
   };
   const number = (method, x) => {
     const shown = Math.abs(x).toFixed(methods[method].decimals);
@@ -148,8 +142,6 @@
         `Ranks and agreements are among all ${N.toLocaleString("en")}.`;
       byId("kept").hidden = false;
     }
-    byId("note").textContent = data.note;
-    byId("note").hidden = !data.note;
   }
 
   function label(c) {
