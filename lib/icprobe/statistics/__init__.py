@@ -8,28 +8,18 @@ own scores) and `recommendation` (which method to use).
 
 from icprobe.statistics.bootstrap import (
     MIN_DEFINED_SHARE,
-    Measure,
+    MIN_QUERIES,
     bootstrap_ci,
     bootstrap_replicates,
     confidence_interval,
+    with_intervals,
 )
-from icprobe.statistics.inference import (
-    Ceiling,
-    noise_ceiling,
-    p_value,
-    p_values_within,
-    reliability,
-    with_ceiling,
-)
+from icprobe.statistics.inference import with_ceiling
 from icprobe.statistics.measures import (
     agreement,
     agreements,
-    by_set,
-    contrasts,
-    kendall,
-    overlap,
     pair_mean,
-    rankings,
+    with_differences,
 )
 from icprobe.statistics.ranks import MIN_OBSERVATIONS
 from icprobe.statistics.results import as_text, compared, findings, pairs_agree

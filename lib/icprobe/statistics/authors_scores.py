@@ -1,6 +1,6 @@
 """How far the two scores agree that the paper's authors published.
 
-The ICP score [N] is a share of M queries, whose single answers are not known; the influence is a
+The ICP score [N] is a fraction of M queries, whose single answers are not known; the influence is a
 matrix [N, M]. Both are positive where the training example helps.
 """
 
@@ -12,7 +12,7 @@ from scipy.stats import kendalltau, rankdata, spearmanr
 
 from icprobe.statistics.bootstrap import bootstrap_ci, confidence_interval
 from icprobe.statistics.inference import reliability
-from icprobe.statistics.measures import overlap
+from icprobe.statistics.measures import in_common
 
 # where the paper cuts the pool by ICP: the end, and the score beyond which an example belongs to it
 CUTS = [("top", 0.8), ("top", 0.85), ("top", 0.9), ("bottom", 0.5)]
@@ -31,16 +31,16 @@ def findings(
     """Return how far the two scores agree, with 95 % intervals.
 
     Intervals resample training examples, and queries for the influences. The ICP score is published
-    as a share only, so its queries cannot be resampled with them. What differs: agreement "with
-    these queries" resamples examples alone, agreement by query resamples queries alone, and see
+    as a fraction only, so its queries cannot be resampled with them. What differs: agreement "these
+    queries" resamples examples alone, agreement by query resamples queries alone, and see
     `reliability_interval`.
 
     Args:
-        icp: [N] share of M queries helped.
+        icp: [N] fraction of M queries helped.
         influence: [N, M].
         rng: For the bootstrap.
         resamples: How many.
-        splits: Number of halvings of the queries, see `reliability`.
+        splits: Number of halvings of the queries, see `noise_ceiling`.
 
     Returns:
         One row each: quantity, unit, estimate, low, high, n. Overlaps have the unit `IN_COMMON`
@@ -52,8 +52,7 @@ def findings(
     table = _agreement_with_intervals(icp, influence, rng, resamples, reliable)
     sizes = cut_sizes(icp)
     for name, values in repeated_overlaps(icp, M, rng).items():
-        spread = np.percentile(values, [2.5, 97.5])
-        table.append((name, REPEATED, values.mean(), *spread, sizes[name][1]))
+        table.append((name, REPEATED, values.mean(), *_percentiles(values), sizes[name][1]))
     rho = by_query(icp, influence)
     measures = {
         ("ICP score against influence on one query, median", "Spearman"): np.median,
@@ -84,18 +83,21 @@ def _agreement_with_intervals(
     for _ in range(resamples):
         rows, columns = rng.integers(N, size=N), rng.integers(M, size=M)
         mean = influence @ (np.bincount(columns, minlength=M) / M)
-        replicates.append(agreement(icp[rows], mean[rows], M, sizes, reliable))
+        replicates.append([*agreement(icp[rows], mean[rows], M, sizes, reliable).values()])
         same_queries.append(spearmanr(icp[rows], mean_influence[rows]).statistic)
     kinds = np.array(["fisher" if name == BOTH else "percentile" for name, _ in whole])
-    ends = confidence_interval([*whole.values()], pd.DataFrame(replicates).to_numpy(), kinds)
+    ends = confidence_interval([*whole.values()], np.array(replicates), kinds)
     table = [
         (*name, estimate, low, high, sizes.get(name[0], (None, N))[1])
         for (name, estimate), low, high in zip(whole.items(), *ends, strict=True)
     ]
-    name = (f"{BOTH}, these queries", "Spearman")
-    spread = np.percentile(same_queries, [2.5, 97.5])
-    table.insert(1, (*name, whole[BOTH, "Spearman"], *spread, N))
+    numbers = whole[BOTH, "Spearman"], *_percentiles(same_queries), N
+    table.insert(1, (f"{BOTH}, these queries", "Spearman", *numbers))
     return table
+
+
+def _percentiles(values: np.ndarray) -> np.ndarray:
+    return np.percentile(values, [2.5, 97.5])
 
 
 def agreement(
@@ -114,16 +116,14 @@ def agreement(
     pearson, spearman = (float(np.corrcoef(*both)[0, 1]) for both in ((icp, influence), ranks))
     kr21 = share_reliability(icp, M)
     ceiling = (max(kr21, 0) * reliable) ** 0.5
-    found = {
+    over = f"{BOTH} over the ceiling, at most"
+    return {
         (BOTH, "Spearman"): spearman,
         (BOTH, "Kendall"): float(kendalltau(icp, influence).statistic),
         (BOTH, "Pearson"): pearson,
-    }
-    for name, (end, k) in sizes.items():
-        measure = overlap(icp[:, None], influence[:, None], k, end)
-        found[name, IN_COMMON] = measure(np.arange(len(icp)), np.zeros(1, int))
-    over = f"{BOTH} over the ceiling, at most"
-    return found | {
+        **{
+            (name, IN_COMMON): in_common(icp, influence, k, end) for name, (end, k) in sizes.items()
+        },
         ("reliability of the ICP score, at least (KR-21)", "Pearson"): kr21,
         ("noise ceiling, at least", "correlation"): ceiling,
         (over, "Spearman"): spearman / ceiling if ceiling else np.nan,
@@ -148,12 +148,10 @@ def cut_sizes(icp: np.ndarray) -> dict[str, tuple[str, int]]:
 def overlap_curve(
     icp: np.ndarray, mean_influence: np.ndarray, end: str, points: int = 60
 ) -> pd.Series:
-    """Return the share in common of the k best (or worst) by either score, for k from 100 to N."""
+    """Return the fraction in common of the k best (or worst) by each score, for k from 100 to N."""
     N = len(icp)
-    sizes = np.unique(np.geomspace(min(100, N), N, points).astype(int))
-    columns = icp[:, None], mean_influence[:, None]
-    whole = np.arange(N), np.zeros(1, int)
-    return pd.Series({k: overlap(*columns, k, end)(*whole) for k in sizes.tolist()})
+    sizes = np.unique(np.geomspace(min(100, N), N, points).astype(int)).tolist()
+    return pd.Series({k: in_common(icp, mean_influence, k, end) for k in sizes})
 
 
 def by_query(icp: np.ndarray, influence: np.ndarray) -> np.ndarray:
@@ -163,7 +161,7 @@ def by_query(icp: np.ndarray, influence: np.ndarray) -> np.ndarray:
 
 
 def share_reliability(share: np.ndarray, M: int) -> float:
-    """Return a lower bound of the reliability of shares [N] of M queries, from the shares alone.
+    """Return a lower bound of the reliability of fractions [N] of M queries, from these alone.
 
     Kuder and Richardson's formula 21 (1937): M / (M - 1) (1 - m (M - m) / (M s^2)), with m and s^2
     the mean and variance of the number of queries helped. It takes what queries of equal hardness
@@ -183,25 +181,24 @@ def repeated_overlaps(
     """Return how far ICP's sets would agree with those of ICP on M other queries, simulated.
 
     Each example helps each query with its own probability, whatever the query, as in
-    `share_reliability`; these probabilities are the shares, drawn together around their mean until
-    the simulated shares vary as the published ones do. Returns overlaps [repeats] by the names of
-    `cut_sizes`.
+    `share_reliability`; these probabilities are the fractions, drawn together around their mean
+    until the simulated ones vary as the published ones do. Returns overlaps [repeats] by the names
+    of `cut_sizes`.
     """
     reliable = max(share_reliability(icp, M), 0)
     chances = np.clip(icp.mean() + reliable**0.5 * (icp - icp.mean()), 0, 1)
     sizes = cut_sizes(icp)
     found = {name: np.zeros(repeats) for name in sizes}
     for repeat in range(repeats):
-        twice = [rng.binomial(M, chances)[:, None] for _ in range(2)]
+        twice = [rng.binomial(M, chances) for _ in range(2)]
         for name, (end, k) in sizes.items():
-            measure = overlap(*twice, k, end)
-            found[name][repeat] = measure(np.arange(len(icp)), np.zeros(1, int))
+            found[name][repeat] = in_common(*twice, k, end)
     return found
 
 
 def reliability_interval(
     scores: np.ndarray, rng: np.random.Generator, resamples: int = 100, most: int = 5000
-) -> tuple[float, float]:
+) -> np.ndarray:
     """Return a 95 % interval of the reliability of row means [N] over M queries.
 
     Drawing queries with replacement would put the same query into both halves. So half of the
@@ -215,5 +212,4 @@ def reliability_interval(
         half = scores[np.ix_(rows, rng.permutation(M)[: M // 2])]
         r = reliability(half, rng, splits=10)
         values.append(2 * r / (1 + r))
-    low, high = np.percentile(values, [2.5, 97.5])
-    return float(low), float(high)
+    return _percentiles(values)

@@ -1,7 +1,6 @@
 """What training examples and queries are about, and agreement by how much of it they share.
 
-Every function takes finished matrices [N, M] (positive = helps) and returns a table. `rng` draws
-the bootstrap's `resamples`, halvings and permutations.
+Every function takes finished matrices [N, M] (positive = helps) and returns a table.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,21 +10,16 @@ import numpy as np
 import pandas as pd
 from statsmodels.stats.multitest import multipletests
 
-from icprobe.statistics.bootstrap import bootstrap_ci
+from icprobe.statistics.bootstrap import with_intervals
 from icprobe.statistics.inference import p_values_within, with_ceiling
-from icprobe.statistics.measures import agreements, contrasts, rankings
+from icprobe.statistics.measures import agreements, by_set, contrasts
 
 CONDITIONS = ("same task", "same type", "same content", "neither")
 
 
 @dataclass(frozen=True)
 class Labels:
-    """What training examples and queries are about.
-
-    Attributes:
-        train: N rows with columns task, type and content.
-        queries: M rows like them.
-    """
+    """What training examples and queries are about: N and M rows with task, type and content."""
 
     train: pd.DataFrame
     queries: pd.DataFrame
@@ -108,37 +102,30 @@ def by_condition(
         One row per level and condition, then per level and difference ("same task less neither"):
         level, condition, estimate, low, high (differences as in `contrasts`); of conditions also
         pairs, ranked (training examples in a ranking, the median), rankings (that could be made),
-        p (null hypothesis: the methods agree on tasks at most), and per example the fields of
-        `with_ceiling`. What there is none of is not a number.
+        p (null hypothesis: the methods agree on tasks at most), and per example `with_ceiling`.
+        What there is none of is not a number.
     """
     groups = labels.conditions()
-    sets = labels.kinds(labels.queries)
-    several = pd.Series(sets).value_counts().min() > 1
+    tasks, sets = labels.kinds(labels.train), labels.kinds(labels.queries)
     names = [*CONDITIONS, *(f"{CONDITIONS[0]} less {other}" for other in CONDITIONS[1:])]
-    kinds = np.array(["fisher"] * 4 + ["normal"] * 3)
+    kinds = np.repeat(["fisher", "normal"], [len(CONDITIONS), len(CONDITIONS) - 1])
     in_condition = np.array([(groups == k).sum(0) for k in range(len(CONDITIONS))])  # [4, M]
+    pairs = in_condition.sum(1)
+    ranked = [np.median(row[row > 0]) if row.any() else 0 for row in in_condition]
     frames = []
     for name, level in (("per query", "query"), ("per example", sets)):
+        of_sets = by_set([first], [second], level, groups, count=len(CONDITIONS))
         frame = pd.DataFrame({"level": name, "condition": names})
-        measure = contrasts(first, second, level, groups, len(CONDITIONS))
-        numbers = bootstrap_ci(measure, first.shape, rng, resamples, kinds)
-        frame = frame.assign(**dict(zip(("estimate", "low", "high"), numbers, strict=True)))
-        of_conditions = {
-            "pairs": in_condition.sum(1),
-            "ranked": [np.median(row[row > 0]) if row.any() else 0 for row in in_condition],
-            "rankings": rankings(first, second, level, groups),
-            "p": p_values_within(
-                first, second, labels.kinds(labels.train), rng, level, groups, permutations
-            ),
-        }
-        if name == "per example" and several:
-            found = with_ceiling(first, second, rng, level, groups)
-            of_conditions |= {
-                key: found[key] for key in found if key.startswith(("ceiling", "disattenuated"))
-            }
-        for key, values in of_conditions.items():
-            frame[key] = pd.Series(values)  # differences, and conditions without pairs, have none
-        frames.append(frame)
+        frame = with_intervals(frame, contrasts(of_sets), first.shape, rng, resamples, kinds)
+        known = np.isfinite(of_sets(*map(np.arange, first.shape))[0]).sum((1, 2, 3))
+        rankings = np.where(pairs > 0, known, np.nan)
+        of_conditions = pd.DataFrame({"pairs": pairs, "ranked": ranked, "rankings": rankings})
+        p = p_values_within(first, second, tasks, rng, level, groups, permutations)
+        of_conditions["p"] = pd.Series(p)  # the last conditions may have no pairs
+        if name == "per example":
+            ceiling = with_ceiling(first, second, rng, level, groups)
+            of_conditions = of_conditions.join(ceiling.filter(regex="ceiling|disattenuated"))
+        frames.append(frame.join(of_conditions))
     return pd.concat(frames, ignore_index=True)
 
 
@@ -197,14 +184,12 @@ def extremes(conditions: pd.DataFrame, threshold: float = 0.85) -> list[str]:
 def agreement_by_task(first: np.ndarray, second: np.ndarray, labels: Labels) -> pd.DataFrame:
     """Return the mean agreement per query, by task of the training example (row) and query."""
     train, queries = labels.train["task"].to_numpy(), labels.queries["task"].to_numpy()
-    rows, groups = pd.unique(train), of_tasks(train, len(queries))
-    measure = agreements([first], [second], "query", groups)
-    all_rows = np.arange(len(train))
+    measure = agreements([first], [second], "query", of_tasks(train, len(queries)))
     columns = {
-        task: measure(all_rows, np.flatnonzero(queries == task))[:, 0, 0]
+        task: measure(np.arange(len(train)), np.flatnonzero(queries == task))[:, 0, 0]
         for task in pd.unique(queries)
     }
-    return pd.DataFrame(columns, index=rows)
+    return pd.DataFrame(columns, index=pd.unique(train))
 
 
 def of_tasks(tasks: Sequence[str], M: int) -> np.ndarray:

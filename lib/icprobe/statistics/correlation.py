@@ -4,16 +4,23 @@ Every function takes finished matrices [N, M] (positive = helps) and returns a t
 the bootstrap's `resamples`, halvings and permutations.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
 
-from icprobe.statistics.bootstrap import Measure, bootstrap_ci
+from icprobe.statistics.bootstrap import Measure, with_intervals
 from icprobe.statistics.conditions import Pool, of_tasks
 from icprobe.statistics.inference import p_value, with_ceiling
-from icprobe.statistics.measures import agreement, agreements, kendall, overlap
+from icprobe.statistics.measures import (
+    agreement,
+    agreements,
+    kendall,
+    overlap,
+    with_differences,
+)
 from icprobe.statistics.ranks import MIN_OBSERVATIONS
 
 # baselines that are similarities, by their titles in `methods`
@@ -22,8 +29,9 @@ SIMILARITIES = ("words (TF-IDF)", "hidden states")
 # methods by name, each a matrix [N, M]
 Methods = Mapping[str, np.ndarray]
 
-# a level of `measures`, or one with groups [N, M] to rank within, whose agreements are averaged
-Level = str | np.ndarray | tuple[str | np.ndarray, np.ndarray]
+# "example", "query" or "pair" (see `measures`), or groups [N, M]: each query ranks the training
+# examples of a group alone, and groups are averaged
+Level = str | np.ndarray
 
 
 def agreement_table(
@@ -36,28 +44,36 @@ def agreement_table(
 ) -> pd.DataFrame:
     """Return the agreement of each of the first methods with each of the second, at each level.
 
-    Args:
-        first: A methods.
-        second: B methods.
-        levels: By name, see `Level`.
-        rng: See this module.
-        given: Covariates [N, M], see `agreements`.
-        resamples: See this module.
-
-    Returns:
-        One row each: level, first, second, estimate, low, high.
+    `given` are covariates [N, M], see `agreements`. One row each: level, first, second, estimate,
+    low, high.
     """
-    rows = []
+    matrices = [*first.values()], [*second.values()]
+    tables = []
     for name, level in levels.items():
-        methods = [*first.values()], [*second.values()]
-        measure = _agreements(*methods, level, given)
-        numbers = bootstrap_ci(measure, methods[0][0].shape, rng, resamples, "fisher")
-        rows += [
-            (name, a, b, *(x[i, j] for x in numbers))
-            for i, a in enumerate(first)
-            for j, b in enumerate(second)
-        ]
-    return pd.DataFrame(rows, columns=["level", "first", "second", "estimate", "low", "high"])
+        pairs = itertools.product([name], first, second)
+        rows = pd.DataFrame(pairs, columns=["level", "first", "second"])
+        measure, shape = _agreements(*matrices, level, given), matrices[0][0].shape
+        tables.append(with_intervals(rows, measure, shape, rng, resamples, "fisher"))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _agreements(
+    first: Sequence[np.ndarray],
+    second: Sequence[np.ndarray],
+    level: Level,
+    given: Sequence[np.ndarray] = (),
+) -> Measure:
+    """Return the measure of agreements [A, B]; groups are averaged where they are known."""
+    level, groups = (level, None) if isinstance(level, str) else ("query", level)
+    measure = agreements(first, second, level, groups, given)
+
+    def averaged(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        values = measure(rows, columns)
+        known = np.isfinite(values)
+        with np.errstate(invalid="ignore"):
+            return np.where(known, values, 0).sum(0) / known.sum(0)
+
+    return averaged
 
 
 def rank_measures(
@@ -65,25 +81,25 @@ def rank_measures(
 ) -> pd.DataFrame:
     """Return agreements of row means as ranks: quantity, estimate, low, high, chance, p.
 
-    Spearman (p by permutation), Kendall, and the share that the best and the worst tenth, quarter
-    and half have in common.
+    Spearman (p by permutation), Kendall, and the fraction that the best and the worst tenth,
+    quarter and half have in common.
     """
     N = len(first)
-    measures = {
-        "Spearman": (agreement(first, second, "example"), 0.0, "fisher"),
-        "Kendall": (kendall(first, second), 0.0, "fisher"),
-    }
-    for share in (0.1, 0.25, 0.5):
-        k = max(1, round(share * N))
+    measures = [
+        ("Spearman", agreement(first, second, "example"), 0.0, "fisher"),
+        ("Kendall", kendall(first, second), 0.0, "fisher"),
+    ]
+    for fraction in (0.1, 0.25, 0.5):
+        k = max(1, round(fraction * N))
         for end in ("top", "bottom"):
             common = overlap(first, second, k, end)
-            measures[f"{end} {k} in common"] = (common, k / N, "percentile")
+            measures.append((f"{end} {k} in common", common, k / N, "percentile"))
     rows = []
-    for name, (measure, chance, kind) in measures.items():
-        found = bootstrap_ci(measure, first.shape, rng, resamples, kind)
-        rows.append((name, *map(float, found), chance))
-    table = pd.DataFrame(rows, columns=["quantity", "estimate", "low", "high", "chance"])
-    table.loc[table["quantity"] == "Spearman", "p"] = p_value(first, second, rng)
+    for name, measure, chance, kind in measures:
+        row = with_intervals([{"quantity": name}], measure, first.shape, rng, resamples, kind)
+        rows.append(row.assign(chance=chance))
+    table = pd.concat(rows, ignore_index=True)
+    table.loc[0, "p"] = p_value(first, second, rng)
     return table
 
 
@@ -92,10 +108,11 @@ def reliabilities(methods: Methods, rng: np.random.Generator) -> pd.DataFrame:
 
     Intervals are over training examples; see `noise_ceiling` for why.
     """
-    rows = []
-    for name, scores in methods.items():
-        found = with_ceiling(scores, scores, rng)
-        rows.append((name, *(found[f"first{end}"][0] for end in ("", "_low", "_high"))))
+    columns = ["reliability", "reliability_low", "reliability_high"]
+    rows = [
+        (name, *with_ceiling(scores, scores, rng).loc[0, columns])
+        for name, scores in methods.items()
+    ]
     return pd.DataFrame(rows, columns=["method", "reliability", "low", "high"])
 
 
@@ -118,8 +135,7 @@ def by_similarity(
     """
     bins = max(1, min(bins, len(first) // MIN_OBSERVATIONS))
     groups = ((rankdata(similarity, axis=0, method="ordinal") - 1) * bins // len(first)).astype(int)
-    measure = agreements([first], [second], "query", groups, count=bins)
-    kinds = np.array(["fisher"] * bins + ["normal"])
+    measure = agreements([first], [second], "query", groups)
 
     def with_slope(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         values = measure(rows, columns)[:, 0, 0]
@@ -127,10 +143,11 @@ def by_similarity(
         line = np.polyfit(np.arange(bins)[known], values[known], 1) if known.sum() > 1 else [np.nan]
         return np.append(values, line[0])
 
-    estimate, low, high = bootstrap_ci(with_slope, first.shape, rng, resamples, kinds)
-    frame = pd.DataFrame({"similarity": [_mean(similarity[groups == k]) for k in range(bins)]})
-    frame = frame.assign(estimate=estimate[:-1], low=low[:-1], high=high[:-1])
-    return frame, (estimate[-1], low[-1], high[-1])
+    kinds = np.repeat(["fisher", "normal"], [bins, 1])
+    similar = [*(similarity[groups == k].mean() for k in range(bins)), np.nan]
+    rows = pd.DataFrame({"similarity": similar})
+    table = with_intervals(rows, with_slope, first.shape, rng, resamples, kinds)
+    return table[:-1], tuple(table.loc[bins, ["estimate", "low", "high"]])
 
 
 def partial_correlations(
@@ -141,13 +158,12 @@ def partial_correlations(
     One row each: cause, given, estimate, low, high.
     """
     rows = []
-    for cause, other in (tuple(causes), tuple(causes)[::-1]):
-        for given in ([], [other]):
-            covariates = [causes[name] for name in given]
-            measure = agreement(effect, causes[cause], "example", given=covariates)
-            numbers = bootstrap_ci(measure, effect.shape, rng, resamples, "fisher")
-            rows.append((cause, *(given or ["nothing"]), *map(float, numbers)))
-    return pd.DataFrame(rows, columns=["cause", "given", "estimate", "low", "high"])
+    for cause, other in itertools.permutations(causes):
+        for name, given in (("nothing", []), (other, [causes[other]])):
+            measure = agreement(effect, causes[cause], "example", given)
+            row = [{"cause": cause, "given": name}]
+            rows.append(with_intervals(row, measure, effect.shape, rng, resamples, "fisher"))
+    return pd.concat(rows, ignore_index=True)
 
 
 def given_the_answer(
@@ -162,10 +178,11 @@ def given_the_answer(
     for name, pool in pools.items():
         same = pool.baselines["same_completion"]
         for given, covariates in (("nothing", []), ("same completion", [same])):
-            measure = agreement(pool.gain, pool.cosine, "query", given=covariates)
-            numbers = bootstrap_ci(measure, same.shape, rng, resamples, "fisher")
-            rows.append((name, given, *map(float, numbers), int(same.sum())))
-    return pd.DataFrame(rows, columns=["pool", "given", "estimate", "low", "high", "sharing"])
+            measure = agreement(pool.gain, pool.cosine, "query", covariates)
+            row = [{"pool": name, "given": given}]
+            row = with_intervals(row, measure, same.shape, rng, resamples, "fisher")
+            rows.append(row.assign(sharing=int(same.sum())))
+    return pd.concat(rows, ignore_index=True)
 
 
 def levels_of_truth(tasks: Sequence[str], M: int) -> dict[str, Level]:
@@ -174,8 +191,7 @@ def levels_of_truth(tasks: Sequence[str], M: int) -> dict[str, Level]:
     To agree "per query" it is enough to tell which tasks help a query; "within a task", each query
     ranks the training examples of one of the `tasks` [N] alone.
     """
-    within = "query", of_tasks(tasks, M)
-    return {"per query": "query", "within a task": within, "per example": "example"}
+    return {"per query": "query", "within a task": of_tasks(tasks, M), "per example": "example"}
 
 
 def against_baselines(
@@ -199,33 +215,27 @@ def against_baselines(
     """
     names = ["gain", "gain over neutral", "cosine", "product"]
     methods = [proxies[name] for name in (*names, *SIMILARITIES)]
+    names.append("best similarity")
     similar = [(name, "best similarity") for name in names[:3]]
     pairs = {
         "per query": [*similar, ("cosine", "gain"), ("cosine", "product")],
         "within a task": [*similar, ("cosine", "gain")],
         "per example": [*similar[:1], ("gain", "product")],
     }
-    frames = []
-    for level, ranked in levels_of_truth(tasks, truth.shape[1]).items():
-        less = _differences(_agreements(methods, [truth], ranked), names, pairs[level])
-        estimate, low, high = bootstrap_ci(less, truth.shape, rng, resamples, "normal")
-        quantities = [f"{one} less {other}, {level}" for one, other in pairs[level]]
-        frame = pd.DataFrame({"quantity": quantities, "unit": "Spearman"})
-        frames.append(frame.assign(estimate=estimate, low=low, high=high, n=len(truth)))
-    return pd.concat(frames, ignore_index=True)
 
-
-def _differences(
-    measure: Measure, names: Sequence[str], pairs: Sequence[tuple[str, str]]
-) -> Measure:
-    """Return the measure of pairs' differences, from that of the names and two similarities."""
-
-    def measured(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    def with_best(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         *rho, words, states = measure(rows, columns)[:, 0]
-        found = {**dict(zip(names, rho, strict=True)), "best similarity": np.fmax(words, states)}
-        return np.array([found[one] - found[other] for one, other in pairs])
+        return np.array([*rho, np.fmax(words, states)])
 
-    return measured
+    tables = []
+    for level, ranked in levels_of_truth(tasks, truth.shape[1]).items():
+        measure = _agreements(methods, [truth], ranked)
+        quantities = [f"{one} less {other}, {level}" for one, other in pairs[level]]
+        rows = pd.DataFrame({"quantity": [*names, *quantities], "unit": "Spearman"})
+        differences = with_differences(with_best, names, pairs[level])
+        table = with_intervals(rows, differences, truth.shape, rng, resamples, "normal")
+        tables.append(table[len(names) :])
+    return pd.concat(tables, ignore_index=True).assign(n=len(truth))
 
 
 def row_norms(product: np.ndarray, cosine: np.ndarray) -> np.ndarray:
@@ -250,49 +260,27 @@ def findings(
 
     Args:
         conditions: Rows of `by_condition` for one pool, with a column scores; n is ranked.
-        by_level: Rows of `agreement_table` for the whole pool, whose N is n.
-        predicted: Rows of `agreement_table` with the training effect.
+        by_level: Rows of `agreement_table` for the whole pool, of which those of `Pool.forms` are
+            kept; n is N.
+        predicted: Rows of `agreement_table` with the training effect; n is its N.
         shape: (N, M) of the pool.
         truth_shape: (N, M) of the training effect.
     """
-    forms = {f"{a} and {b}": (a, b) for a, b in (("ICP score", "product"), ("gain", "cosine"))}
-    rows = []
-    for row in conditions.itertuples():
-        level = "" if row.level == "per example" else f", {row.level}"
-        name = f"{' against '.join(forms[row.scores])}, {row.condition}{level}"
-        rows.append((name, row.estimate, row.low, row.high, row.ranked))
-    for row in by_level.itertuples():
-        if (row.first, row.second) in forms.values():
-            name = f"{row.first} against {row.second}, whole pool, {row.level}"
-            rows.append((name, row.estimate, row.low, row.high, shape[0]))
-    for row in predicted.itertuples():
-        name = f"{row.first} against training effect, {row.level}"
-        rows.append((name, row.estimate, row.low, row.high, truth_shape[0]))
-    frame = pd.DataFrame(rows, columns=["quantity", "estimate", "low", "high", "n"])
-    frame.insert(1, "unit", "Spearman")
-    frame["n"] = frame["n"].fillna(frame["n"][0]).astype(int)  # differences: of the first
-    return frame
-
-
-def _agreements(
-    first: Sequence[np.ndarray],
-    second: Sequence[np.ndarray],
-    level: Level,
-    given: Sequence[np.ndarray] = (),
-) -> Measure:
-    """Return the measure of agreements [A, B]; groups are averaged where they are known."""
-    level, groups = level if isinstance(level, tuple) else (level, None)
-    measure = agreements(first, second, level, groups, given)
-
-    def averaged(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        values = measure(rows, columns)
-        known = np.isfinite(values)
-        with np.errstate(invalid="ignore"):
-            return np.where(known, values, 0).sum(0) / known.sum(0)
-
-    return averaged
-
-
-def _mean(values: np.ndarray) -> float:
-    """Return the mean, not a number for none."""
-    return float(values.mean()) if len(values) else np.nan
+    forms = by_level["first"] + " and " + by_level["second"]
+    by_level = by_level[forms.isin(conditions["scores"])]
+    scores = conditions["scores"].str.replace(" and ", " against ")
+    level = conditions["level"].map({"per example": "", "per query": ", per query"})
+    whole = by_level["first"] + " against " + by_level["second"] + ", whole pool, "
+    of_truth = predicted["first"] + " against training effect, " + predicted["level"]
+    frames = [
+        conditions.assign(
+            quantity=scores + ", " + conditions["condition"] + level,
+            n=conditions["ranked"].fillna(
+                conditions["ranked"].iloc[0]
+            ),  # differences: of the first
+        ),
+        by_level.assign(quantity=whole + by_level["level"], n=shape[0]),
+        predicted.assign(quantity=of_truth, n=truth_shape[0]),
+    ]
+    frame = pd.concat(frames, ignore_index=True).assign(unit="Spearman").astype({"n": int})
+    return frame[["quantity", "unit", "estimate", "low", "high", "n"]]
