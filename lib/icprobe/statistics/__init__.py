@@ -1,9 +1,8 @@
 """Statistics of score matrices [N, M] (positive = helps): agreement of methods, with intervals.
 
-Everything here takes matrices and labels, and returns numbers or tables; intervals are 95 %
-bootstrap intervals over training examples and queries together, see `bootstrap_ci`. Tables that
-notebooks show are made by the modules `conditions`, `correlation`, `authors_scores` (the authors'
-own scores) and `recommendation` (which method to use).
+Intervals are 95 % bootstrap intervals over training examples and queries together. The tables that
+notebooks show are made by `conditions`, `correlation`, `authors_scores` (the published scores) and
+`recommendation` (which method to use).
 """
 
 from icprobe.statistics.bootstrap import (
@@ -15,11 +14,6 @@ from icprobe.statistics.bootstrap import (
     with_intervals,
 )
 from icprobe.statistics.inference import with_ceiling
-from icprobe.statistics.measures import (
-    agreement,
-    agreements,
-    pair_mean,
-    with_differences,
-)
+from icprobe.statistics.measures import agreements, pair_mean, with_differences
 from icprobe.statistics.ranks import MIN_OBSERVATIONS
 from icprobe.statistics.results import as_text, compared, findings, pairs_agree

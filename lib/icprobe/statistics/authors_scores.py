@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import kendalltau, rankdata, spearmanr
 
-from icprobe.statistics.bootstrap import bootstrap_ci, confidence_interval
+from icprobe.statistics.bootstrap import bootstrap_ci, bootstrap_replicates, confidence_interval
 from icprobe.statistics.inference import reliability
 from icprobe.statistics.measures import in_common
 
@@ -31,26 +31,15 @@ def findings(
     """Return how far the two scores agree, with 95 % intervals.
 
     Intervals resample training examples, and queries for the influences. The ICP score is published
-    as a fraction only, so its queries cannot be resampled with them. What differs: agreement "these
-    queries" resamples examples alone, agreement by query resamples queries alone, and see
-    `reliability_interval`.
+    as a fraction only, so its queries cannot be resampled with them. Agreement "these queries"
+    resamples examples alone, agreement by query resamples queries alone.
 
-    Args:
-        icp: [N] fraction of M queries helped.
-        influence: [N, M].
-        rng: For the bootstrap.
-        resamples: How many.
-        splits: Number of halvings of the queries, see `noise_ceiling`.
-
-    Returns:
-        One row each: quantity, unit, estimate, low, high, n. Overlaps have the unit `IN_COMMON`
-        and n = k, and by chance would be k / N. Those of `repeated_overlaps` have the unit
-        `REPEATED`.
+    One row each: quantity, unit, estimate, low, high, n. Overlaps have the unit `IN_COMMON` and
+    n = k, and by chance would be k / N; those of `repeated_overlaps` have the unit `REPEATED`.
     """
     N, M = influence.shape
-    reliable = reliability(influence, rng, splits)
-    table = _agreement_with_intervals(icp, influence, rng, resamples, reliable)
-    sizes = cut_sizes(icp)
+    reliable, sizes = reliability(influence, rng, splits), cut_sizes(icp)
+    table = _agreement_with_intervals(icp, influence, rng, resamples, sizes, reliable)
     for name, values in repeated_overlaps(icp, M, rng).items():
         table.append((name, REPEATED, values.mean(), *_percentiles(values), sizes[name][1]))
     rho = by_query(icp, influence)
@@ -71,28 +60,29 @@ def _agreement_with_intervals(
     influence: np.ndarray,
     rng: np.random.Generator,
     resamples: int,
+    sizes: Mapping[str, tuple[str, int]],
     reliable: float,
 ) -> list[tuple]:
     """Return rows of `findings`: `agreement`, and Spearman's over these queries alone."""
     N, M = influence.shape
     mean_influence = influence.mean(axis=1, dtype=float)
     influence = influence.astype(float)  # once, for products with weights
-    sizes = cut_sizes(icp)
     whole = agreement(icp, mean_influence, M, sizes, reliable)
-    replicates, same_queries = [], []
-    for _ in range(resamples):
-        rows, columns = rng.integers(N, size=N), rng.integers(M, size=M)
+
+    def measure(rows: np.ndarray, columns: np.ndarray) -> list[float]:
         mean = influence @ (np.bincount(columns, minlength=M) / M)
-        replicates.append([*agreement(icp[rows], mean[rows], M, sizes, reliable).values()])
-        same_queries.append(spearmanr(icp[rows], mean_influence[rows]).statistic)
+        found = agreement(icp[rows], mean[rows], M, sizes, reliable)
+        return [*found.values(), spearmanr(icp[rows], mean_influence[rows]).statistic]
+
+    replicates = bootstrap_replicates(measure, (N, M), rng, resamples)
+    whole[f"{BOTH}, these queries", "Spearman"] = whole[BOTH, "Spearman"]
     kinds = np.array(["fisher" if name == BOTH else "percentile" for name, _ in whole])
-    ends = confidence_interval([*whole.values()], np.array(replicates), kinds)
+    ends = confidence_interval([*whole.values()], replicates, kinds)
     table = [
         (*name, estimate, low, high, sizes.get(name[0], (None, N))[1])
         for (name, estimate), low, high in zip(whole.items(), *ends, strict=True)
     ]
-    numbers = whole[BOTH, "Spearman"], *_percentiles(same_queries), N
-    table.insert(1, (f"{BOTH}, these queries", "Spearman", *numbers))
+    table.insert(1, table.pop())
     return table
 
 
@@ -109,8 +99,7 @@ def agreement(
 ) -> dict[tuple[str, str], float]:
     """Return the agreement of both scores in one sample, by (quantity, unit).
 
-    `influence` [N] is the mean over M queries and `reliable` its reliability; for `sizes` see
-    `cut_sizes`.
+    `influence` [N] is the mean over M queries, `reliable` its reliability, `sizes` are `cut_sizes`.
     """
     ranks = rankdata(icp), rankdata(influence)
     pearson, spearman = (float(np.corrcoef(*both)[0, 1]) for both in ((icp, influence), ranks))
@@ -132,10 +121,7 @@ def agreement(
 
 
 def cut_sizes(icp: np.ndarray) -> dict[str, tuple[str, int]]:
-    """Return by name the end ("top" or "bottom") and size k of the sets that the paper cuts off.
-
-    Of ICP scores [N], k lie beyond the cut. Sets without examples are left out.
-    """
+    """Return by name the end ("top" or "bottom") and size k of the sets that the paper cuts off."""
     sizes = {}
     for end, cut in CUTS:
         k = int((icp > cut).sum() if end == "top" else (icp <= cut).sum())
@@ -180,10 +166,9 @@ def repeated_overlaps(
 ) -> dict[str, np.ndarray]:
     """Return how far ICP's sets would agree with those of ICP on M other queries, simulated.
 
-    Each example helps each query with its own probability, whatever the query, as in
-    `share_reliability`; these probabilities are the fractions, drawn together around their mean
-    until the simulated ones vary as the published ones do. Returns overlaps [repeats] by the names
-    of `cut_sizes`.
+    Each example helps each query with its own probability, as in `share_reliability`: the
+    fractions, drawn together around their mean until the simulated ones vary as the published ones
+    do. Returns overlaps [repeats] by the names of `cut_sizes`.
     """
     reliable = max(share_reliability(icp, M), 0)
     chances = np.clip(icp.mean() + reliable**0.5 * (icp - icp.mean()), 0, 1)
@@ -201,9 +186,9 @@ def reliability_interval(
 ) -> np.ndarray:
     """Return a 95 % interval of the reliability of row means [N] over M queries.
 
-    Drawing queries with replacement would put the same query into both halves. So half of the
-    queries are drawn without replacement, which varies as much as all queries would if they were
-    drawn anew, and their reliability is stepped up to M. At most `most` examples are ranked.
+    Half of the queries are drawn without replacement (else one query could be in both halves),
+    which varies as much as all queries would if they were drawn anew, and their reliability is
+    stepped up to M. At most `most` examples are ranked.
     """
     N, M = scores.shape
     values = []

@@ -28,14 +28,8 @@ def bootstrap_ci(
     Training examples and queries are both samples, and a pair's score depends on both: resampling
     pairs would give intervals that are far too short. These are rather too long, since noise of
     single pairs counts up to three times (Owen 2007, The pigeonhole bootstrap): an interval above
-    zero is safe evidence, one that holds zero is no evidence of absence.
-
-    Args:
-        measure: Of matrices of this shape (N, M); not a number where it is undefined.
-        shape: (N, M).
-        rng: Draws the resamples.
-        resamples: How many.
-        kind: See `confidence_interval`.
+    zero is safe evidence, one that holds zero is no evidence of absence. `shape` is (N, M), for
+    `kind` see `confidence_interval`.
     """
     estimate = measure(*map(np.arange, shape))
     replicates = bootstrap_replicates(measure, shape, rng, resamples)
@@ -56,16 +50,11 @@ def confidence_interval(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return lower and upper ends [...] of 95 % intervals from replicates [resamples, ...].
 
-    They are not numbers where more than a tenth of the replicates are not.
-
-    Args:
-        estimate: [...] of the sample itself.
-        values: The replicates.
-        kind: "percentile" of the values, for means and fractions. "fisher" for correlations:
-            normal around the estimate on the scale of artanh. In a resample some queries stand
-            twice, so its means over queries are noisier and correlate less (by up to 0.15 here):
-            percentiles would lie too low. "normal" around the estimate for differences of
-            correlations. Or an array [...] of these.
+    Not numbers where more than a tenth of the replicates are not. `kind` (or kinds [...]) is
+    "percentile" for means and fractions, "normal" around the estimate for differences of
+    correlations, and for correlations "fisher", normal on the scale of artanh: in a resample some
+    queries stand twice, so its means over queries are noisier and correlate less (by up to 0.15
+    here), and percentiles would lie too low.
     """
     kinds = np.broadcast_to(kind, np.shape(estimate))
     with warnings.catch_warnings():
@@ -96,9 +85,6 @@ def with_intervals(
     resamples: int = 1000,
     kind: str | np.ndarray = "percentile",
 ) -> pd.DataFrame:
-    """Return rows with columns estimate, low, high, of a measure with one value for each of them.
-
-    Other arguments are those of `bootstrap_ci`.
-    """
+    """Return rows with estimate, low and high of a measure that has one value for each of them."""
     numbers = map(np.ravel, bootstrap_ci(measure, shape, rng, resamples, kind))
     return pd.DataFrame(rows).assign(**dict(zip(("estimate", "low", "high"), numbers, strict=True)))

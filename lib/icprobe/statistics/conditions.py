@@ -98,12 +98,10 @@ def by_condition(
     the queries of one task by their mean ("per example", the published aggregation where pool and
     queries are chosen to meet the condition).
 
-    Returns:
-        One row per level and condition, then per level and difference ("same task less neither"):
-        level, condition, estimate, low, high (differences as in `contrasts`); of conditions also
-        pairs, ranked (training examples in a ranking, the median), rankings (that could be made),
-        p (null hypothesis: the methods agree on tasks at most), and per example `with_ceiling`.
-        What there is none of is not a number.
+    One row per level and condition or difference ("same task less neither"): level, condition,
+    estimate, low, high (see `contrasts`); of conditions also pairs, ranked (training examples in a
+    ranking, the median), rankings (that could be made), p (`p_values_within` tasks), and per
+    example `with_ceiling`. What there is none of is not a number.
     """
     groups = labels.conditions()
     tasks, sets = labels.kinds(labels.train), labels.kinds(labels.queries)
@@ -132,10 +130,7 @@ def by_condition(
 def by_condition_and_pool(
     pools: Mapping[str, Pool], rng: np.random.Generator, resamples: int = 1000
 ) -> pd.DataFrame:
-    """Return `by_condition` of every pool's two `Pool.forms`, with columns pool and scores.
-
-    Its p-values with Holm's correction for their number stand in p_holm.
-    """
+    """Return `by_condition` of every pool's forms: also pool, scores and p_holm (Holm's p)."""
     found = [
         by_condition(*pair, pool.labels, rng, resamples).assign(pool=name, scores=scores)
         for name, pool in pools.items()
@@ -150,8 +145,7 @@ def by_condition_and_pool(
 def condition_contrasts(conditions: pd.DataFrame) -> pd.DataFrame:
     """Return where the agreement is measurably higher in the same task than elsewhere (claim C2).
 
-    Of the table of `by_condition_and_pool`: rows are pools and scores, columns the levels: "2 of 3"
-    says that two of the three differences have an interval above zero.
+    Rows are pools and scores, columns the levels: "2 of 3" differences have an interval above zero.
     """
     differences = conditions[~conditions["condition"].isin(CONDITIONS)].dropna(subset="low")
     counted = {"values": "above", "aggfunc": lambda above: f"{above.sum()} of {len(above)}"}
@@ -162,7 +156,7 @@ def condition_contrasts(conditions: pd.DataFrame) -> pd.DataFrame:
 def extremes(conditions: pd.DataFrame, threshold: float = 0.85) -> list[str]:
     """Return sentences on the best and the worst condition, and on those above a threshold.
 
-    Of the table of `by_condition_and_pool`; a summary of the paper says 0.85.
+    A summary of the paper says 0.85.
     """
     known = conditions[conditions["condition"].isin(CONDITIONS)].dropna(subset="estimate")
     if known.empty:

@@ -4,21 +4,22 @@ Every function takes finished matrices [N, M] (positive = helps) and returns a t
 the bootstrap's `resamples`, halvings and permutations.
 """
 
+import functools
 import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from scipy.stats import rankdata
+from scipy.stats import kendalltau, rankdata
 
 from icprobe.statistics.bootstrap import Measure, with_intervals
 from icprobe.statistics.conditions import Pool, of_tasks
 from icprobe.statistics.inference import p_value, with_ceiling
 from icprobe.statistics.measures import (
-    agreement,
     agreements,
-    kendall,
-    overlap,
+    average_over_sets,
+    in_common,
+    of_row_sums,
     with_differences,
 )
 from icprobe.statistics.ranks import MIN_OBSERVATIONS
@@ -44,8 +45,7 @@ def agreement_table(
 ) -> pd.DataFrame:
     """Return the agreement of each of the first methods with each of the second, at each level.
 
-    `given` are covariates [N, M], see `agreements`. One row each: level, first, second, estimate,
-    low, high.
+    One row each: level, first, second, estimate, low, high. `given` are covariates [N, M].
     """
     matrices = [*first.values()], [*second.values()]
     tables = []
@@ -69,9 +69,7 @@ def _agreements(
 
     def averaged(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         values = measure(rows, columns)
-        known = np.isfinite(values)
-        with np.errstate(invalid="ignore"):
-            return np.where(known, values, 0).sum(0) / known.sum(0)
+        return average_over_sets(values[None], np.ones(len(values)))[0]
 
     return averaged
 
@@ -85,17 +83,18 @@ def rank_measures(
     quarter and half have in common.
     """
     N = len(first)
+    kendall = of_row_sums(lambda a, b: kendalltau(a, b).statistic, first, second)
     measures = [
-        ("Spearman", agreement(first, second, "example"), 0.0, "fisher"),
-        ("Kendall", kendall(first, second), 0.0, "fisher"),
+        ("Spearman", agreements([first], [second], "example"), 0.0),
+        ("Kendall", kendall, 0.0),
     ]
-    for fraction in (0.1, 0.25, 0.5):
+    for fraction, end in itertools.product((0.1, 0.25, 0.5), ("top", "bottom")):
         k = max(1, round(fraction * N))
-        for end in ("top", "bottom"):
-            common = overlap(first, second, k, end)
-            measures.append((f"{end} {k} in common", common, k / N, "percentile"))
+        common = functools.partial(in_common, k=k, end=end)
+        measures.append((f"{end} {k} in common", of_row_sums(common, first, second), k / N))
     rows = []
-    for name, measure, chance, kind in measures:
+    for name, measure, chance in measures:
+        kind = "percentile" if chance else "fisher"
         row = with_intervals([{"quantity": name}], measure, first.shape, rng, resamples, kind)
         rows.append(row.assign(chance=chance))
     table = pd.concat(rows, ignore_index=True)
@@ -129,9 +128,8 @@ def by_similarity(
     Each query's training examples are cut into bins of equal size by their similarity [N, M] to it
     (fewer bins in a pool too small for so many).
 
-    Returns:
-        One row per bin: similarity (mean), estimate, low, high; and the slope of a line through
-        the bins (agreement per bin) with its interval.
+    One row per bin: similarity (mean), estimate, low, high; and the slope of a line through the
+    bins (agreement per bin) with its interval.
     """
     bins = max(1, min(bins, len(first) // MIN_OBSERVATIONS))
     groups = ((rankdata(similarity, axis=0, method="ordinal") - 1) * bins // len(first)).astype(int)
@@ -160,7 +158,7 @@ def partial_correlations(
     rows = []
     for cause, other in itertools.permutations(causes):
         for name, given in (("nothing", []), (other, [causes[other]])):
-            measure = agreement(effect, causes[cause], "example", given)
+            measure = agreements([effect], [causes[cause]], "example", given=given)
             row = [{"cause": cause, "given": name}]
             rows.append(with_intervals(row, measure, effect.shape, rng, resamples, "fisher"))
     return pd.concat(rows, ignore_index=True)
@@ -169,16 +167,15 @@ def partial_correlations(
 def given_the_answer(
     pools: Mapping[str, Pool], rng: np.random.Generator, resamples: int = 1000
 ) -> pd.DataFrame:
-    """Return how far gain and cosine agree, and do so beyond sharing the query's completion.
+    """Return how far gain and cosine agree per query, alone and given "same completion".
 
-    One row each: pool, given ("nothing" or "same completion"), estimate, low, high (per query),
-    sharing (pairs that share it).
+    One row each: pool, given, estimate, low, high, sharing (pairs that share it).
     """
     rows = []
     for name, pool in pools.items():
         same = pool.baselines["same_completion"]
         for given, covariates in (("nothing", []), ("same completion", [same])):
-            measure = agreement(pool.gain, pool.cosine, "query", covariates)
+            measure = agreements([pool.gain], [pool.cosine], "query", given=covariates)
             row = [{"pool": name, "given": given}]
             row = with_intervals(row, measure, same.shape, rng, resamples, "fisher")
             rows.append(row.assign(sharing=int(same.sum())))
@@ -204,14 +201,8 @@ def against_baselines(
     """Return how much better one method agrees with the truth than another, in findings' columns.
 
     Per query, per query among training examples of one task, and per example. The best similarity
-    is the better of `SIMILARITIES` at each of these.
-
-    Args:
-        proxies: With gain, gain over neutral, product, cosine and both `SIMILARITIES`.
-        truth: [N, M] training effects.
-        tasks: [N] labels of the training examples.
-        rng: See this module.
-        resamples: See this module.
+    is the better of `SIMILARITIES` at each of these. `truth` [N, M] are training effects, `tasks`
+    [N] those of the training examples.
     """
     names = ["gain", "gain over neutral", "cosine", "product"]
     methods = [proxies[name] for name in (*names, *SIMILARITIES)]
@@ -259,10 +250,9 @@ def findings(
     """Return the numbers to keep: quantity, unit, estimate, low, high, n.
 
     Args:
-        conditions: Rows of `by_condition` for one pool, with a column scores; n is ranked.
-        by_level: Rows of `agreement_table` for the whole pool, of which those of `Pool.forms` are
-            kept; n is N.
-        predicted: Rows of `agreement_table` with the training effect; n is its N.
+        conditions: Rows of `by_condition_and_pool` for one pool; n is ranked.
+        by_level: `agreement_table` of the whole pool, whose `Pool.forms` are kept; n is N.
+        predicted: `agreement_table` with the training effect; n is its N.
         shape: (N, M) of the pool.
         truth_shape: (N, M) of the training effect.
     """

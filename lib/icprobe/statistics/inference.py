@@ -39,20 +39,9 @@ def noise_ceiling(
       the root of the two self-agreements (Spearman 1904). It is an estimate and may exceed one.
 
     The last two are not numbers where a reliability is not positive, and none is where a set has
-    fewer than two queries.
-
-    Args:
-        first: [N, M].
-        second: [N, M].
-        rng: Draws the halves.
-        level: "example", or labels [M] of sets of queries.
-        groups: See `agreements`.
-        splits: Number of random halvings.
-        rows: Row numbers of a resample of the training examples; all by default. Queries cannot be
-            resampled here: one drawn twice could be in both halves.
-
-    Returns:
-        [3, G], see `CEILING`.
+    fewer than two queries. `level` and `groups` are those of `agreements`; `rows` are those of a
+    resample of the training examples. Queries cannot be resampled: one drawn twice could be in both
+    halves. Returns the numbers named by `CEILING`: [3, G].
     """
     sets, count = membership(level, first.shape[1]), group_count(groups)
     sizes = sets.sum(0)
@@ -99,10 +88,7 @@ def with_ceiling(
     groups: np.ndarray | None = None,
     resamples: int = 100,
 ) -> pd.DataFrame:
-    """Return `noise_ceiling`, a row for each group, with intervals over training examples.
-
-    The columns are those of `CEILING`, and with _low and _high the ends of their intervals.
-    """
+    """Return `noise_ceiling` with intervals over training examples (_low, _high), a row a group."""
     estimate = noise_ceiling(first, second, rng, level, groups)
     N = len(first)
     values = [  # fewer halvings will do: what they add to the spread is little
@@ -147,20 +133,12 @@ def p_values_within(
     groups: np.ndarray,
     permutations: int = 4999,
 ) -> np.ndarray:
-    """Return two-sided permutation p-values [G] of the agreement in each group.
+    """Return two-sided permutation p-values [G] of the agreement of two [N, M] in each group.
 
     The null hypothesis is that the methods agree on an example's task at most: training examples
     exchange their rows of the first matrix within their task. What tasks alone make of the
-    statistic, its mean under these exchanges, is where both sides are counted from.
-
-    Args:
-        first: [N, M].
-        second: [N, M].
-        tasks: [N] labels; rows with the same label must be in the same groups.
-        rng: Draws the permutations.
-        level: See `agreements`.
-        groups: See `agreements`.
-        permutations: Number of permutations.
+    statistic, its mean under these exchanges, is where both sides are counted from. Rows of the
+    same one of `tasks` [N] must be in the same groups.
     """
     codes = np.unique(tasks, return_inverse=True)[1]
     statistic = _agreement_of_order(first, second, level, groups)
@@ -185,8 +163,7 @@ def _agreement_of_order(
 ) -> Callable[[np.ndarray], np.ndarray]:
     """Return a function of an order [N] of the first matrix's rows: the agreements [G].
 
-    The order must keep rows in their groups: then ranks in a group stay the same, and are exchanged
-    like the rows.
+    Where it keeps rows in their groups, ranks in a group are exchanged like the rows.
     """
     sets = membership(level, first.shape[1])
     values = np.stack([first, second]).astype(float) @ sets

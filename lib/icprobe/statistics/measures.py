@@ -13,13 +13,11 @@ Agreement is Spearman's rank correlation over training examples. What is ranked 
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from scipy.stats import kendalltau
 
 from icprobe.statistics.bootstrap import Measure
 from icprobe.statistics.ranks import partial, rank_correlations
 
-# takes row and column numbers, returns the agreements of sets of queries [G, C, A, B], and the
-# sets' weights [C]
+# takes row and column numbers, returns agreements [G, C, A, B] of sets of queries, and weights [C]
 OfSets = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
@@ -39,21 +37,10 @@ def pair_mean(values: np.ndarray, mask: np.ndarray) -> Measure:
     return measure
 
 
-def agreement(
-    first: np.ndarray,
-    second: np.ndarray,
-    level: str | np.ndarray = "query",
-    given: Sequence[np.ndarray] = (),
-) -> Measure:
-    """Return the measure "agreement of two matrices [N, M]", a number; see `agreements`."""
-    measure = agreements([first], [second], level, given=given)
-    return lambda rows, columns: float(measure(rows, columns)[0, 0, 0])
-
-
 def agreements(
     first: Sequence[np.ndarray],
     second: Sequence[np.ndarray],
-    level: str | np.ndarray = "query",
+    level: str | np.ndarray,
     groups: np.ndarray | None = None,
     given: Sequence[np.ndarray] = (),
 ) -> Measure:
@@ -65,13 +52,11 @@ def agreements(
     Args:
         first: A matrices [N, M].
         second: B matrices [N, M].
-        level: "example", "query", "pair" (without groups), or labels [M]; see this module.
+        level: See this module.
         groups: [N, M] whole numbers: pairs are ranked within their group (0 to G - 1), negative
-            ones do not count; one group by default. Sets of queries that fill a group with fewer
-            than `ranks.MIN_OBSERVATIONS` training examples, or with equal scores throughout, are
-            left out of its average.
-        given: Covariates [N, M]: with them, agreements are partial rank correlations, what is left
-            among pairs alike in the covariates. Each covariate that varies costs an observation.
+            ones do not count. Sets of queries with fewer than `ranks.MIN_OBSERVATIONS` training
+            examples in a group, or equal scores throughout, are left out of its average.
+        given: Covariates [N, M]: with them, agreements are partial rank correlations.
 
     Raises:
         ValueError: If the level is unknown, or a set's queries are not all in the same groups.
@@ -83,15 +68,12 @@ def agreements(
 def by_set(
     first: Sequence[np.ndarray],
     second: Sequence[np.ndarray],
-    level: str | np.ndarray = "query",
+    level: str | np.ndarray,
     groups: np.ndarray | None = None,
     given: Sequence[np.ndarray] = (),
     count: int | None = None,
 ) -> OfSets:
-    """Return what `agreements` averages, not numbers where there is no agreement.
-
-    `count` is G, where there may be more groups than the last that has pairs.
-    """
+    """Return what `agreements` averages; `count` is G if the last groups may have no pairs."""
     matrices = np.stack([*first, *second, *given]).astype(float)
     A, K = len(first), len(first) + len(second)
     M = matrices.shape[2]
@@ -124,8 +106,7 @@ def by_set(
 def contrasts(of_sets: OfSets) -> Measure:
     """Return the measure of groups' agreements [G], then of the first minus the others [G - 1].
 
-    A difference is an average over the sets of queries that have both agreements, so it is not
-    always the difference of two averages.
+    A difference is an average over those sets of queries that have both agreements.
     """
 
     def measure(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
@@ -148,17 +129,16 @@ def with_differences(
     return measured
 
 
-def kendall(first: np.ndarray, second: np.ndarray) -> Measure:
-    """Return the measure "Kendall's tau-b between the row means of two matrices [N, M]"."""
-    return _of_row_sums(lambda a, b: float(kendalltau(a, b).statistic), first, second)
+def of_row_sums(
+    statistic: Callable[[np.ndarray, np.ndarray], float], first: np.ndarray, second: np.ndarray
+) -> Measure:
+    """Return the measure "statistic of the row sums of two matrices [N, M]"."""
 
+    def measure(rows: np.ndarray, columns: np.ndarray) -> float:
+        weights = np.bincount(columns, minlength=first.shape[1]).astype(float)
+        return statistic(*((matrix @ weights)[rows] for matrix in (first, second)))
 
-def overlap(first: np.ndarray, second: np.ndarray, k: int, end: str = "top") -> Measure:
-    """Return the measure "fraction of the k best rows by one's mean that are by the other's, too".
-
-    In a resample it is of as many rows. By chance it is k / N; see `in_common`.
-    """
-    return _of_row_sums(lambda a, b: in_common(a, b, k, end), first, second)
+    return measure
 
 
 def in_common(first: np.ndarray, second: np.ndarray, k: int, end: str = "top") -> float:
@@ -175,16 +155,6 @@ def _chosen(values: np.ndarray, k: int) -> np.ndarray:
     threshold = np.partition(values, -k)[-k]
     above, tied = values > threshold, values == threshold
     return above + tied * ((k - above.sum()) / tied.sum())
-
-
-def _of_row_sums(
-    statistic: Callable[[np.ndarray, np.ndarray], float], first: np.ndarray, second: np.ndarray
-) -> Measure:
-    def measure(rows: np.ndarray, columns: np.ndarray) -> float:
-        weights = np.bincount(columns, minlength=first.shape[1]).astype(float)
-        return statistic(*((matrix @ weights)[rows] for matrix in (first, second)))
-
-    return measure
 
 
 def membership(level: str | np.ndarray, M: int) -> np.ndarray:

@@ -15,12 +15,8 @@ def probing(
 ) -> pd.DataFrame:
     """Return the headline numbers of probing: quantity, unit, estimate, low, high, n.
 
-    Args:
-        gain: [N, M] nats.
-        neutral: [N, M] gains of content-free controls, nats.
-        same_task: [N, M] bool, whether the pair shares its task.
-        tokens: [N] length of each training example.
-        rng: For the bootstrap.
+    `neutral` [N, M] are the gains (nats) of content-free controls, `same_task` [N, M] says whether
+    a pair shares its task, `tokens` [N] is the length of each training example.
     """
     helped, length = (gain > 0).astype(float), _along_rows(tokens, gain)
     means = {

@@ -7,25 +7,18 @@ MIN_OBSERVATIONS = 4
 
 
 def rank_correlations(values: np.ndarray, groups: np.ndarray | None, count: int) -> np.ndarray:
-    """Return Spearman's rho between K variables in each group, [G, m, K, K]; see `standard_ranks`.
-
-    Not a number for a variable that does not vary, or with too few observations.
-    """
+    """Return Spearman's rho between K variables in each group: [G, m, K, K]."""
     ranks = standard_ranks(values, groups, count)
     return ranks @ np.swapaxes(ranks, -2, -1)
 
 
 def standard_ranks(values: np.ndarray, groups: np.ndarray | None, count: int) -> np.ndarray:
-    """Return ranks within each group, centred and scaled to unit length there: [G, m, K, n].
+    """Return ranks within each of G groups, centred and scaled to unit length: [G, m, K, n].
 
-    So the sum over a group of the products of two variables is their rank correlation. Ranks are
-    zero outside of their group, and not numbers in groups of fewer than `MIN_OBSERVATIONS` or where
-    the variable does not vary.
-
-    Args:
-        values: [K, n, m], n observations of K variables in each of m columns.
-        groups: [n, m] from 0 to count - 1, or negative; None for one group of all.
-        count: G.
+    So the sum of the products of two variables is their rank correlation. Ranks are zero outside of
+    their group, and not numbers in groups of fewer than `MIN_OBSERVATIONS` or where the variable
+    does not vary. `values` [K, n, m] are n observations of K variables in each of m columns;
+    `groups` [n, m] from 0 to count - 1, or negative, or None for one group of all.
     """
     n, m = values.shape[1:]
     if groups is None:
@@ -48,19 +41,18 @@ def _ranks(values: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
     Ranks start anywhere: in one group they are those of the group alone, plus a constant. Most of
     a bootstrap's time is spent here; scipy's rankdata takes twice as long.
     """
-    order = np.argsort(values, axis=-1)
-    new = np.ones(values.shape, dtype=bool)  # where a run of equal values in one group begins
-    if groups is None:
-        ordered = np.take_along_axis(values, order, -1)
-        new[..., 1:] = ordered[..., 1:] != ordered[..., :-1]
-    else:
+    order, keys = np.argsort(values, axis=-1), [values]
+    if groups is not None:
         # sorting small whole numbers is fast, and keeps the order of values within a group
         small = np.broadcast_to(groups.astype(np.int16)[:, None], values.shape)
         by_group = np.argsort(np.take_along_axis(small, order, -1), axis=-1, kind="stable")
         order = np.take_along_axis(order, by_group, -1)
-        ordered, of_group = (np.take_along_axis(x, order, -1) for x in (values, small))
-        new[..., 1:] = ordered[..., 1:] != ordered[..., :-1]
-        new[..., 1:] |= of_group[..., 1:] != of_group[..., :-1]
+        keys.append(small)
+    new = np.zeros(values.shape, dtype=bool)  # where a run of equal values in one group begins
+    new[..., 0] = True
+    for key in keys:
+        ordered = np.take_along_axis(key, order, -1)
+        new[..., 1:] |= ordered[..., 1:] != ordered[..., :-1]
     place = np.broadcast_to(np.arange(values.shape[-1]), values.shape)
     ranks = np.empty(values.shape)
     if new.all():
@@ -79,7 +71,7 @@ def _ranks(values: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
 def partial(rho: np.ndarray, k: int, n: int) -> np.ndarray:
     """Return the correlations [..., k, k] of the first k of K variables, given the others.
 
-    Not a number where the covariates leave fewer than `MIN_OBSERVATIONS` of the n observations.
+    Each covariate that varies costs one of the n observations.
     """
     varying = np.isfinite(np.einsum("...aa->...a", rho)[..., k:]).sum(-1)
     # a covariate that does not vary explains nothing; a variable that does not vary stays unknown

@@ -50,23 +50,14 @@ def agreements(
     rng: np.random.Generator,
     resamples: int = 1000,
 ) -> pd.DataFrame:
-    """Return how well methods rank what a training step does, and the differences that decide.
+    """Return how well methods [n, m] rank what a training step does, and what decides.
 
     A method that scores all examples alike for a query ranks none of them: its correlation counts
     as 0 there, so that all methods are averaged over the same queries.
 
-    Args:
-        gain: [n, m] from probing, nats.
-        gradient: [n, m] cosines (or products) of gradients.
-        similarities: By name, [n, m].
-        effect: [n, m] of the training step, nats.
-        rng: For the bootstrap.
-        resamples: How many.
-
-    Returns:
-        One row each: quantity (ICP, gradients, each similarity, ICP and gradients minus each
-        similarity, ICP minus gradients), unit, estimate, low, high, n and m. Not numbers where no
-        query has a ranking, as in a sample of fewer than four examples.
+    One row each: quantity (ICP, gradients, each similarity, ICP and gradients minus each
+    similarity, ICP minus gradients), unit, estimate, low, high, n and m. Not numbers where no query
+    has a ranking, as in a sample of fewer than four examples.
     """
     names = [ICP, GRADIENTS, *similarities]
     pairs = [(one, name) for name in similarities for one in (ICP, GRADIENTS)] + [(ICP, GRADIENTS)]
@@ -98,8 +89,7 @@ class Recommendation:
         method: What to score the whole pool with: "ICP", "gradients" or "similarity". Where the
             sample is too small, what its estimates speak for (similarity if there are none).
         factor: How many times as many training examples and queries would settle it with a chance
-            of `CHANCE`, if the estimates hold: 1 where it is settled, infinite where there are no
-            estimates, or no number would do.
+            of `CHANCE`, if the estimates hold: 1 where it is settled, infinite if no number would.
         n: Training examples of a sample so large, or None.
         m: Queries of it, or None.
         differences: Those that decide, as phrases with their intervals.
@@ -157,8 +147,7 @@ def recommend(agreed: pd.DataFrame, tolerance: float = TOLERANCE) -> Recommendat
 def _times_needed(rows: pd.DataFrame, tolerance: float, known: bool) -> dict[str, float]:
     """Return by verdict how many times the sample has an even chance of it.
 
-    Below 1 where the sample itself has it, infinite where the estimates speak against it. Where
-    intervals are not known, only the estimates count.
+    Below 1 where the sample has it, infinite where its estimates do not speak for it.
     """
     estimate = rows["estimate"]
     low, high = (rows["low"], rows["high"]) if known else (estimate, estimate)

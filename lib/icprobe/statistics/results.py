@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from icprobe.statistics.bootstrap import Measure, with_intervals
-from icprobe.statistics.measures import agreement, pair_mean
+from icprobe.statistics.measures import agreements, pair_mean
 
 # two matrices [N, M]
 Pair = tuple[np.ndarray, np.ndarray]
@@ -15,24 +15,21 @@ Pair = tuple[np.ndarray, np.ndarray]
 def pairs_agree(compared: Mapping[str, Pair], rng: np.random.Generator) -> pd.DataFrame:
     """Return the rank agreement over all pairs of named pairs of matrices, with intervals."""
     rows = [
-        _finding((name, "Spearman"), agreement(*both, "pair"), both[0], both[0].size, rng)
-        for name, both in compared.items()
+        _finding((name, "Spearman"), agreements([one], [other], "pair"), one, one.size, rng)
+        for name, (one, other) in compared.items()
     ]
     return pd.concat(rows, ignore_index=True)
 
 
 def findings(
     means: Mapping[tuple[str, str], Pair],
-    agreements: Mapping[tuple[str, str], Pair],
+    agreeing: Mapping[tuple[str, str], Pair],
     rng: np.random.Generator,
 ) -> pd.DataFrame:
     """Return means over pairs and rank agreements of row means, with intervals.
 
-    Args:
-        means: By (quantity, unit): values [N, M] and the mask [N, M] of the pairs that count;
-            those with no pairs are left out.
-        agreements: By (quantity, unit): two matrices [N, M].
-        rng: For the bootstrap.
+    Both are by (quantity, unit). `means` has values [N, M] and the mask [N, M] of the pairs that
+    count (without any, there is no row), `agreeing` has two matrices [N, M].
     """
     rows = [
         _finding(name, pair_mean(values, mask), values, int(mask.sum()), rng)
@@ -40,8 +37,8 @@ def findings(
         if mask.any()
     ]
     rows += [
-        _finding(name, agreement(*both, "example"), both[0], len(both[0]), rng)
-        for name, both in agreements.items()
+        _finding(name, agreements([one], [other], "example"), one, len(one), rng)
+        for name, (one, other) in agreeing.items()
     ]
     return pd.concat(rows, ignore_index=True)
 
@@ -49,9 +46,10 @@ def findings(
 def _finding(
     name: tuple[str, str], measure: Measure, matrix: np.ndarray, n: int, rng: np.random.Generator
 ) -> pd.DataFrame:
-    row = dict(zip(("quantity", "unit"), name, strict=True))
-    kind = "fisher" if row["unit"] == "Spearman" else "percentile"
-    return with_intervals([row], measure, matrix.shape, rng, kind=kind).assign(n=n)
+    quantity, unit = name
+    row = [{"quantity": quantity, "unit": unit}]
+    kind = "fisher" if unit == "Spearman" else "percentile"
+    return with_intervals(row, measure, matrix.shape, rng, kind=kind).assign(n=n)
 
 
 def as_text(findings: pd.DataFrame) -> dict[str, str]:
