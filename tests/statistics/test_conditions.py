@@ -3,27 +3,15 @@
 import numpy as np
 import pandas as pd
 import pytest
-from sampled import labels_of
+from sampled import labels_of, mean_rho
 from scipy.stats import spearmanr
 from statsmodels.stats.multitest import multipletests
 
-from icprobe import statistics
 from icprobe.statistics import conditions, correlation
 from icprobe.statistics.conditions import CONDITIONS, Labels, Pool
+from icprobe.statistics.inference import noise_ceiling
 
-QUICK = {"resamples": 20}
-
-
-@pytest.fixture
-def rng():
-    return np.random.default_rng(0)
-
-
-@pytest.fixture
-def crossed():
-    """Two types by two contents, 8 training examples and 3 queries each, in turns."""
-    tasks = ["ask qasc", "answer qasc", "ask mctaco", "answer mctaco"]
-    return labels_of(tasks * 8, tasks * 3)
+QUICK = {"resamples": 20, "permutations": 9}
 
 
 def test_conditions_by_hand():
@@ -35,15 +23,13 @@ def test_conditions_by_hand():
         pd.DataFrame({"task": ["a", "a"], "type": "unknown", "content": "unknown"}),
     )
     assert own.conditions().tolist() == [[0, 0], [-1, -1]]
-    one = {"id": ["x"], "task": ["t"], "content": ["c"], "type": ["y"]}
-    assert Labels.of(one, one).conditions().tolist() == [[0]]
 
 
 def test_agreement_by_condition_is_that_of_plain_loops(crossed, rng):
     first = rng.normal(size=(32, 12))
     second = first + rng.normal(size=first.shape)
     second[crossed.conditions() == 3] *= -1  # where nothing is shared, they disagree
-    table = conditions.by_condition(first, second, crossed, rng, permutations=99, **QUICK)
+    table = conditions.by_condition(first, second, crossed, rng, 20, 99)
     groups, tasks = crossed.conditions(), crossed.queries["task"]
     for k, condition in enumerate(CONDITIONS):
         rhos = [
@@ -63,10 +49,10 @@ def test_agreement_by_condition_is_that_of_plain_loops(crossed, rng):
         assert row["estimate"] == pytest.approx(np.mean(rhos))
         assert row["rankings"] == 4
         one, other = (
-            statistics.noise_ceiling(x, x, np.random.default_rng(1), tasks.to_numpy(), groups)
+            noise_ceiling(x, x, np.random.default_rng(1), tasks.to_numpy(), groups)[0, k]
             for x in (first, second)
         )
-        expected = np.sqrt(np.maximum(one.first[k], 0) * np.maximum(other.first[k], 0)) or np.nan
+        expected = np.sqrt(max(one, 0) * max(other, 0)) or np.nan
         assert row["ceiling"] == pytest.approx(expected, abs=0.1, nan_ok=True)
     by_name = table[table["level"] == "per query"].set_index("condition")
     less = by_name.loc["same task", "estimate"] - by_name.loc["neither", "estimate"]
@@ -79,14 +65,14 @@ def test_agreement_by_condition_is_that_of_plain_loops(crossed, rng):
 def test_conditions_that_are_not_there_are_unknown(rng):
     one = labels_of(["ask qasc"] * 8, ["ask qasc"] * 4)
     first, second = rng.normal(size=(2, 8, 4))
-    table = conditions.by_condition(first, second, one, rng, permutations=9, **QUICK)
+    table = conditions.by_condition(first, second, one, rng, **QUICK)
     known = table["condition"] == "same task"
     assert table.loc[known, ["estimate", "p"]].notna().all(axis=None)
     assert table.loc[~known, ["estimate", "low", "high", "p", "ceiling"]].isna().all(axis=None)
     # tasks that are not shared, and nothing known of them
     frame = pd.DataFrame({"task": ["a"] * 8, "type": "unknown", "content": "unknown"})
     nothing = Labels(frame, frame[:4].assign(task="b"))
-    table = conditions.by_condition(first, second, nothing, rng, permutations=9, **QUICK)
+    table = conditions.by_condition(first, second, nothing, rng, **QUICK)
     assert table[["estimate", "low", "high"]].isna().all(axis=None)
 
 
@@ -95,7 +81,7 @@ def test_one_task_of_several_types_is_several_sets(rng):
     for frame in (one.train, one.queries):
         frame["task"] = "mine"
     first, second = rng.normal(size=(2, 16, 8))
-    table = conditions.by_condition(first, second, one, rng, permutations=9, **QUICK)
+    table = conditions.by_condition(first, second, one, rng, **QUICK)
     assert table["estimate"].notna().any()
 
 
@@ -103,9 +89,9 @@ def test_one_task_of_several_types_is_several_sets(rng):
 def test_a_handful_is_unknown_and_no_error(rng, N, M):
     few = labels_of(["ask qasc"] * N, ["ask qasc"] * M)
     first, second = rng.normal(size=(2, N, M))
-    table = conditions.by_condition(first, second, few, rng, permutations=9, **QUICK)
+    table = conditions.by_condition(first, second, few, rng, **QUICK)
     assert len(table) == 14
-    bins, _ = correlation.by_similarity(first, second, first, rng, **QUICK)
+    bins, _ = correlation.by_similarity(first, second, first, rng, resamples=20)
     assert len(bins) == 1, "too few for more"
     assert len(correlation.reliabilities({"a": first}, rng)) == 1
 
@@ -117,12 +103,10 @@ def test_agreement_by_task_is_that_of_tasks_with_tasks(crossed, rng):
     for row in table.index:
         for column in table.columns:
             pairs = np.ix_(train == row, queries == column)
-            a, b = first[pairs], second[pairs]
-            rhos = [spearmanr(a[:, j], b[:, j]).statistic for j in range(3)]
-            assert table.loc[row, column] == pytest.approx(np.mean(rhos))
+            assert table.loc[row, column] == pytest.approx(mean_rho(first[pairs], second[pairs]))
 
 
-def test_contrasts_count_the_differences_above_zero(crossed, rng):
+def test_contrasts_count_the_differences_above_zero():
     row = {"pool": "one", "scores": "both", "level": "per query"}
     lows = {"same task": 1, "same task less neither": 0.1, "same task less same type": -0.1}
     lows["same task less same content"] = np.nan
@@ -132,8 +116,7 @@ def test_contrasts_count_the_differences_above_zero(crossed, rng):
 
 def test_the_best_of_many_p_values_is_corrected(crossed, rng):
     first, second = rng.normal(size=(2, 32, 12))
-    baselines = {"lexical": first}
-    one = Pool(crossed, first, second, second, baselines, {})
+    one = Pool(crossed, first, second, second, {}, {})
     table = conditions.by_condition_and_pool({"a": one, "b": one}, rng, resamples=10)
     tested = table["p"].notna()
     expected = multipletests(table["p"][tested], method="holm")[1]
@@ -154,5 +137,5 @@ def test_sentences_on_extremes_leave_out_differences():
     ).assign(pool="a", scores="b")
     highest, lowest, above = conditions.extremes(table)
     assert "0.90 (0.86 to 0.95) (a, same task" in highest and "0.10" in lowest
-    assert above == "Of 2 conditions, 1 have an estimate above 0.85, 1 the whole interval."
-    assert conditions.extremes(table[3:])[0].startswith("No condition")
+    assert above.startswith("Of 2 conditions, 1 ")
+    assert len(conditions.extremes(table[3:])) == 1

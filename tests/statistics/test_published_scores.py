@@ -4,13 +4,10 @@ import numpy as np
 import pytest
 from scipy.stats import kendalltau, spearmanr
 
-from icprobe import statistics
 from icprobe.statistics import authors_scores as published
+from icprobe.statistics.measures import in_common
 
-
-@pytest.fixture
-def rng():
-    return np.random.default_rng(0)
+BOTH = published.BOTH
 
 
 def simulate(rng, n, m, hardness=0.0):
@@ -27,14 +24,13 @@ def test_agreement_is_scipys_and_overlaps_those_of_sets(rng):
     influence = influence.mean(1, dtype=float)
     sizes = published.cut_sizes(icp)
     found = published.agreement(icp, influence, 30, sizes, reliable=0.9)
-    both = "ICP score against mean influence"
-    assert found[both, "Spearman"] == pytest.approx(spearmanr(icp, influence).statistic)
-    assert found[both, "Kendall"] == pytest.approx(kendalltau(icp, influence).statistic)
-    assert found[both, "Pearson"] == pytest.approx(np.corrcoef(icp, influence)[0, 1])
+    assert found[BOTH, "Spearman"] == pytest.approx(spearmanr(icp, influence).statistic)
+    assert found[BOTH, "Kendall"] == pytest.approx(kendalltau(icp, influence).statistic)
+    assert found[BOTH, "Pearson"] == pytest.approx(np.corrcoef(icp, influence)[0, 1])
     ceiling = np.sqrt(0.9 * published.share_reliability(icp, 30))
     assert found["noise ceiling, at least", "correlation"] == pytest.approx(ceiling)
-    over = found[f"{both} over the ceiling, at most", "Pearson"]
-    assert over == pytest.approx(found[both, "Pearson"] / ceiling)
+    over = found[f"{BOTH} over the ceiling, at most", "Pearson"]
+    assert over == pytest.approx(found[BOTH, "Pearson"] / ceiling)
     for name, (end, k) in sizes.items():  # no influence is tied
         cut = float(name.split()[-1])
         chosen = np.flatnonzero(icp > cut if end == "top" else icp <= cut)
@@ -93,9 +89,8 @@ def test_repeated_overlaps_of_known_shares(rng):
     first, second = rng.binomial(m, chances) / m, rng.binomial(m, chances) / m
     for name, values in published.repeated_overlaps(first, m, rng, repeats=3).items():
         end, k = published.cut_sizes(first)[name]
-        measure = statistics.overlap(first[:, None], second[:, None], k, end)
         # the shares' form is kept only roughly
-        assert values.mean() == pytest.approx(measure(np.arange(n), np.zeros(1, int)), abs=0.06)
+        assert values.mean() == pytest.approx(in_common(first, second, k, end), abs=0.06)
 
 
 def test_the_interval_of_the_reliability_holds_it(rng):
@@ -118,11 +113,10 @@ def test_findings_are_complete_and_repeatable(rng):
     table = tables[0].set_index(["quantity", "unit"])
     assert table.index.is_unique and np.isfinite(table.to_numpy()).all()
     assert (table["low"] <= table["high"]).all()
-    both = "ICP score against mean influence"
-    row = table.loc[(both, "Spearman")]
+    row = table.loc[(BOTH, "Spearman")]
     icp, mean = scores[0], scores[1].mean(1, dtype=float)
     assert row["estimate"] == pytest.approx(spearmanr(icp, mean).statistic)
-    same = table.loc[(f"{both}, these queries", "Spearman")]
+    same = table.loc[(f"{BOTH}, these queries", "Spearman")]
     assert same["estimate"] == row["estimate"] and same["low"] < row["estimate"] < same["high"]
     # fewer things are drawn
     assert same["high"] - same["low"] < row["high"] - row["low"]
