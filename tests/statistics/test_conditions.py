@@ -30,31 +30,22 @@ def test_agreement_by_condition_is_that_of_plain_loops(crossed, rng):
     second = first + rng.normal(size=first.shape)
     second[crossed.conditions() == 3] *= -1  # where nothing is shared, they disagree
     table = conditions.by_condition(first, second, crossed, rng, 20, 99)
-    groups, tasks = crossed.conditions(), crossed.queries["task"]
-    for k, condition in enumerate(CONDITIONS):
-        rhos = [
-            spearmanr(*(x[groups[:, j] == k, j] for x in (first, second))).statistic
-            for j in range(12)
-        ]
-        row = table[(table["level"] == "per query") & (table["condition"] == condition)].iloc[0]
-        assert row["estimate"] == pytest.approx(np.mean(rhos))
-        assert row["low"] <= row["estimate"] <= row["high"]
-        assert (row["pairs"], row["ranked"], row["rankings"]) == (96, 8, 12)
-        rhos = []
-        for task in tasks.unique():
-            mine = np.flatnonzero(tasks == task)
-            rows = groups[:, mine[0]] == k
-            rhos.append(spearmanr(*(x[rows][:, mine].mean(1) for x in (first, second))).statistic)
-        row = table[(table["level"] == "per example") & (table["condition"] == condition)].iloc[0]
-        assert row["estimate"] == pytest.approx(np.mean(rhos))
-        assert row["rankings"] == 4
-        one, other = (
-            noise_ceiling(x, x, np.random.default_rng(1), tasks.to_numpy(), groups)[0, k]
-            for x in (first, second)
-        )
-        expected = np.sqrt(max(one, 0) * max(other, 0)) or np.nan
-        assert row["ceiling"] == pytest.approx(expected, abs=0.1, nan_ok=True)
-    by_name = table[table["level"] == "per query"].set_index("condition")
+    rows = table.set_index(["level", "condition"])
+    groups, tasks = crossed.conditions(), crossed.queries["task"].to_numpy()
+    for level, sets, count in (("per query", np.arange(12), 12), ("per example", tasks, 4)):
+        for k, condition in enumerate(CONDITIONS):
+            rhos = []
+            for one in np.unique(sets):
+                mine = np.ix_(groups[:, sets == one][:, 0] == k, sets == one)
+                rhos.append(spearmanr(*(x[mine].mean(1) for x in (first, second))).statistic)
+            row = rows.loc[level, condition]
+            assert row["estimate"] == pytest.approx(np.mean(rhos))
+            assert row["low"] <= row["estimate"] <= row["high"]
+            assert (row["pairs"], row["ranked"], row["rankings"]) == (96, 8, count)
+    ceiling = noise_ceiling(first, second, np.random.default_rng(1), tasks, groups)[1]
+    found = rows.loc["per example"].loc[list(CONDITIONS), "ceiling"]
+    np.testing.assert_allclose(found, ceiling, atol=0.1)
+    by_name = rows.loc["per query"]
     less = by_name.loc["same task", "estimate"] - by_name.loc["neither", "estimate"]
     assert by_name.loc["same task less neither", "estimate"] == pytest.approx(less)
     assert by_name.loc["same task less neither", "low"] > 0
@@ -69,20 +60,17 @@ def test_conditions_that_are_not_there_are_unknown(rng):
     known = table["condition"] == "same task"
     assert table.loc[known, ["estimate", "p"]].notna().all(axis=None)
     assert table.loc[~known, ["estimate", "low", "high", "p", "ceiling"]].isna().all(axis=None)
+    # one task of several types is several sets
+    one = labels_of(["ask qasc", "answer qasc"] * 4, ["ask qasc", "answer qasc"] * 2)
+    for frame in (one.train, one.queries):
+        frame["task"] = "mine"
+    table = conditions.by_condition(first, second, one, rng, **QUICK)
+    assert table["estimate"].notna().any()
     # tasks that are not shared, and nothing known of them
     frame = pd.DataFrame({"task": ["a"] * 8, "type": "unknown", "content": "unknown"})
     nothing = Labels(frame, frame[:4].assign(task="b"))
     table = conditions.by_condition(first, second, nothing, rng, **QUICK)
     assert table[["estimate", "low", "high"]].isna().all(axis=None)
-
-
-def test_one_task_of_several_types_is_several_sets(rng):
-    one = labels_of(["ask qasc", "answer qasc"] * 8, ["ask qasc", "answer qasc"] * 4)
-    for frame in (one.train, one.queries):
-        frame["task"] = "mine"
-    first, second = rng.normal(size=(2, 16, 8))
-    table = conditions.by_condition(first, second, one, rng, **QUICK)
-    assert table["estimate"].notna().any()
 
 
 @pytest.mark.parametrize(("N", "M"), [(3, 1), (6, 1), (2, 5)])

@@ -64,13 +64,6 @@ def test_methods_are_averaged_over_the_same_queries(rng):
     assert estimate["ICP minus words"] == pytest.approx(halves[1] / 2)
 
 
-def test_a_similarity_that_tells_nothing_apart_leaves_a_verdict(rng):
-    gain, gradient, _, effect = world(60, 20, rng, 0.3, 0.8, 0.3)
-    similar = {"words": np.zeros_like(gain), "hidden states": rng.standard_normal(gain.shape)}
-    found = rule.recommend(rule.agreements(gain, gradient, similar, effect, rng, 200))
-    assert found.verdict == rule.USE_GRADIENTS
-
-
 @pytest.mark.parametrize(
     ("differences", "verdict", "method"),
     [

@@ -57,23 +57,14 @@ class Labels:
 
 @dataclass(frozen=True)
 class Pool:
-    """Finished scores of one pool and its queries, all [N, M], and what they are about.
-
-    Attributes:
-        labels: Task, type and content.
-        gain: From probing, nats.
-        product: Gradient dot products, nats per unit of learning rate.
-        cosine: The same over both gradients' norms.
-        baselines: What else scores pairs, such as lengths and similarities, by name.
-        parts: Of the products: those of some layers only, by name.
-    """
+    """Finished scores of one pool and its queries, all [N, M], and what they are about."""
 
     labels: Labels
-    gain: np.ndarray
-    product: np.ndarray
-    cosine: np.ndarray
-    baselines: dict[str, np.ndarray]
-    parts: dict[str, np.ndarray]
+    gain: np.ndarray  # from probing, nats
+    product: np.ndarray  # of gradients, nats per unit of learning rate
+    cosine: np.ndarray  # of gradients
+    baselines: dict[str, np.ndarray]  # what else scores pairs, by name
+    parts: dict[str, np.ndarray]  # products of some layers only, by name
 
     @property
     def forms(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:

@@ -1,7 +1,6 @@
 """Where two attribution methods agree, how far they could, and what else would agree as well.
 
-Every function takes finished matrices [N, M] (positive = helps) and returns a table. `rng` draws
-the bootstrap's `resamples`, halvings and permutations.
+Every function takes finished matrices [N, M] (positive = helps) and returns a table.
 """
 
 import functools
@@ -77,10 +76,9 @@ def _agreements(
 def rank_measures(
     first: np.ndarray, second: np.ndarray, rng: np.random.Generator, resamples: int = 1000
 ) -> pd.DataFrame:
-    """Return agreements of row means as ranks: quantity, estimate, low, high, chance, p.
+    """Return Spearman's and Kendall's of row means, and what the best and worst have in common.
 
-    Spearman (p by permutation), Kendall, and the fraction that the best and the worst tenth,
-    quarter and half have in common.
+    Rows of quantity, estimate, low, high, chance, p (of Spearman's, by permutation).
     """
     N = len(first)
     kendall = of_row_sums(lambda a, b: kendalltau(a, b).statistic, first, second)
@@ -103,10 +101,7 @@ def rank_measures(
 
 
 def reliabilities(methods: Methods, rng: np.random.Generator) -> pd.DataFrame:
-    """Return each method's split-half reliability over queries: method, reliability, low, high.
-
-    Intervals are over training examples; see `noise_ceiling` for why.
-    """
+    """Return each method's reliability (see `noise_ceiling`): method, reliability, low, high."""
     columns = ["reliability", "reliability_low", "reliability_high"]
     rows = [
         (name, *with_ceiling(scores, scores, rng).loc[0, columns])
@@ -125,9 +120,7 @@ def by_similarity(
 ) -> tuple[pd.DataFrame, tuple[float, float, float]]:
     """Return the per-query agreement among training examples that are about equally similar.
 
-    Each query's training examples are cut into bins of equal size by their similarity [N, M] to it
-    (fewer bins in a pool too small for so many).
-
+    Each query's training examples are cut into bins of equal size by their similarity [N, M] to it.
     One row per bin: similarity (mean), estimate, low, high; and the slope of a line through the
     bins (agreement per bin) with its interval.
     """
@@ -151,10 +144,7 @@ def by_similarity(
 def partial_correlations(
     effect: np.ndarray, causes: Methods, rng: np.random.Generator, resamples: int = 1000
 ) -> pd.DataFrame:
-    """Return how an effect's row means go with each of two causes', alone and given the other.
-
-    One row each: cause, given, estimate, low, high.
-    """
+    """Return how an effect's row means go with each of two causes', alone and given the other."""
     rows = []
     for cause, other in itertools.permutations(causes):
         for name, given in (("nothing", []), (other, [causes[other]])):
@@ -167,10 +157,7 @@ def partial_correlations(
 def given_the_answer(
     pools: Mapping[str, Pool], rng: np.random.Generator, resamples: int = 1000
 ) -> pd.DataFrame:
-    """Return how far gain and cosine agree per query, alone and given "same completion".
-
-    One row each: pool, given, estimate, low, high, sharing (pairs that share it).
-    """
+    """Return how far gain and cosine agree per query, beyond sharing the query's completion."""
     rows = []
     for name, pool in pools.items():
         same = pool.baselines["same_completion"]
@@ -198,11 +185,10 @@ def against_baselines(
     rng: np.random.Generator,
     resamples: int = 1000,
 ) -> pd.DataFrame:
-    """Return how much better one method agrees with the truth than another, in findings' columns.
+    """Return how much better one method agrees with the truth than another, at each level.
 
-    Per query, per query among training examples of one task, and per example. The best similarity
-    is the better of `SIMILARITIES` at each of these. `truth` [N, M] are training effects, `tasks`
-    [N] those of the training examples.
+    `truth` [N, M] are training effects, `tasks` [N] those of the training examples. The best
+    similarity is the better of `SIMILARITIES` at a level. Columns are those of findings.
     """
     names = ["gain", "gain over neutral", "cosine", "product"]
     methods = [proxies[name] for name in (*names, *SIMILARITIES)]
@@ -249,12 +235,8 @@ def findings(
 ) -> pd.DataFrame:
     """Return the numbers to keep: quantity, unit, estimate, low, high, n.
 
-    Args:
-        conditions: Rows of `by_condition_and_pool` for one pool; n is ranked.
-        by_level: `agreement_table` of the whole pool, whose `Pool.forms` are kept; n is N.
-        predicted: `agreement_table` with the training effect; n is its N.
-        shape: (N, M) of the pool.
-        truth_shape: (N, M) of the training effect.
+    Of one pool's rows of `by_condition_and_pool`, and of `agreement_table` of the whole pool (where
+    its `Pool.forms` are kept) and with the training effect; shapes are (N, M) of both.
     """
     forms = by_level["first"] + " and " + by_level["second"]
     by_level = by_level[forms.isin(conditions["scores"])]

@@ -97,7 +97,8 @@ def by_set(
             labels = None if groups is None else groups[np.ix_(rows, kept)]
         rho = rank_correlations(values, labels, count)
         if given:
-            rho = partial(rho, K, values.shape[1])
+            n = values.shape[1] if labels is None else np.equal.outer(range(count), labels).sum(1)
+            rho = partial(rho, K, n)
         return rho[..., :A, A:K], weights
 
     return found

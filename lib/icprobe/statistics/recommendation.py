@@ -36,8 +36,6 @@ NEITHER = "neither beats similarity"
 TOO_SMALL = "sample too small"
 METHODS = {USE_ICP: ICP, USE_GRADIENTS: GRADIENTS, NEITHER: SIMILARITY}
 
-ICP_AGAINST = "ICP minus gradients"
-
 CHANCE = 0.8  # that a sample of the size asked for settles it
 MOST = 100  # times the sample beyond which more data are no answer
 
@@ -50,14 +48,12 @@ def agreements(
     rng: np.random.Generator,
     resamples: int = 1000,
 ) -> pd.DataFrame:
-    """Return how well methods [n, m] rank what a training step does, and what decides.
+    """Return how well methods [n, m] rank what a training step does, and the differences.
 
-    A method that scores all examples alike for a query ranks none of them: its correlation counts
-    as 0 there, so that all methods are averaged over the same queries.
-
-    One row each: quantity (ICP, gradients, each similarity, ICP and gradients minus each
-    similarity, ICP minus gradients), unit, estimate, low, high, n and m. Not numbers where no query
-    has a ranking, as in a sample of fewer than four examples.
+    Rows of quantity ("ICP", "ICP minus gradients", ...), unit, estimate, low, high, n, m. A method
+    that scores all examples alike for a query ranks none of them: its correlation counts as 0
+    there, so that all methods are averaged over the same queries. Not numbers where no query has a
+    ranking, as in a sample of fewer than four examples.
     """
     names = [ICP, GRADIENTS, *similarities]
     pairs = [(one, name) for name in similarities for one in (ICP, GRADIENTS)] + [(ICP, GRADIENTS)]
@@ -84,16 +80,10 @@ def agreements(
 class Recommendation:
     """What to do, and why.
 
-    Attributes:
-        verdict: "use ICP", "use gradients", "neither beats similarity" or "sample too small".
-        method: What to score the whole pool with: "ICP", "gradients" or "similarity". Where the
-            sample is too small, what its estimates speak for (similarity if there are none).
-        factor: How many times as many training examples and queries would settle it with a chance
-            of `CHANCE`, if the estimates hold: 1 where it is settled, infinite if no number would.
-        n: Training examples of a sample so large, or None.
-        m: Queries of it, or None.
-        differences: Those that decide, as phrases with their intervals.
-        known: Whether there were enough rankings for intervals.
+    The method is what to score the whole pool with: "ICP", "gradients" or "similarity"; where the
+    sample is too small, what its estimates speak for (similarity if there are none). A sample of
+    factor times the size, n by m, would settle it with a chance of `CHANCE` if the estimates hold
+    (1 where it is settled; infinite and None if none would).
     """
 
     verdict: str
@@ -101,8 +91,8 @@ class Recommendation:
     factor: float
     n: int | None
     m: int | None
-    differences: tuple[str, ...]
-    known: bool
+    differences: tuple[str, ...]  # those that decide, as phrases with their intervals
+    known: bool  # whether there were enough rankings for intervals
 
     @property
     def settled(self) -> bool:
@@ -112,10 +102,10 @@ class Recommendation:
 def recommend(agreed: pd.DataFrame, tolerance: float = TOLERANCE) -> Recommendation:
     """Return the verdict by the rule of this module, from the table of `agreements`.
 
-    Intervals shrink with the root of the sample (both sides grow alike; what a single pair has of
-    its own shrinks faster, so this is rather too many). With estimates e at a distance |e - t| from
-    a bound t, and half-lengths h, a sample (h / |e - t|)^2 times as large has an even chance that
-    its interval keeps to the bound; for a chance of 80 % it takes about twice that.
+    Intervals shrink with the root of the sample (noise of single pairs shrinks faster, so this is
+    rather too many). With estimates e at a distance |e - t| from a bound t, and half-lengths h, a
+    sample (h / |e - t|)^2 times as large has an even chance that its interval keeps to the bound;
+    for a chance of 80 % it takes about twice that.
 
     Raises:
         ValueError: If the tolerance d is not above 0.
@@ -152,37 +142,27 @@ def _times_needed(rows: pd.DataFrame, tolerance: float, known: bool) -> dict[str
     estimate = rows["estimate"]
     low, high = (rows["low"], rows["high"]) if known else (estimate, estimate)
 
-    def times(difference: str, bound: float, above: bool) -> float:
+    def times(one: str, other: str, bound: float, above: bool) -> float:
+        difference = f"{one} minus {other}"
         e = estimate[difference]
         half = e - low[difference] if above else high[difference] - e
         distance = e - bound if above else bound - e
         return (half / distance) ** 2 if distance > 0 else math.inf
 
-    similar = [
-        name.removeprefix("ICP minus ")
-        for name in rows.index
-        if name.startswith("ICP minus ") and name != ICP_AGAINST
+    methods, similar = (ICP, GRADIENTS), set(rows.index.str.split(" minus ").str[1]) - {GRADIENTS}
+    beats = {one: max(times(one, other, 0, above=True) for other in similar) for one in methods}
+    by_less = [
+        max(times(one, other, tolerance, above=False) for one in methods) for other in similar
     ]
-
-    def beats_all(method: str) -> float:
-        return max(times(f"{method} minus {name}", 0, above=True) for name in similar)
-
-    def beats_by_less(name: str) -> float:
-        both = (f"{method} minus {name}" for method in (ICP, GRADIENTS))
-        return max(times(difference, tolerance, above=False) for difference in both)
-
     return {
-        USE_ICP: max(beats_all(ICP), times(ICP_AGAINST, -tolerance, above=True)),
-        USE_GRADIENTS: max(beats_all(GRADIENTS), times(ICP_AGAINST, 0, above=False)),
-        NEITHER: min(map(beats_by_less, similar)),
+        USE_ICP: max(beats[ICP], times(ICP, GRADIENTS, -tolerance, above=True)),
+        USE_GRADIENTS: max(beats[GRADIENTS], times(ICP, GRADIENTS, 0, above=False)),
+        NEITHER: min(by_less),
     }
 
 
 def as_text(found: Recommendation, tolerance: float, available: tuple[int, int]) -> str:
-    """Return the verdict in plain words (Markdown).
-
-    `tolerance` is that of `recommend`; `available` are N and M of the whole pool.
-    """
+    """Return the verdict in plain words (Markdown); `available` are the whole pool's N and M."""
     said = {
         USE_ICP: "**Use ICP:** the probe ranks training examples better than similarity does, and "
         f"less than {tolerance:g} worse than gradients. It needs log-probabilities only.",
@@ -203,11 +183,10 @@ def as_text(found: Recommendation, tolerance: float, available: tuple[int, int])
             f"{head}The methods are so close to the rule's bounds that {MOST} times as many "
             f"examples would not tell them apart: take the easiest to run.{numbers}"
         )
-    more = (
-        f"About {found.n} training examples by {found.m} queries would settle it with a chance "
-        f"of {CHANCE:.0%}, if the estimates hold"
-    )
     needed = zip((found.n, found.m), available, ("training examples", "queries"), strict=True)
     lacks = [f"{have} {name}" for need, have, name in needed if need > have]
-    more += f"; there are only {' and '.join(lacks)}, so more are needed." if lacks else "."
-    return head + more + numbers
+    more = f"; there are only {' and '.join(lacks)}, so more are needed" if lacks else ""
+    return (
+        f"{head}About {found.n} training examples by {found.m} queries would settle it with a "
+        f"chance of {CHANCE:.0%}, if the estimates hold{more}.{numbers}"
+    )
