@@ -18,6 +18,7 @@ from icprobe.figures.style import (
     SERIES,
     errors,
     label_right,
+    legend_below,
     looks,
     panel_grid,
     picture,
@@ -77,20 +78,18 @@ def _dots(axes: Axes, frame: pd.DataFrame, names: list[str], series: list[str]) 
 
 def _explain(figure: Figure, axes: Axes, every: pd.DataFrame) -> None:
     """Put a legend below: the series, and what bars and hollow marks mean where there are any."""
-    handles, labels = axes.get_legend_handles_labels()
-    if len(pd.unique(every["series"])) == 1:
-        handles, labels = [], []  # the title says it
+    handles = {}
+    if len(pd.unique(every["series"])) > 1:  # else the title says it
+        found, labels = axes.get_legend_handles_labels()
+        handles = dict(zip(labels, found, strict=True))
     if "ceiling" in every and every["ceiling"].notna().any():
         bar = {"marker": "|", "markersize": 11, "markeredgewidth": 2, "linestyle": ""}
-        handles.append(Line2D([], [], color="black", **bar))
-        labels.append("upright bar: its noise ceiling")
+        handles["upright bar: its noise ceiling"] = Line2D([], [], color="black", **bar)
     if (every["low"].isna() & every["estimate"].notna()).any():
-        ring = {"marker": "o", "markersize": 5, "markerfacecolor": "white"}
-        handles.append(Line2D([], [], color="black", linestyle="", **ring))
-        labels.append("hollow: too few rankings for an interval")
-    longest = 0.6 + 0.08 * max(map(len, labels))  # inches
-    columns = max(1, min(3, len(labels), int(figure.get_size_inches()[0] / longest)))
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns)
+        ring = {"marker": "o", "markersize": 5, "markerfacecolor": "white", "linestyle": ""}
+        handles["hollow: too few rankings for an interval"] = Line2D([], [], color="black", **ring)
+    if handles:
+        legend_below(figure, handles, 0.6, most=3)
 
 
 def _mark_groups(panels: Sequence[Axes], groups: pd.Series) -> None:

@@ -116,16 +116,20 @@ def label_right(axes: Axes, places: Sequence[float], labels: Iterable[str]) -> N
 
 
 def one_legend(figure: Figure, panels: Iterable[Axes]) -> None:
-    """Put one legend below all panels, each label once, in as many columns as there is room for."""
+    """Put one legend below all panels, each label once."""
     handles = {}
     for axes in panels:
         found, labels = axes.get_legend_handles_labels()
         handles |= dict(zip(labels, found, strict=True))
     if handles:
-        longest = 0.9 + 0.08 * max(map(len, handles))  # inches
-        columns = max(1, min(len(handles), int(figure.get_size_inches()[0] / longest)))
-        where = {"loc": "outside lower center", "ncols": columns}
-        figure.legend(handles.values(), handles.keys(), **where)
+        legend_below(figure, handles, 0.9, len(handles))
+
+
+def legend_below(figure: Figure, handles: Mapping[str, Any], symbol: float, most: int) -> None:
+    """Put a legend of handles by label below; a symbol has so many inches, a row most of them."""
+    longest = symbol + 0.08 * max(map(len, handles))  # inches
+    columns = max(1, min(most, len(handles), int(figure.get_size_inches()[0] / longest)))
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=columns)
 
 
 def save(figure: Figure, name: str, output_dir: str | Path, profile: str, seed: int) -> Figure:

@@ -28,14 +28,12 @@ def findings(
     resamples: int = 1000,
     splits: int = 50,
 ) -> pd.DataFrame:
-    """Return how far the two scores agree, with 95 % intervals.
+    """Return how far the two scores agree: quantity, unit, estimate, low, high, n.
 
     Intervals resample training examples, and queries for the influences. The ICP score is published
     as a fraction only, so its queries cannot be resampled with them. Agreement "these queries"
-    resamples examples alone, agreement by query resamples queries alone.
-
-    One row each: quantity, unit, estimate, low, high, n. Overlaps have the unit `IN_COMMON` and
-    n = k, and by chance would be k / N; those of `repeated_overlaps` have the unit `REPEATED`.
+    resamples examples alone, agreement by query resamples queries alone. Overlaps have n = k, and
+    by chance would be k / N; those of `repeated_overlaps` have the unit `REPEATED`.
     """
     N, M = influence.shape
     reliable, sizes = reliability(influence, rng, splits), cut_sizes(icp)

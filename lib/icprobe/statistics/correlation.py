@@ -170,10 +170,9 @@ def given_the_answer(
 
 
 def levels_of_truth(tasks: Sequence[str], M: int) -> dict[str, Level]:
-    """Return the levels at which methods are held against the truth.
+    """Return the levels at which methods are held against the truth, of training examples' tasks.
 
-    To agree "per query" it is enough to tell which tasks help a query; "within a task", each query
-    ranks the training examples of one of the `tasks` [N] alone.
+    To agree "per query" it is enough to tell which tasks help a query, but not "within a task".
     """
     return {"per query": "query", "within a task": of_tasks(tasks, M), "per example": "example"}
 
@@ -233,10 +232,10 @@ def findings(
     shape: tuple[int, int],
     truth_shape: tuple[int, int],
 ) -> pd.DataFrame:
-    """Return the numbers to keep: quantity, unit, estimate, low, high, n.
+    """Return the numbers to keep (quantity, unit, estimate, low, high, n) of one pool's tables.
 
-    Of one pool's rows of `by_condition_and_pool`, and of `agreement_table` of the whole pool (where
-    its `Pool.forms` are kept) and with the training effect; shapes are (N, M) of both.
+    These are by condition, and by level: of the whole pool, and of methods with the training effect
+    (predicted). Shapes are (N, M) of these two.
     """
     forms = by_level["first"] + " and " + by_level["second"]
     by_level = by_level[forms.isin(conditions["scores"])]

@@ -161,16 +161,13 @@ def p_values_within(
 def _agreement_of_order(
     first: np.ndarray, second: np.ndarray, level: str | np.ndarray, groups: np.ndarray
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """Return a function of an order [N] of the first matrix's rows: the agreements [G].
-
-    Where it keeps rows in their groups, ranks in a group are exchanged like the rows.
-    """
+    """Return a function of an order [N] of the first's rows, in their groups: agreements [G]."""
     sets = membership(level, first.shape[1])
     values = np.stack([first, second]).astype(float) @ sets
     ranks = standard_ranks(values, groups_of_sets(groups, sets), group_count(groups))
     known = np.isfinite(ranks).all((2, 3))  # [G, C]
     ranks = np.where(known[:, :, None, None], ranks, 0)
-    # [C, N], of which each pair is in one group, and [G, C, N]
+    # [C, N], each pair in its only group, and [G, C, N]: ranks in a group move with their rows
     ours, theirs = ranks[:, :, 0].sum(0), ranks[:, :, 1]
     weights = sets.sum(0)
 

@@ -105,13 +105,11 @@ def by_set(
 
 
 def contrasts(of_sets: OfSets) -> Measure:
-    """Return the measure of groups' agreements [G], then of the first minus the others [G - 1].
-
-    A difference is an average over those sets of queries that have both agreements.
-    """
+    """Return the measure of groups' agreements [G], then of the first minus the others [G - 1]."""
 
     def measure(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         rho, weights = of_sets(rows, columns)
+        # a difference is an average over the sets of queries that have both agreements
         return average_over_sets(np.concatenate([rho, rho[:1] - rho[1:]]), weights)[:, 0, 0]
 
     return measure

@@ -135,10 +135,7 @@ def recommend(agreed: pd.DataFrame, tolerance: float = TOLERANCE) -> Recommendat
 
 
 def _times_needed(rows: pd.DataFrame, tolerance: float, known: bool) -> dict[str, float]:
-    """Return by verdict how many times the sample has an even chance of it.
-
-    Below 1 where the sample has it, infinite where its estimates do not speak for it.
-    """
+    """Return by verdict how many times the sample has an even chance of it; below 1, it holds."""
     estimate = rows["estimate"]
     low, high = (rows["low"], rows["high"]) if known else (estimate, estimate)
 
