@@ -37,51 +37,36 @@ def findings(
     """
     N, M = influence.shape
     reliable, sizes = reliability(influence, rng, splits), cut_sizes(icp)
-    table = _agreement_with_intervals(icp, influence, rng, resamples, sizes, reliable)
-    for name, values in repeated_overlaps(icp, M, rng).items():
-        table.append((name, REPEATED, values.mean(), *_percentiles(values), sizes[name][1]))
-    rho = by_query(icp, influence)
-    measures = {
-        ("ICP score against influence on one query, median", "Spearman"): np.median,
-        ("queries on whose influence it agrees negatively", "share"): lambda x: (x < 0).mean(),
-    }
-    for name, measure in measures.items():
-        found = bootstrap_ci(lambda _, j, m=measure: m(rho[j]), (1, M), rng)
-        table.append((*name, *map(float, found), M))
-    name = ("reliability of the mean influence, split-half", "Spearman")
-    table.append((*name, reliable, *reliability_interval(influence, rng), N))
-    return pd.DataFrame(table, columns=["quantity", "unit", "estimate", "low", "high", "n"])
-
-
-def _agreement_with_intervals(
-    icp: np.ndarray,
-    influence: np.ndarray,
-    rng: np.random.Generator,
-    resamples: int,
-    sizes: Mapping[str, tuple[str, int]],
-    reliable: float,
-) -> list[tuple]:
-    """Return rows of `findings`: `agreement`, and Spearman's over these queries alone."""
-    N, M = influence.shape
     mean_influence = influence.mean(axis=1, dtype=float)
-    influence = influence.astype(float)  # once, for products with weights
-    whole = agreement(icp, mean_influence, M, sizes, reliable)
+    exact = influence.astype(float)  # once, for products with weights
 
     def measure(rows: np.ndarray, columns: np.ndarray) -> list[float]:
-        mean = influence @ (np.bincount(columns, minlength=M) / M)
+        mean = exact @ (np.bincount(columns, minlength=M) / M)
         found = agreement(icp[rows], mean[rows], M, sizes, reliable)
         return [*found.values(), spearmanr(icp[rows], mean_influence[rows]).statistic]
 
-    replicates = bootstrap_replicates(measure, (N, M), rng, resamples)
+    whole = agreement(icp, mean_influence, M, sizes, reliable)
     whole[f"{BOTH}, these queries", "Spearman"] = whole[BOTH, "Spearman"]
     kinds = np.array(["fisher" if name == BOTH else "percentile" for name, _ in whole])
+    replicates = bootstrap_replicates(measure, (N, M), rng, resamples)
     ends = confidence_interval([*whole.values()], replicates, kinds)
     table = [
         (*name, estimate, low, high, sizes.get(name[0], (None, N))[1])
         for (name, estimate), low, high in zip(whole.items(), *ends, strict=True)
     ]
     table.insert(1, table.pop())
-    return table
+    for name, values in repeated_overlaps(icp, M, rng).items():
+        table.append((name, REPEATED, values.mean(), *_percentiles(values), sizes[name][1]))
+    rho = by_query(icp, influence)
+    for name, unit, statistic in (
+        ("ICP score against influence on one query, median", "Spearman", np.median),
+        ("queries on whose influence it agrees negatively", "share", lambda x: (x < 0).mean()),
+    ):
+        found = bootstrap_ci(lambda _, j, of=statistic: of(rho[j]), (1, M), rng)
+        table.append((name, unit, *map(float, found), M))
+    name = ("reliability of the mean influence, split-half", "Spearman")
+    table.append((*name, reliable, *reliability_interval(influence, rng), N))
+    return pd.DataFrame(table, columns=["quantity", "unit", "estimate", "low", "high", "n"])
 
 
 def _percentiles(values: np.ndarray) -> np.ndarray:
