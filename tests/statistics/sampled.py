@@ -1,8 +1,10 @@
-"""Matrices, labels and measures that several tests of statistics take."""
+"""Measures and labels that several tests of statistics make."""
 
 import numpy as np
 import pandas as pd
+from scipy.stats import spearmanr
 
+from icprobe import statistics
 from icprobe.statistics.conditions import Labels
 
 
@@ -11,10 +13,15 @@ def whole(measure, shape):
     return measure(*map(np.arange, shape))
 
 
-def related(rng):
-    """Return two related matrices [N, M] with ties, of whole numbers so that sums are exact."""
-    first = rng.normal(scale=5, size=(30, 8)).round()
-    return first, (first + rng.normal(scale=5, size=first.shape)).round()
+def agreement(first, second, level="query", groups=None, given=()):
+    """Return the measure "agreement of two matrices"."""
+    measure = statistics.agreements([first], [second], level, groups, given)
+    return lambda rows, columns: measure(rows, columns)[0, 0, 0]
+
+
+def mean_rho(first, second):
+    """Return the mean over columns of Spearman's rho by scipy."""
+    return np.mean([spearmanr(*both).statistic for both in zip(first.T, second.T, strict=True)])
 
 
 def labels_of(train, queries):

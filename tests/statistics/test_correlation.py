@@ -2,33 +2,18 @@
 
 import numpy as np
 import pytest
-from sampled import labels_of
+from sampled import agreement, whole
 from scipy.stats import kendalltau, spearmanr
 
-from icprobe import statistics
 from icprobe.statistics import correlation
 from icprobe.statistics.conditions import Pool
-
-QUICK = {"resamples": 20}
-
-
-@pytest.fixture
-def rng():
-    return np.random.default_rng(0)
-
-
-@pytest.fixture
-def crossed():
-    """Two types by two contents, 8 training examples and 3 queries each, in turns."""
-    tasks = ["ask qasc", "answer qasc", "ask mctaco", "answer mctaco"]
-    return labels_of(tasks * 8, tasks * 3)
 
 
 def test_agreement_that_grows_with_similarity_has_a_slope(rng):
     similarity = rng.random((60, 10))
     first = rng.normal(size=(60, 10))
     second = similarity * first + (1 - similarity) * rng.normal(size=first.shape)
-    bins, (slope, low, high) = correlation.by_similarity(first, second, similarity, rng, 4, **QUICK)
+    bins, (slope, low, high) = correlation.by_similarity(first, second, similarity, rng, 4, 20)
     assert bins["similarity"].is_monotonic_increasing and len(bins) == 4
     assert 0 < low < slope < high
     lowest = similarity.argsort(axis=0).argsort(axis=0) < 15
@@ -49,7 +34,7 @@ def test_rank_measures_and_their_chance(rng):
 def test_a_table_names_every_pair(rng):
     a, b, c = rng.normal(size=(3, 20, 5))
     levels = {"per example": "example", "per query": "query"}
-    table = correlation.agreement_table({"a": a, "b": b}, {"c": c}, levels, rng, **QUICK)
+    table = correlation.agreement_table({"a": a, "b": b}, {"c": c}, levels, rng, (), 20)
     names = table[["level", "first", "second"]].to_numpy().tolist()
     assert names == [[level, x, "c"] for level in levels for x in "ab"]
     row = table.set_index(["level", "first"]).loc[("per example", "b")]
@@ -89,8 +74,7 @@ def test_an_advantage_over_a_baseline_is_the_difference_of_agreements(rng):
     table = correlation.against_baselines(proxies, truth, tasks, rng, 50).set_index("quantity")
 
     def rho(name, level="query", rows=slice(None)):
-        both = proxies[name][rows], truth[rows]
-        return statistics.agreement(*both, level)(*map(np.arange, both[0].shape))
+        return whole(agreement(proxies[name][rows], truth[rows], level), truth[rows].shape)
 
     for quantity, expected in {
         "gain less best similarity, per query": rho("gain") - rho("hidden states"),

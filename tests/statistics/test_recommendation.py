@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from helpers import ATOL, RTOL
-from scipy.stats import spearmanr
+from sampled import mean_rho
 
 from icprobe.statistics import recommendation as rule
 
@@ -31,27 +31,18 @@ def world(n, m, rng, icp, gradients, similarity, spread=0.0):
 
 def agreed(icp_over, gradients_over, against, n=32, m=18, **others):
     """Return the table that `recommend` reads, from (estimate, low, high) of each difference."""
-    rows = {"ICP minus words": icp_over, "gradients minus words": gradients_over, **others}
-    rows |= {rule.ICP_AGAINST: against}
-    frame = pd.DataFrame(
-        [("words", 0.1, np.nan, np.nan), *((name, *numbers) for name, numbers in rows.items())],
-        columns=["quantity", "estimate", "low", "high"],
-    )
-    return frame.assign(unit="Spearman", n=n, m=m)
+    rows = {"words": (0.1, np.nan, np.nan), "ICP minus words": icp_over}
+    rows |= {"gradients minus words": gradients_over, **others, "ICP minus gradients": against}
+    frame = pd.DataFrame(rows, index=["estimate", "low", "high"]).T
+    return frame.rename_axis("quantity").reset_index().assign(unit="Spearman", n=n, m=m)
 
 
-def test_agreements_are_means_of_spearman_over_queries():
-    rng = np.random.default_rng(0)
+def test_agreements_are_means_of_spearman_over_queries(rng):
     gain, gradient, similar, effect = world(20, 6, rng, 0.4, 0.8, 0.3)
     found = rule.agreements(gain, gradient, similar, effect, rng, 50).set_index("quantity")
 
-    def mean(scores):
-        return np.mean(
-            [spearmanr(*pair).statistic for pair in zip(scores.T, effect.T, strict=True)]
-        )
-
     alone = {"ICP": gain, "gradients": gradient, **similar}
-    expected = {name: mean(scores) for name, scores in alone.items()}
+    expected = {name: mean_rho(scores, effect) for name, scores in alone.items()}
     for name in similar:
         for one in ("ICP", "gradients"):
             expected[f"{one} minus {name}"] = expected[one] - expected[name]
@@ -62,37 +53,15 @@ def test_agreements_are_means_of_spearman_over_queries():
     assert set(found["n"]) == {20} and set(found["m"]) == {6}
 
 
-def test_methods_are_averaged_over_the_same_queries():
+def test_methods_are_averaged_over_the_same_queries(rng):
     """Words that are the gains, but tell nothing apart for half of the queries: 0 there."""
-    rng = np.random.default_rng(0)
     gain, gradient, _, effect = world(20, 6, rng, 0.6, 0.8, 0.3)
     words = np.where(np.arange(6) < 3, gain, 0.0)
     found = rule.agreements(gain, gradient, {"words": words}, effect, rng, 50)
     estimate = found.set_index("quantity")["estimate"]
-    by_query = [spearmanr(*pair).statistic for pair in zip(gain.T, effect.T, strict=True)]
-    assert estimate["words"] == pytest.approx(np.sum(by_query[:3]) / 6)
-    assert estimate["ICP minus words"] == pytest.approx(np.sum(by_query[3:]) / 6)
-
-
-def test_a_similarity_that_tells_nothing_apart_leaves_a_verdict():
-    rng = np.random.default_rng(0)
-    gain, gradient, _, effect = world(60, 20, rng, 0.3, 0.8, 0.3)
-    similar = {"words": np.zeros_like(gain), "hidden states": rng.standard_normal(gain.shape)}
-    found = rule.recommend(rule.agreements(gain, gradient, similar, effect, rng, 200))
-    assert found.verdict == rule.USE_GRADIENTS
-
-
-def test_agreements_say_what_does_not_fit():
-    good, short = np.zeros((5, 3)), np.zeros((5, 2))
-    rng = np.random.default_rng(0)
-    with pytest.raises(ValueError, match=r"words has shape \(5, 2\).*\(5, 3\)"):
-        rule.agreements(good, good, {"words": short}, good, rng)
-    with pytest.raises(ValueError, match="at least one is needed"):
-        rule.agreements(good, good, {}, good, rng)
-    unknown = good.copy()
-    unknown[2, 1] = np.nan
-    with pytest.raises(ValueError, match="gain has scores that are not finite"):
-        rule.agreements(unknown, good, {"words": good}, good, rng)
+    halves = [mean_rho(gain[:, part], effect[:, part]) for part in (slice(3), slice(3, 6))]
+    assert estimate["words"] == pytest.approx(halves[0] / 2)
+    assert estimate["ICP minus words"] == pytest.approx(halves[1] / 2)
 
 
 @pytest.mark.parametrize(
@@ -119,35 +88,37 @@ def test_the_rule(differences, verdict, method):
     assert (found.factor > 1) == (verdict == rule.TOO_SMALL)
 
 
-def exact(icp, gradients, *similar):
+def exact(icp, gradients, words, states):
     """Return a table without uncertainty, from agreements."""
     over = {
-        f"{one} minus {k}": (rho - s,) * 3
-        for k, s in enumerate(similar[1:])
-        for one, rho in (("ICP", icp), ("gradients", gradients))
+        "ICP minus states": (icp - states,) * 3,
+        f"{GRAD} minus states": (gradients - states,) * 3,
     }
-    first = similar[0]
-    return agreed((icp - first,) * 3, (gradients - first,) * 3, (icp - gradients,) * 3, **over)
+    return agreed((icp - words,) * 3, (gradients - words,) * 3, (icp - gradients,) * 3, **over)
 
 
-def test_whatever_the_estimates_they_speak_for_one_verdict():
-    rng = np.random.default_rng(0)
+def test_whatever_the_estimates_they_speak_for_one_verdict(rng):
     for rho in rng.uniform(-1, 1, (500, 4)):
         assert rule.recommend(exact(*rho)).settled
 
 
-def test_each_similarity_is_to_be_beaten():
-    assert rule.recommend(exact(0.5, 0.5, 0.3, 0.4)).verdict == rule.USE_ICP
-    assert rule.recommend(exact(0.5, 0.5, 0.3, 0.6)).verdict == rule.NEITHER
-    assert rule.recommend(exact(0.2, 0.5, 0.3, 0.45)).verdict == rule.USE_GRADIENTS
-    assert rule.recommend(exact(0.2, 0.5, 0.3, 0.55)).verdict == rule.NEITHER
+@pytest.mark.parametrize(
+    ("agreements", "verdict"),
+    [
+        ((0.5, 0.5, 0.3, 0.4), rule.USE_ICP),
+        ((0.5, 0.5, 0.3, 0.6), rule.NEITHER),
+        ((0.2, 0.5, 0.3, 0.45), rule.USE_GRADIENTS),
+        ((0.2, 0.5, 0.3, 0.55), rule.NEITHER),
+    ],
+)
+def test_each_similarity_is_to_be_beaten(agreements, verdict):
+    assert rule.recommend(exact(*agreements)).verdict == verdict
 
 
 def test_few_queries_are_no_verdict():
     sure = (0.3, 0.1, 0.5), (0.3, 0.1, 0.5), (0.0, -0.09, 0.09)
-    assert rule.recommend(agreed(*sure, m=rule.MIN_QUERIES)).settled
-    found = rule.recommend(agreed(*sure, m=rule.MIN_QUERIES - 1))
-    assert found.verdict == rule.TOO_SMALL and found.m >= rule.MIN_QUERIES
+    enough, few = (rule.recommend(agreed(*sure, m=m)) for m in (6, 5))
+    assert enough.settled and few.verdict == rule.TOO_SMALL and few.m >= 6
 
 
 def test_the_size_that_would_settle_it():
@@ -161,14 +132,22 @@ def test_the_size_that_would_settle_it():
     assert "100 training examples" in few and "100 training examples" not in enough
 
 
+def test_the_size_is_of_what_the_estimates_speak_for():
+    """Neither method beats the noise by the margin; words are beaten, if not measurably."""
+    below, above = (0.0, -0.3, 0.3), (0.15, -0.1, 0.2)
+    noise = {f"{method} minus noise": below for method in ("ICP", GRAD)}
+    found = rule.recommend(agreed(above, above, (0.0, -0.5, 0.5), **noise), 0.1)
+    words = rule.recommend(agreed(below, below, (0.0, -0.5, 0.5)), 0.1)
+    assert found.method == words.method == "similarity" and found.factor == words.factor
+
+
 def test_no_size_would_settle_what_lies_on_a_bound():
     found = rule.recommend(agreed((0.0, -0.1, 0.1), (0.2, 0.1, 0.3), (-0.001, -0.2, 0.2)), 0.1)
     assert found.verdict == rule.TOO_SMALL and found.n is None
     assert "would not tell them apart" in rule.as_text(found, 0.1, (100, 50))
 
 
-def test_too_few_rankings_are_no_verdict():
-    rng = np.random.default_rng(0)
+def test_too_few_rankings_are_no_verdict(rng):
     few = world(3, 5, rng, 0.9, 0.9, 0.0)
     found = rule.recommend(rule.agreements(*few, rng, 20))
     assert found.verdict == rule.TOO_SMALL and math.isinf(found.factor)
@@ -199,11 +178,13 @@ def test_large_samples_give_the_right_verdict_and_small_ones_no_wrong_one(truth,
 @pytest.mark.parametrize(("n", "m", "spread"), [(24, 8, 0.0), (40, 6, 0.3)])
 def test_the_size_asked_for_settles_it(n, m, spread):
     """If the estimates hold: intervals of small samples around the truth, then larger samples."""
-    truth, tolerance, verdicts = (0.6, 0.6, 0.3), 0.25, []
-    tables = []
-    for seed in range(5):
+    truth, tolerance = (0.6, 0.6, 0.3), 0.25
+
+    def sampled(n, m, seed):
         rng = np.random.default_rng(seed)
-        tables.append(rule.agreements(*world(n, m, rng, *truth, spread), rng, 200))
+        return rule.agreements(*world(n, m, rng, *truth, spread), rng, 200)
+
+    tables = [sampled(n, m, seed) for seed in range(5)]
     table = tables[0]
     halves = np.mean([frame["high"] - frame["low"] for frame in tables], axis=0) / 2
     rho = {"ICP": 0.6, "gradients": 0.6, "words": 0.3, "noise": 0.0}
@@ -212,11 +193,8 @@ def test_the_size_asked_for_settles_it(n, m, spread):
     held = table.assign(estimate=values, low=values - halves, high=values + halves)
     asked = rule.recommend(held, tolerance)
     assert 1 < asked.factor < 8
-    for seed in range(20):
-        rng = np.random.default_rng(100 + seed)
-        larger = world(asked.n, asked.m, rng, *truth, spread)
-        found = rule.recommend(rule.agreements(*larger, rng, 200), tolerance)
-        verdicts.append(found.verdict)
+    larger = (sampled(asked.n, asked.m, 100 + seed) for seed in range(20))
+    verdicts = [rule.recommend(table, tolerance).verdict for table in larger]
     settled = [verdict for verdict in verdicts if verdict != rule.TOO_SMALL]
     assert len(settled) >= 12  # of 16; of 60, it were 60 and 46
     assert settled.count(rule.USE_ICP) >= len(settled) - 3  # one in twenty intervals is wrong

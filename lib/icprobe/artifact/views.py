@@ -13,12 +13,12 @@ from scipy import stats
 
 from icprobe import statistics
 from icprobe.finetuning import selection
+from icprobe.statistics import MIN_QUERIES
 
 COLUMNS = ["id", "task", "prompt", "completion"]
 
 # resamples of queries behind the intervals of ranks and agreements; enough for their ends
 RESAMPLES = 400
-MIN_QUERIES = 6  # with fewer, resamples of them say too little of a rank
 SEED = 0  # every table is the same whenever it is made, and in whichever order
 
 

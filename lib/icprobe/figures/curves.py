@@ -85,21 +85,16 @@ def projection_error(errors: pd.DataFrame) -> Figure:
 def overlap_curves(curves: dict[str, pd.Series], cuts: dict[str, pd.DataFrame], N: int) -> Figure:
     """Share in common of two scores' sets of k examples, by k, against chance k / N.
 
-    Args:
-        curves: By name, the share at each k (the index).
-        cuts: By name, rows (label, estimate, low, high, n = k) drawn as dots with intervals.
-        N: Size of the pool.
+    `curves` have, by name, the share at each k (the index); `cuts`, by name, rows (label, estimate,
+    low, high, n = k) drawn as dots with intervals. N is the size of the pool.
     """
     figure, axes = plt.subplots(figsize=(7, 4.4))
     k = np.geomspace(min(curve.index.min() for curve in curves.values()), N, 100)
     axes.plot(k, k / N, color=GREY, linestyle=":", label="chance, k / N")
-    for (name, curve), colour, style in zip(
-        curves.items(), (BLUE, PINK), ("-", "--"), strict=False
-    ):
+    lines = {"-": BLUE, "--": PINK}
+    for (name, curve), (style, colour) in zip(curves.items(), lines.items(), strict=True):
         axes.plot(curve.index, curve, color=colour, linestyle=style, label=name)
-    for (name, rows), colour, marker in zip(
-        cuts.items(), (ORANGE, GREEN), ("o", "s"), strict=False
-    ):
+    for (name, rows), colour, marker in zip(cuts.items(), (ORANGE, GREEN), "os", strict=True):
         # not as error bars: an interval of few resamples may miss its estimate
         axes.vlines(rows["n"], rows["low"], rows["high"], color=colour, linewidth=2)
         axes.plot(rows["n"], rows["estimate"], marker, color=colour, label=name)
@@ -119,9 +114,7 @@ def learning_curves(curves: dict[str, list[pd.DataFrame]], batch_size: int) -> F
 
     `curves` has, by selection, a frame (step, loss in nats per token of the batch) for each seed.
     """
-    figure, grid = panel_grid(
-        len(curves), 4, lambda rows, columns: (2.7 * columns, 2.1 * rows), sharey=True
-    )
+    figure, grid = panel_grid(len(curves), (2.7, 2.1), columns=4, sharey=True)
     for axes, (name, runs) in zip(grid, curves.items(), strict=True):
         colours, styles = itertools.cycle(SERIES), itertools.cycle(("-", "--", ":"))
         for run, colour, style in zip(runs, colours, styles, strict=False):
@@ -146,24 +139,18 @@ def bands(
 ) -> Figure:
     """Lines with shaded intervals: a panel a title, a line a series, all in one legend.
 
-    Args:
-        panels: By title, frames with columns x, series, estimate, low, high.
-        x_label: Of all panels, or by title.
-        y_label: The same.
-        scales: Of both axes, such as "log".
-        columns: Of panels.
+    `panels` has, by title, frames with columns x, series, estimate, low, high. Labels are of all
+    panels, or by title; `scales` are those of both axes.
     """
     x_labels, y_labels = (
         label if isinstance(label, dict) else dict.fromkeys(panels, label)
         for label in (x_label, y_label)
     )
-    names = list(pd.unique(pd.concat(panels.values())["series"]))
+    names = pd.unique(pd.concat(panels.values())["series"])
     lines = itertools.cycle(itertools.product(("-", "--"), SERIES))
     styles = dict(zip(names, lines, strict=False))
-    wide, high = (6.2, 3.4) if len(panels) == 1 else (3.7, 2.9)
-    figure, grid = panel_grid(
-        len(panels), columns, lambda rows, columns: (1 + wide * columns, 0.6 + high * rows)
-    )
+    panel = (6.2, 3.4) if len(panels) == 1 else (3.7, 2.9)
+    figure, grid = panel_grid(len(panels), panel, (1, 0.6), columns)
     for axes, (title, frame) in zip(grid, panels.items(), strict=True):
         for name, mine in frame.groupby("series", sort=False):
             style, colour = styles[name]
@@ -215,7 +202,7 @@ def durations(panels: dict[str, pd.DataFrame]) -> Figure:
     and note, which stands at the right.
     """
     height = 0.9 + 0.3 * max(len(frame) for frame in panels.values())
-    figure, grid = panel_grid(len(panels), 2, lambda rows, columns: (5.6 * columns, height * rows))
+    figure, grid = panel_grid(len(panels), (5.6, height), columns=2)
     for axes, (title, frame) in zip(grid, panels.items(), strict=True):
         frame = frame.sort_values("seconds", ascending=False)
         places = np.arange(len(frame))
@@ -249,10 +236,9 @@ def frontier(panels: dict[str, pd.DataFrame], x_label: str, y_label: str) -> Fig
     `panels` has, by title, frames with columns method, seconds, estimate, low, high. Points that
     take the same seconds are moved apart a little.
     """
-    size = (0.6 + 4.6 * len(panels), 4)
-    figure, row = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False)
+    figure, row = panel_grid(len(panels), (4.6, 4), (0.6, 0), sharey=True)
     of_method = looks(sorted(set(pd.concat(panels.values())["method"])))
-    for axes, (title, table) in zip(row[0], panels.items(), strict=True):
+    for axes, (title, table) in zip(row, panels.items(), strict=True):
         table = table.sort_values(["seconds", "method"])
         best = table.groupby("seconds")["estimate"].max().cummax()
         axes.step(best.index, best, where="post", color="#999999", zorder=0)
@@ -269,6 +255,6 @@ def frontier(panels: dict[str, pd.DataFrame], x_label: str, y_label: str) -> Fig
         axes.margins(x=0.15)
         axes.axhline(0, color="black", linewidth=0.8)
         axes.set(title=title, xlabel=x_label)
-    row[0][0].set_ylabel(y_label)
-    one_legend(figure, row[0])
+    row[0].set_ylabel(y_label)
+    one_legend(figure, row)
     return figure

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import PercentFormatter
 
-from icprobe.figures.style import DIVERGING, picture
+from icprobe.figures.style import DIVERGING, panel_grid, picture
 
 OUTSIDE = "outside"  # the column of layers that are in no numbered block
 
@@ -57,27 +57,15 @@ def task_heatmap(
 
     `panels` has a matrix [N, M] for each label (a name with its unit); panels stand side by side.
     """
-    tables = {
-        label: task_means(scores, train_tasks, query_tasks) for label, scores in panels.items()
-    }
-    rows, columns = next(iter(tables.values())).shape
-    width = 2.6 + 0.62 * columns
-    figure, row = plt.subplots(
-        1, len(tables), figsize=(width * len(tables), 1.9 + 0.42 * rows), squeeze=False
-    )
-    for axes, (label, means) in zip(row[0], tables.items(), strict=True):
+    size = 2.6 + 0.62 * len(set(query_tasks)), 1.9 + 0.42 * len(set(train_tasks))
+    figure, row = panel_grid(len(panels), size)
+    for axes, (label, scores) in zip(row, panels.items(), strict=True):
+        frame = pd.DataFrame(scores, index=list(train_tasks), columns=list(query_tasks))
+        by_row = frame.groupby(level=0, sort=False).mean()
+        means = by_row.T.groupby(level=0, sort=False).mean().T
         # one task with huge scores would leave all others white
         _by_task(axes, means, label, max(np.percentile(np.abs(means), 95), 1e-9))
     return figure
-
-
-def task_means(
-    scores: np.ndarray, train_tasks: Sequence[str], query_tasks: Sequence[str]
-) -> pd.DataFrame:
-    """Mean of scores [N, M] by training task (rows) and query task (columns), as they come."""
-    frame = pd.DataFrame(scores, index=list(train_tasks), columns=list(query_tasks))
-    by_row = frame.groupby(level=0, sort=False).mean()
-    return by_row.T.groupby(level=0, sort=False).mean().T
 
 
 @picture
@@ -95,14 +83,11 @@ def agreement_heatmaps(table: pd.DataFrame) -> Figure:
 
     `table` has columns level, first, second, estimate, low, high.
     """
-    levels = list(pd.unique(table["level"]))
-    firsts, seconds = (pd.unique(table[side]) for side in ("first", "second"))
+    levels, firsts, seconds = (pd.unique(table[name]) for name in ("level", "first", "second"))
     rows, columns = len(firsts), len(seconds)
-    figure, panels = plt.subplots(
-        len(levels), 1, figsize=(2.4 + 0.95 * columns, 1.2 + (0.3 + 0.5 * rows) * len(levels)),
-        squeeze=False, sharex=True,
-    )  # fmt: skip
-    for axes, level in zip(panels[:, 0], levels, strict=True):
+    panel = 2.4 + 0.95 * columns, 0.3 + 0.5 * rows
+    figure, panels = panel_grid(len(levels), panel, (0, 1.2), columns=1, sharex=True)
+    for axes, level in zip(panels, levels, strict=True):
         mine = table[table["level"] == level]
         names = {"index": "first", "columns": "second", "values": "estimate"}
         estimate = mine.pivot_table(**names, aggfunc="first", sort=False, dropna=False)

@@ -18,7 +18,9 @@ from icprobe.figures.style import (
     SERIES,
     errors,
     label_right,
+    legend_below,
     looks,
+    panel_grid,
     picture,
 )
 
@@ -37,13 +39,10 @@ def intervals(
     labels_of = label if isinstance(label, dict) else dict.fromkeys(panels, label)
     every = pd.concat(panels.values())
     names, series = list(pd.unique(every["row"])), list(pd.unique(every["series"]))
-    width = 2 + 2.7 * len(panels)
     height = 1.3 + len(names) * (0.16 + 0.14 * len(series))
-    figure, row = plt.subplots(
-        1, len(panels), figsize=(width, height), sharex=isinstance(label, str), sharey=True,
-        squeeze=False,
-    )  # fmt: skip
-    for axes, (title, frame) in zip(row[0], panels.items(), strict=True):
+    sharex = isinstance(label, str)
+    figure, row = panel_grid(len(panels), (2.7, height), (2, 0), sharex=sharex, sharey=True)
+    for axes, (title, frame) in zip(row, panels.items(), strict=True):
         _dots(axes, frame, names, series)
         axes.axvline(reference, color="black", linewidth=1)
         axes.set_title(title)
@@ -51,12 +50,12 @@ def intervals(
         axes.grid(axis="x", color="#DDDDDD", linewidth=0.6)
         axes.set_axisbelow(True)
         axes.xaxis.set_major_locator(MaxNLocator(4))
-    row[0][0].set_yticks(-np.arange(len(names)), names)
-    row[0][0].set_ylim(-len(names) + 0.4, 0.6)
+    row[0].set_yticks(-np.arange(len(names)), names)
+    row[0].set_ylim(-len(names) + 0.4, 0.6)
     if "group" in every:
-        _mark_groups(row[0], every.groupby("row", sort=False)["group"].first())
+        _mark_groups(row, every.groupby("row", sort=False)["group"].first())
     if len(series) > 1 or "ceiling" in every:
-        _explain(figure, row[0][0], every)
+        _explain(figure, row[0], every)
     return figure
 
 
@@ -79,20 +78,18 @@ def _dots(axes: Axes, frame: pd.DataFrame, names: list[str], series: list[str]) 
 
 def _explain(figure: Figure, axes: Axes, every: pd.DataFrame) -> None:
     """Put a legend below: the series, and what bars and hollow marks mean where there are any."""
-    handles, labels = axes.get_legend_handles_labels()
-    if len(pd.unique(every["series"])) == 1:
-        handles, labels = [], []  # the title says it
-    if "ceiling" in every:
+    handles = {}
+    if len(pd.unique(every["series"])) > 1:  # else the title says it
+        found, labels = axes.get_legend_handles_labels()
+        handles = dict(zip(labels, found, strict=True))
+    if "ceiling" in every and every["ceiling"].notna().any():
         bar = {"marker": "|", "markersize": 11, "markeredgewidth": 2, "linestyle": ""}
-        handles.append(Line2D([], [], color="black", **bar))
-        labels.append("upright bar: its noise ceiling")
+        handles["upright bar: its noise ceiling"] = Line2D([], [], color="black", **bar)
     if (every["low"].isna() & every["estimate"].notna()).any():
-        ring = {"marker": "o", "markersize": 5, "markerfacecolor": "white"}
-        handles.append(Line2D([], [], color="black", linestyle="", **ring))
-        labels.append("hollow: too few rankings for an interval")
-    longest = 0.6 + 0.08 * max(map(len, labels))  # inches
-    columns = max(1, min(3, len(labels), int(figure.get_size_inches()[0] / longest)))
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns)
+        ring = {"marker": "o", "markersize": 5, "markerfacecolor": "white", "linestyle": ""}
+        handles["hollow: too few rankings for an interval"] = Line2D([], [], color="black", **ring)
+    if handles:
+        legend_below(figure, handles, 0.6, most=3)
 
 
 def _mark_groups(panels: Sequence[Axes], groups: pd.Series) -> None:
@@ -114,9 +111,9 @@ def _mark_groups(panels: Sequence[Axes], groups: pd.Series) -> None:
 def neutral_control(
     gain: np.ndarray, neutral: np.ndarray, same_task: np.ndarray, means: pd.DataFrame
 ) -> Figure:
-    """Gain of each pair against its neutral control, all [N, M]: what is content, what is frame.
+    """Gain of each pair against its content-free control [N, M], and mean gains in nats.
 
-    `means` are rows of findings (quantity, estimate, low, high in nats) shown beside the pairs.
+    `means` are rows of findings (quantity, estimate, low, high), top to bottom.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.8))
     for chosen, colour, marker, name, alpha in (
@@ -130,34 +127,27 @@ def neutral_control(
             label=name, linewidths=0.9, rasterized=True,
         )  # fmt: skip
     left.axline((0, 0), slope=1, color="black", linewidth=1)
-    left.set_xlabel("gain from its neutral twin (nats)")
+    left.set_xlabel("gain from its content-free control (nats)")
     left.set_ylabel("gain from the demonstration (nats)")
     left.set_title("Pairs: above the line, content helps")
     left.legend(markerscale=1.5, loc="best")
-    _dot_intervals(right, means)
+    places = np.arange(len(means))[::-1]
+    right.errorbar(means["estimate"], places, xerr=errors(means), fmt="o", color=BLUE, capsize=3)
+    right.axvline(0, color="black", linewidth=1)
+    right.set_yticks(places, means["quantity"])
+    right.set_ylim(-0.6, len(means) - 0.4)
     right.set_xlabel("mean over pairs (nats), 95 % interval")
     right.set_title("Content and form")
     return figure
-
-
-def _dot_intervals(axes: Axes, rows: pd.DataFrame) -> None:
-    """Draw a dot with its interval for each row (quantity, estimate, low, high), top to bottom."""
-    places = np.arange(len(rows))[::-1]
-    axes.errorbar(rows["estimate"], places, xerr=errors(rows), fmt="o", color=BLUE, capsize=3)
-    axes.axvline(0, color="black", linewidth=1)
-    axes.set_yticks(places, rows["quantity"])
-    axes.set_ylim(-0.6, len(rows) - 0.4)
 
 
 @picture
 def ranked(table: pd.DataFrame, label: str, threshold: float | None = 0.0) -> Figure:
     """All training examples from the highest mean score to the lowest, with intervals.
 
-    Args:
-        table: See `selection.ranking`; with columns selected and copy (bool), which are marked.
-        label: Of the score, with its unit.
-        threshold: Where help ends and harm begins: drawn as a line, and those with an interval
-            below it are counted; None where a score says nothing of harm.
+    `table` has place, score, low, high, and what is marked, selected and copy (bool). `threshold`
+    is where harm begins: those with an interval below it are counted; None where a score says
+    nothing of harm.
     """
     table = table.sort_values("place")
     x, mean = table["place"].to_numpy(), table["score"].to_numpy()
@@ -192,10 +182,8 @@ def agreement_by_similarity(
     `panels` has, by pool and by similarity, one row per bin (estimate, low, high), and the slope of
     a line through them with the ends of its interval.
     """
-    figure, row = plt.subplots(
-        1, len(panels), figsize=(1 + 3 * len(panels), 3.9), sharey=True, squeeze=False
-    )
-    for axes, (title, frames) in zip(row[0], panels.items(), strict=True):
+    figure, row = panel_grid(len(panels), (3, 3.9), (1, 0), sharey=True)
+    for axes, (title, frames) in zip(row, panels.items(), strict=True):
         for number, (name, (frame, slope)) in enumerate(frames.items()):
             if np.isfinite(slope).all():
                 name += "\n{:+.2f} a part ({:+.2f} to {:+.2f})".format(*slope)
@@ -210,7 +198,7 @@ def agreement_by_similarity(
         axes.set_title(title)
         axes.set_xlabel("least to most similar part of the pool")
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.1), fontsize=8)
-    row[0][0].set_ylabel(label)
+    row[0].set_ylabel(label)
     return figure
 
 

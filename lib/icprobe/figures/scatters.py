@@ -12,11 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from scipy.stats import spearmanr
 
-from icprobe.figures.style import BLUE, GREEN, GREY, ORANGE, PINK, looks, picture
+from icprobe.figures.style import BLUE, GREEN, GREY, ORANGE, PINK, looks, panel_grid, picture
 
 
 def _with_margins(size: tuple[float, float]) -> tuple[Figure, Axes, Axes, Axes]:
-    """Return a figure of this size with its main panel, and panels above and beside for margins."""
     figure, places = plt.subplot_mosaic(
         [["top", "."], ["main", "side"]], figsize=size, width_ratios=[4, 1], height_ratios=[1, 4]
     )
@@ -80,10 +79,9 @@ def score_density(across: np.ndarray, upright: np.ndarray, step: float) -> Figur
 @picture
 def length_against_score(tokens: np.ndarray, scores: dict[str, np.ndarray]) -> Figure:
     """Tokens of each training example [N] against each of its scores [N], with Spearman's rho."""
-    figure, axes = plt.subplots(1, len(scores), figsize=(4.2 * len(scores), 3.2), squeeze=False)
-    for ax, (name, values), colour in zip(
-        axes[0], scores.items(), itertools.cycle((GREEN, BLUE, PINK, ORANGE)), strict=False
-    ):
+    figure, row = panel_grid(len(scores), (4.2, 3.2))
+    colours = itertools.cycle((GREEN, BLUE, PINK, ORANGE))
+    for ax, (name, values), colour in zip(row, scores.items(), colours, strict=False):
         rho = spearmanr(tokens, values).statistic
         ax.scatter(tokens, values, s=14, alpha=0.6, color=colour)
         ax.set(xlabel="tokens of the training example", ylabel=name)
@@ -98,9 +96,10 @@ def against(panels: dict[str, tuple[str, np.ndarray, np.ndarray]]) -> Figure:
     `panels` has, by the name of the upright axis, the name and values [n, m] of the level one and
     the values [n, m] of the upright one.
     """
-    figure, row = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.6), squeeze=False)
+    figure, row = panel_grid(len(panels), (4.2, 3.6))
+    colours = itertools.cycle((BLUE, PINK, GREEN, ORANGE))
     for axes, (name, (label, plain, other)), colour in zip(
-        row[0], panels.items(), itertools.cycle((BLUE, PINK, GREEN, ORANGE)), strict=False
+        row, panels.items(), colours, strict=False
     ):
         x, y = plain.ravel(), other.ravel()
         axes.scatter(x, y, s=10, alpha=0.4, color=colour, linewidths=0, rasterized=True)
@@ -149,16 +148,10 @@ def marked_scatters(
 ) -> Figure:  # fmt: skip
     """One value of each example against another, a panel a condition, with Spearman's rho.
 
-    Args:
-        panels: By title, x [N], y [N], and which examples are marked [N] bool.
-        x_label: Of all panels.
-        y_label: The same.
-        marked: What marked examples are.
+    `panels` has, by title, x [N], y [N], and which examples are `marked` [N] bool.
     """
-    figure, row = plt.subplots(
-        1, len(panels), figsize=(0.6 + 2.9 * len(panels), 3.4), squeeze=False
-    )
-    for axes, (title, (x, y, mask)) in zip(row[0], panels.items(), strict=True):
+    figure, row = panel_grid(len(panels), (2.9, 3.4), (0.6, 0))
+    for axes, (title, (x, y, mask)) in zip(row, panels.items(), strict=True):
         axes.scatter(x[~mask], y[~mask], s=14, color=BLUE, alpha=0.6, linewidths=0)
         axes.scatter(x[mask], y[mask], s=26, color=ORANGE, marker="x", label=marked)
         axes.axhline(0, color="black", linewidth=0.8)
@@ -166,7 +159,7 @@ def marked_scatters(
         axes.set_title(f"{title}\nSpearman {spearmanr(x, y).statistic:+.2f}", fontsize=10)
         axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.set_xlabel(x_label)
-    row[0][0].set_ylabel(y_label)
+    row[0].set_ylabel(y_label)
     if any(mask.any() for _, _, mask in panels.values()):
-        figure.legend(*row[0][-1].get_legend_handles_labels(), loc="outside lower center")
+        figure.legend(*row[-1].get_legend_handles_labels(), loc="outside lower center")
     return figure

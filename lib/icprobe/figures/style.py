@@ -1,4 +1,4 @@
-"""One style for every figure, labels as they stand, and the one way to save figures and tables.
+"""One style for every figure, and the one way to save figures and tables.
 
 Colours are Okabe and Ito's, which colour-blind readers can tell apart; differences around zero are
 shown on a scale from orange (hurts) to purple (helps), whose ends also differ in grey print.
@@ -44,8 +44,8 @@ STYLE = {
 def picture(draw: Callable[..., Figure]) -> Callable[..., Figure]:
     """Decorate a function that draws: in the common style, with names as they stand.
 
-    Names come from data (tasks, methods, titles): in matplotlib's text a `$` would begin a formula.
-    A label given as a text of its own is the caller's, and may have one.
+    Names come from data (tasks, methods, titles), and may hold a `$`, which begins a formula in
+    matplotlib's text. A label given as a text of its own is the caller's, and may have one.
     """
 
     @functools.wraps(draw)
@@ -88,21 +88,20 @@ def errors(rows: pd.DataFrame) -> list[pd.Series]:
 
 
 def panel_grid(
-    count: int, columns: int, size: Callable[[int, int], tuple[float, float]], **options: Any
+    count: int,
+    panel: tuple[float, float],
+    margin: tuple[float, float] = (0, 0),
+    columns: int = 99,
+    **options: Any,
 ) -> tuple[Figure, list[Axes]]:
     """Return a figure of so many panels, in rows of at most so many columns.
 
-    Args:
-        count: Number of panels.
-        columns: Most panels in a row.
-        size: Takes rows and columns, returns width and height of the figure in inches.
-        **options: Of `plt.subplots`.
+    `panel` and `margin` are width and height in inches, `options` those of `plt.subplots`.
     """
     columns = min(columns, count)
     rows = -(-count // columns)
-    figure, grid = plt.subplots(
-        rows, columns, figsize=size(rows, columns), squeeze=False, **options
-    )
+    size = margin[0] + panel[0] * columns, margin[1] + panel[1] * rows
+    figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, **options)
     for axes in grid.flat[count:]:
         axes.set_visible(False)
     return figure, list(grid.flat[:count])
@@ -117,22 +116,26 @@ def label_right(axes: Axes, places: Sequence[float], labels: Iterable[str]) -> N
 
 
 def one_legend(figure: Figure, panels: Iterable[Axes]) -> None:
-    """Put one legend below all panels, each label once, in as many columns as there is room for."""
+    """Put one legend below all panels, each label once."""
     handles = {}
     for axes in panels:
         found, labels = axes.get_legend_handles_labels()
         handles |= dict(zip(labels, found, strict=True))
     if handles:
-        longest = 0.9 + 0.08 * max(map(len, handles))  # inches
-        columns = max(1, min(len(handles), int(figure.get_size_inches()[0] / longest)))
-        where = {"loc": "outside lower center", "ncols": columns}
-        figure.legend(handles.values(), handles.keys(), **where)
+        legend_below(figure, handles, 0.9, len(handles))
+
+
+def legend_below(figure: Figure, handles: Mapping[str, Any], symbol: float, most: int) -> None:
+    """Put a legend of handles by label below; a symbol has so many inches, a row most of them."""
+    longest = symbol + 0.08 * max(map(len, handles))  # inches
+    columns = max(1, min(most, len(handles), int(figure.get_size_inches()[0] / longest)))
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=columns)
 
 
 def save(figure: Figure, name: str, output_dir: str | Path, profile: str, seed: int) -> Figure:
     """Save a figure as <output_dir>/<name>.png and .pdf, profile and seed in the metadata.
 
-    Returns the figure, closed: as the last line of a cell it is shown once, whatever pyplot's mode.
+    Returns the figure, closed: as the last line of a cell it is shown once.
     """
     source = f"icprobe {__version__}, profile {profile}, seed {seed}"
     metadata = {

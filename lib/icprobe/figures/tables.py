@@ -15,9 +15,7 @@ PRE = "<pre style='white-space:pre-wrap;margin:4px 0'>"
 def composition(examples: Mapping, encoded: Sequence) -> pd.DataFrame:
     """Return one row per task: type, content, examples, mean tokens, prompts truncated.
 
-    Args:
-        examples: A data set with columns task, type and content.
-        encoded: The same examples as tokens (prompt, completion, truncated).
+    `examples` has columns task, type and content; `encoded` are the same examples as tokens.
     """
     frame = pd.DataFrame({key: list(examples[key]) for key in ("task", "type", "content")})
     frame["prompt_tokens"] = [len(e.prompt) for e in encoded]
@@ -39,14 +37,9 @@ def composition(examples: Mapping, encoded: Sequence) -> pd.DataFrame:
 def token_values(
     tokenizer: Any, ids: Sequence[int], mask: Sequence[int], values: np.ndarray, title: str
 ) -> HTML:
-    """Show what the model reads, its completion tokens marked with their values below.
+    """Show what the model reads, its completion tokens marked with their `values` (nats) below.
 
-    Args:
-        tokenizer: The model's.
-        ids: Token ids, context included.
-        mask: One for each id: 1 for completion tokens, else 0; these come last.
-        values: [T] one number per completion token, in nats.
-        title: Stands above.
+    `mask` is 1 for completion tokens, which come last, else 0.
     """
     start = list(mask).index(1)
     cells = "".join(
@@ -59,21 +52,15 @@ def token_values(
 
 
 def trained_tokens(tokenizer: Any, ids: Sequence[int], labels: Sequence[int]) -> HTML:
-    """Show one row of a training batch: all its tokens, those that are trained on marked.
+    """Show one row of a training batch: all its tokens [T], those that are trained on marked.
 
-    Args:
-        tokenizer: The model's.
-        ids: [T] token ids, padding included.
-        labels: [T] the same, but -100 where there is no loss.
+    `labels` [T] are -100 where there is no loss.
     """
     trained = [int(label) != -100 for label in labels]
+    styles = {True: f"background:#CDE7F5;font-weight:bold;{BOX}", False: "color:#555555"}
     cells = "".join(
-        f"<b style='background:#CDE7F5;{BOX}'>{shown}</b>"
-        if marked
-        else f"<span style='color:#555555'>{shown}</span>"
-        for shown, marked in zip(
-            (html.escape(tokenizer.decode([int(token)])) for token in ids), trained, strict=True
-        )
+        f"<span style='{styles[marked]}'>{html.escape(tokenizer.decode([int(token)]))}</span>"
+        for token, marked in zip(ids, trained, strict=True)
     )
     return HTML(f"<b>{sum(trained)} of {len(labels)} tokens are trained on</b>{PRE}{cells}</pre>")
 
@@ -81,13 +68,9 @@ def trained_tokens(tokenizer: Any, ids: Sequence[int], labels: Sequence[int]) ->
 def ranked_first(
     ranked: Mapping[str, np.ndarray], train: Sequence[Mapping], top: int = 3, width: int = 160
 ) -> pd.DataFrame:
-    """Return the training examples that methods rank first.
+    """Return the training examples that methods rank first, with so many characters of text.
 
-    Args:
-        ranked: By method, what ranks the N examples: [N], higher = better.
-        train: N rows with task, prompt and completion.
-        top: How many of each.
-        width: Characters of text shown.
+    `ranked` has, by method, what ranks the N examples (higher = better).
     """
     rows = [
         {
@@ -104,10 +87,7 @@ def ranked_first(
 
 
 def by_group(matrices: dict[str, np.ndarray], groups: dict[str, np.ndarray]) -> pd.DataFrame:
-    """Return the mean of each matrix [N, M] over each group of pairs ([N, M] bool), and its size.
-
-    Groups without pairs are left out.
-    """
+    """Return the mean of each matrix [N, M] over each group of pairs (bool) that has any."""
     return pd.DataFrame(
         {"pairs": mask.sum(), **{name: values[mask].mean() for name, values in matrices.items()}}
         for mask in groups.values()
@@ -136,7 +116,6 @@ def wrapped(frame: pd.DataFrame) -> HTML:
 
 
 def _escaped(label: object) -> object:
-    """Return a label whose text is no HTML."""
     return html.escape(label) if isinstance(label, str) else label
 
 

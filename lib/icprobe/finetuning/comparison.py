@@ -29,11 +29,11 @@ from icprobe import statistics
 from icprobe.finetuning import judge as judging
 from icprobe.finetuning.judge import Judge
 from icprobe.finetuning.training_runs import RunResult
+from icprobe.statistics import MIN_QUERIES
 
 FULL = "full pool"
 LEVEL = 0.05  # of the equivalence test
 MIN_SEEDS = 3  # below, the noise of training is not in the intervals, or hardly
-MIN_QUERIES = 6  # below, intervals over them are far too short
 
 BETTER, WORSE, EQUIVALENT, UNDECIDED = "better", "worse", "equivalent", "undecided"
 
@@ -90,10 +90,10 @@ def summary(
         queries; with one seed it is not known, and not in the interval.
     """
     names, measure, shape = _means(gains)
-    estimate, low, high = statistics.bootstrap_ci(measure, shape, rng, resamples)
+    rows = [{"selection": name} for name in names]
+    frame = statistics.with_intervals(rows, measure, shape, rng, resamples)
     if shape[1] < MIN_QUERIES:
-        low = high = np.nan
-    frame = pd.DataFrame({"selection": names, "estimate": estimate, "low": low, "high": high})
+        frame[["low", "high"]] = np.nan
     of_seeds = np.stack(list(gains.values())).mean(2)
     seed_sd = of_seeds.std(axis=1, ddof=1) if shape[0] > 1 else np.nan
     return frame.assign(seed_sd=seed_sd, seeds=shape[0], queries=shape[1])

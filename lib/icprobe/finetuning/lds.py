@@ -107,23 +107,17 @@ def scores(
     measure = statistics.agreements(sums, [measured.mean(1)], "query")
     names = list(methods)
     pairs = [pair for pair in DIFFERENCES if set(pair) <= set(names)]
-    one, other = ([names.index(pair[k]) for pair in pairs] for k in (0, 1))
-
-    def found(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        of_methods = measure(rows, columns)[0, :, 0]
-        return np.concatenate([of_methods, of_methods[one] - of_methods[other]])
-
+    found = statistics.with_differences(lambda *drawn: measure(*drawn)[0, :, 0], names, pairs)
     kind = np.repeat(["fisher", "normal"], [len(names), len(pairs)])
-    estimate, low, high = statistics.bootstrap_ci(found, (S, M), rng, resamples, kind)
-    differing = [int((np.ptp(total, axis=0) > 0).sum()) for total in sums]
-    differing += [min(differing[i], differing[j]) for i, j in zip(one, other, strict=True)]
-    return pd.DataFrame(
-        {
-            "method": [*names, *(f"{first} less {second}" for first, second in pairs)],
-            "estimate": estimate, "low": low, "high": high,
-            "subsets": S, "seeds": seeds, "queries": differing,
-        }
-    )  # fmt: skip
+    rows = [{"method": name} for name in names]
+    rows += [{"method": f"{first} less {second}"} for first, second in pairs]
+    differing = {
+        name: int((np.ptp(total, axis=0) > 0).sum())
+        for name, total in zip(names, sums, strict=True)
+    }
+    queries = [*differing.values(), *(min(differing[a], differing[b]) for a, b in pairs)]
+    table = statistics.with_intervals(rows, found, (S, M), rng, resamples, kind)
+    return table.assign(subsets=S, seeds=seeds, queries=queries)
 
 
 def ceiling(measured: np.ndarray) -> float:

@@ -125,7 +125,7 @@ def agreement(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     first, second = np.broadcast_arrays(first, second)
     every = np.arange(first.shape[1]), np.arange(first.shape[2])
     pairs = zip(first, second, strict=True)
-    return np.array([statistics.agreement(*pair, level="example")(*every) for pair in pairs])
+    return np.array([statistics.agreements([a], [b], "example")(*every).item() for a, b in pairs])
 
 
 def agreements(first: Mapping, second: Mapping) -> dict[str, np.ndarray]:

@@ -1,35 +1,19 @@
 """Statistics of score matrices [N, M] (positive = helps): agreement of methods, with intervals.
 
-Everything here takes matrices and labels, and returns numbers or tables; intervals are 95 %
-bootstrap intervals over training examples and queries together, see `bootstrap_ci`. Tables that
-notebooks show are made by the modules `conditions`, `correlation`, `authors_scores` (the authors'
-own scores) and `recommendation` (which method to use).
+Intervals are 95 % bootstrap intervals over training examples and queries together. The tables that
+notebooks show are made by `conditions`, `correlation`, `authors_scores` (the published scores) and
+`recommendation` (which method to use).
 """
 
 from icprobe.statistics.bootstrap import (
     MIN_DEFINED_SHARE,
-    Measure,
+    MIN_QUERIES,
     bootstrap_ci,
     bootstrap_replicates,
     confidence_interval,
+    with_intervals,
 )
-from icprobe.statistics.inference import (
-    Ceiling,
-    noise_ceiling,
-    p_value,
-    p_values_within,
-    reliability,
-    with_ceiling,
-)
-from icprobe.statistics.measures import (
-    agreement,
-    agreements,
-    by_set,
-    contrasts,
-    kendall,
-    overlap,
-    pair_mean,
-    rankings,
-)
+from icprobe.statistics.inference import with_ceiling
+from icprobe.statistics.measures import agreements, pair_mean, with_differences
 from icprobe.statistics.ranks import MIN_OBSERVATIONS
 from icprobe.statistics.results import as_text, compared, findings, pairs_agree

@@ -1,13 +1,16 @@
-"""Intervals from resampling training examples and queries together."""
+"""95 % intervals from resampling training examples and queries together."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 from scipy.stats import norm
 
-# share of the resamples that must have a statistic for its interval to be one
+# fraction of the resamples that must have a statistic for its interval to be one
 MIN_DEFINED_SHARE = 0.9
+# with fewer queries, resampling them gives intervals that are far too short
+MIN_QUERIES = 6
 
 # takes row numbers [N] and column numbers [M], returns the statistic(s) of that sample
 Measure = Callable[[np.ndarray, np.ndarray], float | np.ndarray]
@@ -20,27 +23,13 @@ def bootstrap_ci(
     resamples: int = 1000,
     kind: str | np.ndarray = "percentile",
 ) -> tuple:
-    """Return a 95 % interval from resampling training examples and queries together.
+    """Return the measure of all rows and columns, and the ends of its 95 % interval.
 
-    Both are samples, and a pair's score depends on both: resampling pairs would give intervals
-    that are far too short. This way they are rather too long, since what a pair has of its own is
-    counted up to three times (Owen 2007, The pigeonhole bootstrap): an interval above zero is safe
-    evidence, one that holds zero is none of absence.
-
-    Args:
-        measure: Takes row numbers [N] and column numbers [M], returns the statistic of that sample
-            (not a number where it is undefined there).
-        shape: (N, M).
-        rng: The source of randomness.
-        resamples: How many.
-        kind: See `confidence_interval`.
-
-    Returns:
-        The measure of all there is, lower and upper end; or arrays of them for a measure that
-        returns an array.
-
-    Raises:
-        ValueError: If there are fewer than two resamples.
+    Training examples and queries are both samples, and a pair's score depends on both: resampling
+    pairs would give intervals that are far too short. These are rather too long, since noise of
+    single pairs counts up to three times (Owen 2007, The pigeonhole bootstrap): an interval above
+    zero is safe evidence, one that holds zero is no evidence of absence. `shape` is (N, M), for
+    `kind` see `confidence_interval`.
     """
     estimate = measure(*map(np.arange, shape))
     replicates = bootstrap_replicates(measure, shape, rng, resamples)
@@ -50,12 +39,7 @@ def bootstrap_ci(
 def bootstrap_replicates(
     measure: Measure, shape: tuple[int, int], rng: np.random.Generator, resamples: int
 ) -> np.ndarray:
-    """Return the measure of resamples of rows and columns: [resamples, ...].
-
-    Arguments and errors are those of `bootstrap_ci`.
-    """
-    if resamples < 2:
-        raise ValueError(f"there are {resamples} resamples, expected at least 2")
+    """Return the measure of resamples of rows and columns: [resamples, ...]."""
     N, M = shape
     draws = ((rng.integers(N, size=N), rng.integers(M, size=M)) for _ in range(resamples))
     return np.array([measure(*drawn) for drawn in draws])
@@ -63,23 +47,16 @@ def bootstrap_replicates(
 
 def confidence_interval(
     estimate: np.ndarray, values: np.ndarray, kind: str | np.ndarray = "percentile"
-) -> tuple:
+) -> tuple[np.ndarray, np.ndarray]:
     """Return lower and upper ends [...] of 95 % intervals from replicates [resamples, ...].
 
-    Args:
-        estimate: [...] of the sample itself.
-        values: The same of resamples. There is no interval where more than a tenth are not
-            numbers: the others would not stand for them.
-        kind: "percentile" of the values, for means and shares. "fisher" for correlations: normal
-            around the estimate on the scale of artanh. In a resample some queries stand twice, so
-            its means over queries are noisier and correlate less (by up to 0.15 here): percentiles
-            would lie too low. "normal" around the estimate for differences of correlations. Or an
-            array [...] of these.
+    Not numbers where more than a tenth of the replicates are not. `kind` (or kinds [...]) is
+    "percentile" for means and fractions, "normal" around the estimate for differences of
+    correlations, and for correlations "fisher", normal on the scale of artanh: in a resample some
+    queries stand twice, so its means over queries are noisier and correlate less (by up to 0.15
+    here), and percentiles would lie too low.
     """
     kinds = np.broadcast_to(kind, np.shape(estimate))
-    unknown = set(kinds.ravel().tolist()) - {"percentile", "fisher", "normal"}
-    if unknown:
-        raise ValueError(f"kind is {sorted(unknown)[0]!r}, expected percentile, fisher or normal")
     with warnings.catch_warnings():
         # undefined in every resample
         warnings.filterwarnings("ignore", "All-NaN slice|Degrees of freedom|Mean of empty")
@@ -98,3 +75,16 @@ def confidence_interval(
 def _artanh(rho: np.ndarray) -> np.ndarray:
     """Return Fisher's transformation, finite where rho is one."""
     return np.arctanh(np.clip(rho, -1 + 1e-9, 1 - 1e-9))
+
+
+def with_intervals(
+    rows: Sequence[Mapping] | pd.DataFrame,
+    measure: Measure,
+    shape: tuple[int, int],
+    rng: np.random.Generator,
+    resamples: int = 1000,
+    kind: str | np.ndarray = "percentile",
+) -> pd.DataFrame:
+    """Return rows with estimate, low and high of a measure that has one value for each of them."""
+    numbers = map(np.ravel, bootstrap_ci(measure, shape, rng, resamples, kind))
+    return pd.DataFrame(rows).assign(**dict(zip(("estimate", "low", "high"), numbers, strict=True)))

@@ -1,7 +1,6 @@
 """What training examples and queries are about, and agreement by how much of it they share.
 
-Every function takes finished matrices [N, M] (positive = helps) and returns a table. `rng` draws
-the bootstrap's `resamples`, halvings and permutations.
+Every function takes finished matrices [N, M] (positive = helps) and returns a table.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,21 +10,16 @@ import numpy as np
 import pandas as pd
 from statsmodels.stats.multitest import multipletests
 
-from icprobe.statistics.bootstrap import bootstrap_ci
+from icprobe.statistics.bootstrap import with_intervals
 from icprobe.statistics.inference import p_values_within, with_ceiling
-from icprobe.statistics.measures import agreements, contrasts, rankings
+from icprobe.statistics.measures import agreements, by_set, contrasts
 
 CONDITIONS = ("same task", "same type", "same content", "neither")
 
 
 @dataclass(frozen=True)
 class Labels:
-    """What training examples and queries are about.
-
-    Attributes:
-        train: N rows with columns task, type and content.
-        queries: M rows like them.
-    """
+    """What training examples and queries are about: N and M rows with task, type and content."""
 
     train: pd.DataFrame
     queries: pd.DataFrame
@@ -63,23 +57,14 @@ class Labels:
 
 @dataclass(frozen=True)
 class Pool:
-    """Finished scores of one pool and its queries, all [N, M], and what they are about.
-
-    Attributes:
-        labels: Task, type and content.
-        gain: From probing, nats.
-        product: Gradient dot products, nats per unit of learning rate.
-        cosine: The same over both gradients' norms.
-        baselines: What else scores pairs, such as lengths and similarities, by name.
-        parts: Of the products: those of some layers only, by name.
-    """
+    """Finished scores of one pool and its queries, all [N, M], and what they are about."""
 
     labels: Labels
-    gain: np.ndarray
-    product: np.ndarray
-    cosine: np.ndarray
-    baselines: dict[str, np.ndarray]
-    parts: dict[str, np.ndarray]
+    gain: np.ndarray  # from probing, nats
+    product: np.ndarray  # of gradients, nats per unit of learning rate
+    cosine: np.ndarray  # of gradients
+    baselines: dict[str, np.ndarray]  # what else scores pairs, by name
+    parts: dict[str, np.ndarray]  # products of some layers only, by name
 
     @property
     def forms(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -104,51 +89,39 @@ def by_condition(
     the queries of one task by their mean ("per example", the published aggregation where pool and
     queries are chosen to meet the condition).
 
-    Returns:
-        One row per level and condition, then per level and difference ("same task less neither"):
-        level, condition, estimate, low, high (differences as in `contrasts`); of conditions also
-        pairs, ranked (training examples in a ranking, the median), rankings (that could be made),
-        p (null hypothesis: the methods agree on tasks at most), and per example the fields of
-        `with_ceiling`. What there is none of is not a number.
+    One row per level and condition or difference ("same task less neither"): level, condition,
+    estimate, low, high (see `contrasts`); of conditions also pairs, ranked (training examples in a
+    ranking, the median), rankings (that could be made), p (`p_values_within` tasks), and per
+    example `with_ceiling`. What there is none of is not a number.
     """
     groups = labels.conditions()
-    sets = labels.kinds(labels.queries)
-    several = pd.Series(sets).value_counts().min() > 1
+    tasks, sets = labels.kinds(labels.train), labels.kinds(labels.queries)
     names = [*CONDITIONS, *(f"{CONDITIONS[0]} less {other}" for other in CONDITIONS[1:])]
-    kinds = np.array(["fisher"] * 4 + ["normal"] * 3)
+    kinds = np.repeat(["fisher", "normal"], [len(CONDITIONS), len(CONDITIONS) - 1])
     in_condition = np.array([(groups == k).sum(0) for k in range(len(CONDITIONS))])  # [4, M]
+    pairs = in_condition.sum(1)
+    ranked = [np.median(row[row > 0]) if row.any() else 0 for row in in_condition]
     frames = []
     for name, level in (("per query", "query"), ("per example", sets)):
+        of_sets = by_set([first], [second], level, groups, count=len(CONDITIONS))
         frame = pd.DataFrame({"level": name, "condition": names})
-        measure = contrasts(first, second, level, groups, len(CONDITIONS))
-        numbers = bootstrap_ci(measure, first.shape, rng, resamples, kinds)
-        frame = frame.assign(**dict(zip(("estimate", "low", "high"), numbers, strict=True)))
-        of_conditions = {
-            "pairs": in_condition.sum(1),
-            "ranked": [np.median(row[row > 0]) if row.any() else 0 for row in in_condition],
-            "rankings": rankings(first, second, level, groups),
-            "p": p_values_within(
-                first, second, labels.kinds(labels.train), rng, level, groups, permutations
-            ),
-        }
-        if name == "per example" and several:
-            found = with_ceiling(first, second, rng, level, groups)
-            of_conditions |= {
-                key: found[key] for key in found if key.startswith(("ceiling", "disattenuated"))
-            }
-        for key, values in of_conditions.items():
-            frame[key] = pd.Series(values)  # differences, and conditions without pairs, have none
-        frames.append(frame)
+        frame = with_intervals(frame, contrasts(of_sets), first.shape, rng, resamples, kinds)
+        known = np.isfinite(of_sets(*map(np.arange, first.shape))[0]).sum((1, 2, 3))
+        rankings = np.where(pairs > 0, known, np.nan)
+        of_conditions = pd.DataFrame({"pairs": pairs, "ranked": ranked, "rankings": rankings})
+        p = p_values_within(first, second, tasks, rng, level, groups, permutations)
+        of_conditions["p"] = pd.Series(p)  # the last conditions may have no pairs
+        if name == "per example":
+            ceiling = with_ceiling(first, second, rng, level, groups)
+            of_conditions = of_conditions.join(ceiling.filter(regex="ceiling|disattenuated"))
+        frames.append(frame.join(of_conditions))
     return pd.concat(frames, ignore_index=True)
 
 
 def by_condition_and_pool(
     pools: Mapping[str, Pool], rng: np.random.Generator, resamples: int = 1000
 ) -> pd.DataFrame:
-    """Return `by_condition` of every pool's two `Pool.forms`, with columns pool and scores.
-
-    Its p-values with Holm's correction for their number stand in p_holm.
-    """
+    """Return `by_condition` of every pool's forms: also pool, scores and p_holm (Holm's p)."""
     found = [
         by_condition(*pair, pool.labels, rng, resamples).assign(pool=name, scores=scores)
         for name, pool in pools.items()
@@ -163,8 +136,7 @@ def by_condition_and_pool(
 def condition_contrasts(conditions: pd.DataFrame) -> pd.DataFrame:
     """Return where the agreement is measurably higher in the same task than elsewhere (claim C2).
 
-    Of the table of `by_condition_and_pool`: rows are pools and scores, columns the levels: "2 of 3"
-    says that two of the three differences have an interval above zero.
+    Rows are pools and scores, columns the levels: "2 of 3" differences have an interval above zero.
     """
     differences = conditions[~conditions["condition"].isin(CONDITIONS)].dropna(subset="low")
     counted = {"values": "above", "aggfunc": lambda above: f"{above.sum()} of {len(above)}"}
@@ -175,7 +147,7 @@ def condition_contrasts(conditions: pd.DataFrame) -> pd.DataFrame:
 def extremes(conditions: pd.DataFrame, threshold: float = 0.85) -> list[str]:
     """Return sentences on the best and the worst condition, and on those above a threshold.
 
-    Of the table of `by_condition_and_pool`; a summary of the paper says 0.85.
+    A summary of the paper says 0.85.
     """
     known = conditions[conditions["condition"].isin(CONDITIONS)].dropna(subset="estimate")
     if known.empty:
@@ -197,14 +169,12 @@ def extremes(conditions: pd.DataFrame, threshold: float = 0.85) -> list[str]:
 def agreement_by_task(first: np.ndarray, second: np.ndarray, labels: Labels) -> pd.DataFrame:
     """Return the mean agreement per query, by task of the training example (row) and query."""
     train, queries = labels.train["task"].to_numpy(), labels.queries["task"].to_numpy()
-    rows, groups = pd.unique(train), of_tasks(train, len(queries))
-    measure = agreements([first], [second], "query", groups)
-    all_rows = np.arange(len(train))
+    measure = agreements([first], [second], "query", of_tasks(train, len(queries)))
     columns = {
-        task: measure(all_rows, np.flatnonzero(queries == task))[:, 0, 0]
+        task: measure(np.arange(len(train)), np.flatnonzero(queries == task))[:, 0, 0]
         for task in pd.unique(queries)
     }
-    return pd.DataFrame(columns, index=rows)
+    return pd.DataFrame(columns, index=pd.unique(train))
 
 
 def of_tasks(tasks: Sequence[str], M: int) -> np.ndarray:

@@ -13,10 +13,12 @@ Agreement is Spearman's rank correlation over training examples. What is ranked 
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from scipy.stats import kendalltau
 
 from icprobe.statistics.bootstrap import Measure
-from icprobe.statistics.ranks import group_sizes, partial, rank_correlations
+from icprobe.statistics.ranks import partial, rank_correlations
+
+# takes row and column numbers, returns agreements [G, C, A, B] of sets of queries, and weights [C]
+OfSets = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 def pair_mean(values: np.ndarray, mask: np.ndarray) -> Measure:
@@ -38,170 +40,113 @@ def pair_mean(values: np.ndarray, mask: np.ndarray) -> Measure:
 def agreements(
     first: Sequence[np.ndarray],
     second: Sequence[np.ndarray],
-    level: str | np.ndarray = "query",
+    level: str | np.ndarray,
     groups: np.ndarray | None = None,
     given: Sequence[np.ndarray] = (),
-    count: int | None = None,
 ) -> Measure:
     """Return the measure "agreement of each of A matrices with each of B, in each of G groups".
 
-    Ties have their mean rank. All agreements come from one ranking of each matrix, so a table of
-    many costs little more than one.
+    It returns [G, A, B], not a number where there is no agreement to speak of. Ties have their mean
+    rank. Each matrix is ranked once, so a table of many agreements costs little more than one.
 
     Args:
         first: A matrices [N, M].
         second: B matrices [N, M].
-        level: "example", "query", "pair", or labels [M]; see this module.
+        level: See this module.
         groups: [N, M] whole numbers: pairs are ranked within their group (0 to G - 1), negative
-            ones do not count; all are in one group by default. Sets of queries that fill a group
-            with fewer than `ranks.MIN_OBSERVATIONS` training examples, or with equal scores
-            throughout, are left out of its average.
-        given: Covariates [N, M]: with them, agreements are partial rank correlations, what is left
-            among pairs alike in the covariates. Each covariate that varies costs an observation.
-        count: G, where there may be more groups than the last that has pairs.
-
-    Returns:
-        The measure; it returns [G, A, B], not a number where there is no agreement to speak of.
+            ones do not count. Sets of queries with fewer than `ranks.MIN_OBSERVATIONS` training
+            examples in a group, or equal scores throughout, are left out of its average.
+        given: Covariates [N, M]: with them, agreements are partial rank correlations.
 
     Raises:
         ValueError: If the level is unknown, or a set's queries are not all in the same groups.
     """
-    of_sets = by_set(first, second, level, groups, given, count)
+    of_sets = by_set(first, second, level, groups, given)
     return lambda rows, columns: average_over_sets(*of_sets(rows, columns))
-
-
-def contrasts(
-    first: np.ndarray,
-    second: np.ndarray,
-    level: str | np.ndarray,
-    groups: np.ndarray,
-    count: int | None = None,
-) -> Measure:
-    """Return the measure of groups' agreements [G], then of the first minus the others [G - 1].
-
-    Arguments are those of `agreements`. A difference is an average over the sets of queries that
-    have both agreements, so it is not always the difference of two averages.
-    """
-    of_sets = by_set([first], [second], level, groups, (), count)
-
-    def measure(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        rho, weights = of_sets(rows, columns)
-        return average_over_sets(np.concatenate([rho, rho[:1] - rho[1:]]), weights)[:, 0, 0]
-
-    return measure
 
 
 def by_set(
     first: Sequence[np.ndarray],
     second: Sequence[np.ndarray],
     level: str | np.ndarray,
-    groups: np.ndarray | None,
-    given: Sequence[np.ndarray],
-    count: int | None,
-) -> Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """Return a function of row and column numbers: agreements of sets [G, C, A, B], weights [C].
-
-    Arguments are those of `agreements`, which averages them; not numbers where there are none.
-    """
+    groups: np.ndarray | None = None,
+    given: Sequence[np.ndarray] = (),
+    count: int | None = None,
+) -> OfSets:
+    """Return what `agreements` averages; `count` is G if the last groups may have no pairs."""
     matrices = np.stack([*first, *second, *given]).astype(float)
-    A, B = len(first), len(second)
+    A, K = len(first), len(first) + len(second)
     M = matrices.shape[2]
-    sets = None if isinstance(level, str) and level == "pair" else membership(level, M)
     count = count or group_count(groups)
-    if groups is not None and sets is not None:
+    all_pairs = isinstance(level, str) and level == "pair"
+    sets = None if all_pairs else membership(level, M)
+    if groups is not None:
         groups = groups_of_sets(groups, sets)
 
     def found(rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         if sets is None:
             values = matrices[:, rows][:, :, columns].reshape(len(matrices), -1, 1)
-            labels = None if groups is None else groups[np.ix_(rows, columns)].reshape(-1, 1)
-            weights = np.ones(1)
+            weights, labels = np.ones(1), None
         else:
             drawn = sets * np.bincount(columns, minlength=M)[:, None]
-            sizes = drawn.sum(0)
-            kept = sizes > 0
-            weights = sizes[kept]
+            weights = drawn.sum(0)
+            kept = weights > 0
+            weights = weights[kept]
             # sums rank as means do, and ties of whole numbers stay ties
             values = (matrices @ drawn[:, kept])[:, rows]
             labels = None if groups is None else groups[np.ix_(rows, kept)]
         rho = rank_correlations(values, labels, count)
         if given:
-            rho = partial(rho, A + B, group_sizes(values, labels, count))
-        return rho[..., :A, A : A + B], weights
+            n = values.shape[1] if labels is None else np.equal.outer(range(count), labels).sum(1)
+            rho = partial(rho, K, n)
+        return rho[..., :A, A:K], weights
 
     return found
 
 
-def rankings(
-    first: np.ndarray, second: np.ndarray, level: str | np.ndarray, groups: np.ndarray
-) -> np.ndarray:
-    """Return how many sets of queries have an agreement to average in each group: [G].
+def contrasts(of_sets: OfSets) -> Measure:
+    """Return the measure of groups' agreements [G], then of the first minus the others [G - 1]."""
 
-    Arguments are those of `agreements`; both methods must tell training examples apart there.
-    """
-    sets = membership(level, first.shape[1])
-    values = np.stack([first, second]).astype(float) @ sets
-    rho = rank_correlations(values, groups_of_sets(groups, sets), group_count(groups))
-    return np.isfinite(rho[:, :, 0, 1]).sum(1)
+    def measure(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        rho, weights = of_sets(rows, columns)
+        # a difference is an average over the sets of queries that have both agreements
+        return average_over_sets(np.concatenate([rho, rho[:1] - rho[1:]]), weights)[:, 0, 0]
+
+    return measure
 
 
-def agreement(
-    first: np.ndarray,
-    second: np.ndarray,
-    level: str | np.ndarray = "query",
-    mask: np.ndarray | None = None,
-    given: Sequence[np.ndarray] = (),
+def with_differences(
+    measure: Measure, names: Sequence[str], pairs: Sequence[tuple[str, str]]
 ) -> Measure:
-    """Return the measure "agreement of two matrices [N, M], over the pairs of mask [N, M]".
+    """Return the measure of values by name [K], then of each pair's first minus its second."""
+    first, second = ([names.index(pair[k]) for pair in pairs] for k in (0, 1))
 
-    See `agreements` for the other arguments.
-    """
-    groups = None if mask is None else np.where(mask, 0, -1)
-    if mask is not None and not mask.any():
-        return lambda rows, columns: np.nan
-    measure = agreements([first], [second], level, groups, given)
-    return lambda rows, columns: float(measure(rows, columns)[0, 0, 0])
+    def measured(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        values = measure(rows, columns)
+        return np.concatenate([values, values[first] - values[second]])
+
+    return measured
 
 
-def kendall(first: np.ndarray, second: np.ndarray) -> Measure:
-    """Return the measure "Kendall's tau-b between the row means of two matrices [N, M]"."""
+def of_row_sums(
+    statistic: Callable[[np.ndarray, np.ndarray], float], first: np.ndarray, second: np.ndarray
+) -> Measure:
+    """Return the measure "statistic of the row sums of two matrices [N, M]"."""
 
     def measure(rows: np.ndarray, columns: np.ndarray) -> float:
         weights = np.bincount(columns, minlength=first.shape[1]).astype(float)
-        return float(
-            kendalltau(*((matrix @ weights)[rows] for matrix in (first, second))).statistic
-        )
+        return statistic(*((matrix @ weights)[rows] for matrix in (first, second)))
 
     return measure
 
 
-def overlap(first: np.ndarray, second: np.ndarray, k: int, end: str = "top") -> Measure:
-    """Return the measure "share of the k best row means of one matrix that the other's have too".
+def in_common(first: np.ndarray, second: np.ndarray, k: int, end: str = "top") -> float:
+    """Return the fraction in common of the k best (or with "bottom" the k worst) by scores [N].
 
-    Where the k-th place is tied, the expectation over random orders of the tied is taken. Chance
-    gives k / N.
-
-    Args:
-        first: [N, M].
-        second: [N, M].
-        k: How many of the N; in a resample, as many.
-        end: "top" or "bottom".
-
-    Raises:
-        ValueError: If k is not between 1 and N, or the end is unknown.
+    Where the k-th place is tied, it is the expectation over random orders of the tied.
     """
-    if not 1 <= k <= len(first):
-        raise ValueError(f"k is {k}, expected 1 to {len(first)}")
-    if end not in ("top", "bottom"):
-        raise ValueError(f"end is {end!r}, expected 'top' or 'bottom'")
-    sign = 1 if end == "top" else -1
-
-    def measure(rows: np.ndarray, columns: np.ndarray) -> float:
-        weights = sign * np.bincount(columns, minlength=first.shape[1]).astype(float)
-        chosen = [_chosen((matrix @ weights)[rows], k) for matrix in (first, second)]
-        return float(chosen[0] @ chosen[1]) / k
-
-    return measure
+    sign = {"top": 1, "bottom": -1}[end]
+    return float(_chosen(sign * first, k) @ _chosen(sign * second, k)) / k
 
 
 def _chosen(values: np.ndarray, k: int) -> np.ndarray:

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from icprobe.statistics.results import findings
+from icprobe.statistics.results import Pair, findings
 
 
 def probing(
@@ -13,28 +13,17 @@ def probing(
     tokens: np.ndarray,
     rng: np.random.Generator,
 ) -> pd.DataFrame:
-    """Return the headline numbers of probing, one row per quantity.
+    """Return the headline numbers of probing: quantity, unit, estimate, low, high, n.
 
-    Args:
-        gain: [N, M] nats.
-        neutral: [N, M] gains of neutral demonstrations, nats.
-        same_task: [N, M] bool, whether the pair shares its task.
-        tokens: [N] length of each training example.
-        rng: For the bootstrap.
-
-    Returns:
-        Columns quantity, unit, estimate, low, high, n.
+    `neutral` [N, M] are the gains (nats) of content-free controls, `same_task` [N, M] says whether
+    a pair shares its task, `tokens` [N] is the length of each training example.
     """
-    helped, every_pair = (gain > 0).astype(float), np.ones_like(same_task)
-    length = _along_rows(tokens, gain)
+    helped, length = (gain > 0).astype(float), _along_rows(tokens, gain)
     means = {
-        ("pairs with a gain", "share"): (helped, every_pair),
-        ("mean gain, same task", "nats"): (gain, same_task),
-        ("mean gain, other tasks", "nats"): (gain, ~same_task),
-        ("mean neutral gain, same task", "nats"): (neutral, same_task),
-        ("mean neutral gain, other tasks", "nats"): (neutral, ~same_task),
-        ("mean gain over neutral, same task", "nats"): (gain - neutral, same_task),
-        ("mean gain over neutral, other tasks", "nats"): (gain - neutral, ~same_task),
+        ("pairs with a gain", "share"): (helped, np.ones_like(same_task)),
+        **_by_task("gain", "nats", gain, same_task),
+        **_by_task("neutral gain", "nats", neutral, same_task),
+        **_by_task("gain over neutral", "nats", gain - neutral, same_task),
     }
     agreements = {
         ("ICP score against mean gain", "Spearman"): (helped, gain),
@@ -52,13 +41,12 @@ def gradients(
     rng: np.random.Generator,
 ) -> pd.DataFrame:
     """Return the headline numbers of gradient products [N, M] and cosines [N, M]; see `probing`."""
-    every_pair, length = np.ones_like(same_task), _along_rows(tokens, dot)
+    length = _along_rows(tokens, dot)
+    positive = (dot > 0).astype(float), np.ones_like(same_task)
     means = {
-        ("pairs with a positive product", "share"): ((dot > 0).astype(float), every_pair),
-        ("mean product, same task", "nats per learning rate"): (dot, same_task),
-        ("mean product, other tasks", "nats per learning rate"): (dot, ~same_task),
-        ("mean cosine, same task", "cosine"): (cosine, same_task),
-        ("mean cosine, other tasks", "cosine"): (cosine, ~same_task),
+        ("pairs with a positive product", "share"): positive,
+        **_by_task("product", "nats per learning rate", dot, same_task),
+        **_by_task("cosine", "cosine", cosine, same_task),
     }
     agreements = {
         ("mean product against mean cosine", "Spearman"): (dot, cosine),
@@ -66,6 +54,13 @@ def gradients(
         ("length against mean cosine", "Spearman"): (length, cosine),
     }
     return findings(means, agreements, rng)
+
+
+def _by_task(
+    name: str, unit: str, scores: np.ndarray, same_task: np.ndarray
+) -> dict[tuple[str, str], Pair]:
+    masks = {"same task": same_task, "other tasks": ~same_task}
+    return {(f"mean {name}, {which}", unit): (scores, mask) for which, mask in masks.items()}
 
 
 def _along_rows(values: np.ndarray, scores: np.ndarray) -> np.ndarray:

@@ -16,16 +16,15 @@ The rule is about ranking single steps; whether a selection trains better models
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy.stats import norm
 
-from icprobe.statistics.bootstrap import bootstrap_ci
-from icprobe.statistics.measures import by_set
+from icprobe.statistics.bootstrap import MIN_QUERIES, with_intervals
+from icprobe.statistics.measures import by_set, with_differences
 from icprobe.statistics.results import as_text as findings_as_text
 
 ICP, GRADIENTS, SIMILARITY = "ICP", "gradients", "similarity"
@@ -37,9 +36,6 @@ NEITHER = "neither beats similarity"
 TOO_SMALL = "sample too small"
 METHODS = {USE_ICP: ICP, USE_GRADIENTS: GRADIENTS, NEITHER: SIMILARITY}
 
-ICP_AGAINST = "ICP minus gradients"
-
-MIN_QUERIES = 6  # queries: with fewer, intervals over them are too short, and verdicts often wrong
 CHANCE = 0.8  # that a sample of the size asked for settles it
 MOST = 100  # times the sample beyond which more data are no answer
 
@@ -52,75 +48,42 @@ def agreements(
     rng: np.random.Generator,
     resamples: int = 1000,
 ) -> pd.DataFrame:
-    """Return how well methods rank what a training step does, and the differences that decide.
+    """Return how well methods [n, m] rank what a training step does, and the differences.
 
-    A method that scores all examples alike for a query ranks none of them: its correlation counts
-    as 0 there, so that all methods are averaged over the same queries.
-
-    Args:
-        gain: [n, m] from probing, nats.
-        gradient: [n, m] cosines (or products) of gradients.
-        similarities: By name, [n, m].
-        effect: [n, m] of the training step, nats.
-        rng: For the bootstrap.
-        resamples: How many.
-
-    Returns:
-        One row each: quantity (ICP, gradients, each similarity, ICP and gradients minus each
-        similarity, ICP minus gradients), unit, estimate, low, high (see
-        `bootstrap_ci`), n and m. Not numbers where no query has a ranking, as in a
-        sample of fewer than four examples.
-
-    Raises:
-        ValueError: If the matrices have different shapes or a score is not finite, or there is no
-            similarity.
+    Rows of quantity ("ICP", "ICP minus gradients", ...), unit, estimate, low, high, n, m. A method
+    that scores all examples alike for a query ranks none of them: its correlation counts as 0
+    there, so that all methods are averaged over the same queries. Not numbers where no query has a
+    ranking, as in a sample of fewer than four examples.
     """
-    if not similarities:
-        raise ValueError("no similarity is given, at least one is needed")
-    matrices = {"gain": gain, "gradient": gradient, **similarities}
-    for name, matrix in matrices.items():
-        if matrix.shape != effect.shape:
-            raise ValueError(
-                f"{name} has shape {matrix.shape}, the training effects have {effect.shape}"
-            )
-    for name, matrix in {**matrices, "training effects": effect}.items():
-        if not np.isfinite(matrix).all():
-            raise ValueError(f"{name} has scores that are not finite")
     names = [ICP, GRADIENTS, *similarities]
     pairs = [(one, name) for name in similarities for one in (ICP, GRADIENTS)] + [(ICP, GRADIENTS)]
-    of_queries = by_set([*matrices.values()], [effect], "query", None, (), None)
+    of_queries = by_set([gain, gradient, *similarities.values()], [effect], "query")
 
     def measure(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         rho, weights = of_queries(rows, columns)
         rho = rho[0, :, :, 0]  # [queries, methods]
         ranked = np.isfinite(rho).any(axis=1)  # not where the step did the same to all
-        rho = np.where(np.isnan(rho[ranked]), 0.0, rho[ranked])  # scores were all alike
-        mean = np.average(rho, 0, weights[ranked]) if len(rho) else np.full(len(names), np.nan)
-        found = dict(zip(names, mean, strict=True))
-        return np.array([*mean, *(found[one] - found[other] for one, other in pairs)])
+        if not ranked.any():
+            return np.full(len(names), np.nan)
+        rho = np.where(np.isnan(rho), 0.0, rho)  # scores were all alike
+        return np.average(rho[ranked], 0, weights[ranked])
 
-    kinds = np.array(["fisher"] * len(names) + ["normal"] * len(pairs))
-    found = bootstrap_ci(measure, effect.shape, rng, resamples, kinds)
-    frame = pd.DataFrame({"quantity": [*names, *(f"{one} minus {other}" for one, other in pairs)]})
-    numbers = dict(zip(("estimate", "low", "high", "n", "m"), (*found, *effect.shape), strict=True))
-    return frame.assign(unit="Spearman", **numbers)
+    quantities = [*names, *(f"{one} minus {other}" for one, other in pairs)]
+    rows = pd.DataFrame({"quantity": quantities, "unit": "Spearman"})
+    kinds = np.repeat(["fisher", "normal"], [len(names), len(pairs)])
+    measure = with_differences(measure, names, pairs)
+    n, m = effect.shape
+    return with_intervals(rows, measure, (n, m), rng, resamples, kinds).assign(n=n, m=m)
 
 
 @dataclass(frozen=True)
 class Recommendation:
     """What to do, and why.
 
-    Attributes:
-        verdict: "use ICP", "use gradients", "neither beats similarity" or "sample too small".
-        method: What to score the whole pool with: "ICP", "gradients" or "similarity". Where the
-            sample is too small, what its estimates speak for (similarity if there are none).
-        factor: How many times as many training examples and queries would settle it with a chance
-            of `CHANCE`, if the estimates hold: 1 where it is settled, infinite where there are no
-            estimates, or no number would do.
-        n: Training examples of a sample so large, or None.
-        m: Queries of it, or None.
-        differences: Those that decide, as phrases with their intervals.
-        known: Whether there were enough rankings for intervals.
+    The method is what to score the whole pool with: "ICP", "gradients" or "similarity"; where the
+    sample is too small, what its estimates speak for (similarity if there are none). A sample of
+    factor times the size, n by m, would settle it with a chance of `CHANCE` if the estimates hold
+    (1 where it is settled; infinite and None if none would).
     """
 
     verdict: str
@@ -128,110 +91,75 @@ class Recommendation:
     factor: float
     n: int | None
     m: int | None
-    differences: tuple[str, ...]
-    known: bool = True
+    differences: tuple[str, ...]  # those that decide, as phrases with their intervals
+    known: bool  # whether there were enough rankings for intervals
 
     @property
     def settled(self) -> bool:
-        """Whether the sample was large enough."""
         return self.verdict != TOO_SMALL
 
 
-class Condition(NamedTuple):
-    """A difference whose interval must be above a bound, or below it."""
-
-    difference: str
-    bound: float
-    above: bool
-
-
 def recommend(agreed: pd.DataFrame, tolerance: float = TOLERANCE) -> Recommendation:
-    """Return the verdict by the rule of this module.
+    """Return the verdict by the rule of this module, from the table of `agreements`.
 
-    Intervals shrink with the root of the sample (both sides grow alike; what a single pair has of
-    its own shrinks faster, so this is rather too many). With estimates e at a distance |e - t| from
-    a bound t, and half-lengths h, a sample (h / |e - t|)^2 times as large has an even chance that
-    its interval keeps to the bound; for a chance of 80 % it takes about twice that.
-
-    Args:
-        agreed: See `agreements`.
-        tolerance: d, above 0: differences that do not matter.
+    Intervals shrink with the root of the sample (noise of single pairs shrinks faster, so this is
+    rather too many). With estimates e at a distance |e - t| from a bound t, and half-lengths h, a
+    sample (h / |e - t|)^2 times as large has an even chance that its interval keeps to the bound;
+    for a chance of 80 % it takes about twice that.
 
     Raises:
-        ValueError: If the tolerance is not above 0.
+        ValueError: If the tolerance d is not above 0.
     """
     if not tolerance > 0:
         raise ValueError(f"tolerance is {tolerance!r}, expected a number above 0")
-    rows = agreed.set_index("quantity")
-    deciding = rows[rows.index.str.contains(" minus ")]
-    estimate, low, high = (deciding[column] for column in ("estimate", "low", "high"))
-    n, m = int(rows["n"].iloc[0]), int(rows["m"].iloc[0])
-    said = findings_as_text(deciding.reset_index())
-    differences = tuple(f"{name} {said[name]}" for name in deciding.index)
-    others = [q.removeprefix("ICP minus ") for q in deciding.index if q.startswith("ICP ")]
-    needed = _needed([name for name in others if name != GRADIENTS], tolerance)
+    deciding = agreed[agreed["quantity"].str.contains(" minus ")]
+    said = findings_as_text(deciding)
+    differences = tuple(f"{name} {numbers}" for name, numbers in said.items())
+    n, m = int(agreed["n"].iloc[0]), int(agreed["m"].iloc[0])
 
-    known = bool(np.isfinite(low).all())
-    settled = _first(needed, low, high) if known and m >= MIN_QUERIES else None
-    if settled:
-        return Recommendation(settled, METHODS[settled], 1.0, n, m, differences)
-    likely = _first(needed, estimate, estimate)
+    known = bool(np.isfinite(deciding["low"]).all())
+    times = _times_needed(deciding.set_index("quantity"), tolerance, known)
+    settled = next((verdict for verdict in times if times[verdict] < 1), None)
+    if settled and known and m >= MIN_QUERIES:
+        return Recommendation(settled, METHODS[settled], 1.0, n, m, differences, known)
+    likely = next((verdict for verdict in times if np.isfinite(times[verdict])), None)
+    method = METHODS.get(likely, SIMILARITY)
     if not known or not likely:
-        method = METHODS.get(likely, SIMILARITY)
         return Recommendation(TOO_SMALL, method, math.inf, None, None, differences, known)
-    factor = min(
-        max(_times(estimate[q], low[q], high[q], bound, above) for q, bound, above in conditions)
-        for conditions in needed[likely]
-    )
+    power = 1 + norm.ppf(CHANCE) / norm.ppf(0.975)
+    factor = max(1.0, power**2 * times[likely])
     sizes = (None, None)
     if factor <= MOST:
         sizes = math.ceil(factor * n), max(MIN_QUERIES, math.ceil(factor * m))
-    return Recommendation(TOO_SMALL, METHODS[likely], factor, *sizes, differences)
+    return Recommendation(TOO_SMALL, method, factor, *sizes, differences, known)
 
 
-def _needed(similar: Sequence[str], tolerance: float) -> dict[str, list[list[Condition]]]:
-    """Return what each verdict needs: all conditions of one of several lists."""
+def _times_needed(rows: pd.DataFrame, tolerance: float, known: bool) -> dict[str, float]:
+    """Return by verdict how many times the sample has an even chance of it; below 1, it holds."""
+    estimate = rows["estimate"]
+    low, high = (rows["low"], rows["high"]) if known else (estimate, estimate)
 
-    def beats_all(name: str) -> list[Condition]:
-        return [Condition(f"{name} minus {s}", 0, above=True) for s in similar]
+    def times(one: str, other: str, bound: float, above: bool) -> float:
+        difference = f"{one} minus {other}"
+        e = estimate[difference]
+        half = e - low[difference] if above else high[difference] - e
+        distance = e - bound if above else bound - e
+        return (half / distance) ** 2 if distance > 0 else math.inf
 
+    methods, similar = (ICP, GRADIENTS), set(rows.index.str.split(" minus ").str[1]) - {GRADIENTS}
+    beats = {one: max(times(one, other, 0, above=True) for other in similar) for one in methods}
+    by_less = [
+        max(times(one, other, tolerance, above=False) for one in methods) for other in similar
+    ]
     return {
-        USE_ICP: [[*beats_all(ICP), Condition(ICP_AGAINST, -tolerance, above=True)]],
-        USE_GRADIENTS: [[*beats_all(GRADIENTS), Condition(ICP_AGAINST, 0, above=False)]],
-        NEITHER: [
-            [Condition(f"{name} minus {s}", tolerance, above=False) for name in (ICP, GRADIENTS)]
-            for s in similar
-        ],
+        USE_ICP: max(beats[ICP], times(ICP, GRADIENTS, -tolerance, above=True)),
+        USE_GRADIENTS: max(beats[GRADIENTS], times(ICP, GRADIENTS, 0, above=False)),
+        NEITHER: min(by_less),
     }
 
 
-def _first(
-    needed: Mapping[str, list[list[Condition]]], low: pd.Series, high: pd.Series
-) -> str | None:
-    """Return the first verdict one of whose lists of conditions holds, or None."""
-    for verdict, lists in needed.items():
-        for conditions in lists:
-            if all(low[q] > bound if above else high[q] < bound for q, bound, above in conditions):
-                return verdict
-    return None
-
-
-def _times(estimate: float, low: float, high: float, bound: float, above: bool) -> float:
-    """Return how many times the sample a condition needs, at least 1."""
-    half = estimate - low if above else high - estimate
-    distance = abs(estimate - bound)
-    power = 1 + norm.ppf(CHANCE) / norm.ppf(0.975)
-    return max(1.0, (power * half / distance) ** 2) if distance else math.inf
-
-
 def as_text(found: Recommendation, tolerance: float, available: tuple[int, int]) -> str:
-    """Return the verdict in plain words (Markdown).
-
-    Args:
-        found: The verdict.
-        tolerance: As for `recommend`.
-        available: N and M: the whole pool, and all queries.
-    """
+    """Return the verdict in plain words (Markdown); `available` are the whole pool's N and M."""
     said = {
         USE_ICP: "**Use ICP:** the probe ranks training examples better than similarity does, and "
         f"less than {tolerance:g} worse than gradients. It needs log-probabilities only.",
@@ -244,23 +172,18 @@ def as_text(found: Recommendation, tolerance: float, available: tuple[int, int])
     if found.settled:
         return said[found.verdict] + numbers
     head = "**Sample too small.** "
-    likely = f"Its estimates speak for {found.method}, which is used for now. "
     if not found.known:
         return f"{head}It has too few rankings for an interval; {found.method} is used for now."
+    head += f"Its estimates speak for {found.method}, which is used for now. "
     if found.n is None:
         return (
-            f"{head}{likely}The methods are so close to the rule's bounds that {MOST} times as "
-            f"many examples would not tell them apart: take the easiest to run.{numbers}"
+            f"{head}The methods are so close to the rule's bounds that {MOST} times as many "
+            f"examples would not tell them apart: take the easiest to run.{numbers}"
         )
-    N, M = available
-    more = (
-        f"About {found.n} training examples by {found.m} queries would settle it with a chance "
-        f"of {CHANCE:.0%}, if the estimates hold"
+    needed = zip((found.n, found.m), available, ("training examples", "queries"), strict=True)
+    lacks = [f"{have} {name}" for need, have, name in needed if need > have]
+    more = f"; there are only {' and '.join(lacks)}, so more are needed" if lacks else ""
+    return (
+        f"{head}About {found.n} training examples by {found.m} queries would settle it with a "
+        f"chance of {CHANCE:.0%}, if the estimates hold{more}.{numbers}"
     )
-    lacks = [
-        f"{have} {name}"
-        for need, have, name in ((found.n, N, "training examples"), (found.m, M, "queries"))
-        if need > have
-    ]
-    more += f"; there are only {' and '.join(lacks)}, so more are needed." if lacks else "."
-    return head + likely + more + numbers

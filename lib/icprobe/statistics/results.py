@@ -1,66 +1,55 @@
 """Tables of findings (quantity, unit, estimate, low, high, n), and what they say in words."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
 
-from icprobe.statistics.bootstrap import Measure, bootstrap_ci
-from icprobe.statistics.measures import agreement, pair_mean
+from icprobe.statistics.bootstrap import Measure, with_intervals
+from icprobe.statistics.measures import agreements, pair_mean
+
+# two matrices [N, M]
+Pair = tuple[np.ndarray, np.ndarray]
 
 
-def pairs_agree(
-    compared: dict[str, tuple[np.ndarray, np.ndarray]], rng: np.random.Generator
-) -> pd.DataFrame:
+def pairs_agree(compared: Mapping[str, Pair], rng: np.random.Generator) -> pd.DataFrame:
     """Return the rank agreement over all pairs of named pairs of matrices, with intervals."""
-    measures = {
-        (name, "Spearman"): (agreement(*both, level="pair"), both[0].shape, both[0].size)
-        for name, both in compared.items()
-    }
-    return with_intervals(measures, rng)
-
-
-def with_intervals(
-    measures: dict[tuple[str, str], tuple[Measure, tuple[int, int], int]], rng: np.random.Generator
-) -> pd.DataFrame:
-    """Return estimates with 95 % intervals over training examples and queries.
-
-    Args:
-        measures: By (quantity, unit): the measure, its matrices' shape (N, M), and how many things
-            n it is over; those over none are left out.
-        rng: For the bootstrap.
-
-    Returns:
-        One row each: quantity, unit, estimate, low, high, n.
-    """
-    rows = []
-    for (quantity, unit), (measure, shape, n) in measures.items():
-        if n:
-            kind = "fisher" if unit == "Spearman" else "percentile"
-            numbers = map(float, bootstrap_ci(measure, shape, rng, kind=kind))
-            rows.append((quantity, unit, *numbers, n))
-    return pd.DataFrame(rows, columns=["quantity", "unit", "estimate", "low", "high", "n"])
+    rows = [
+        _finding((name, "Spearman"), agreements([one], [other], "pair"), one, one.size, rng)
+        for name, (one, other) in compared.items()
+    ]
+    return pd.concat(rows, ignore_index=True)
 
 
 def findings(
-    means: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]],
-    agreements: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]],
+    means: Mapping[tuple[str, str], Pair],
+    agreeing: Mapping[tuple[str, str], Pair],
     rng: np.random.Generator,
 ) -> pd.DataFrame:
     """Return means over pairs and rank agreements of row means, with intervals.
 
-    Args:
-        means: By (quantity, unit): values [N, M] and the mask [N, M] of the pairs that count.
-        agreements: By (quantity, unit): two matrices [N, M].
-        rng: For the bootstrap.
+    Both are by (quantity, unit). `means` has values [N, M] and the mask [N, M] of the pairs that
+    count (without any, there is no row), `agreeing` has two matrices [N, M].
     """
-    measures = {
-        name: (pair_mean(values, mask), values.shape, int(mask.sum()))
+    rows = [
+        _finding(name, pair_mean(values, mask), values, int(mask.sum()), rng)
         for name, (values, mask) in means.items()
-    }
-    measures |= {
-        name: (agreement(*both, level="example"), both[0].shape, len(both[0]))
-        for name, both in agreements.items()
-    }
-    return with_intervals(measures, rng)
+        if mask.any()
+    ]
+    rows += [
+        _finding(name, agreements([one], [other], "example"), one, len(one), rng)
+        for name, (one, other) in agreeing.items()
+    ]
+    return pd.concat(rows, ignore_index=True)
+
+
+def _finding(
+    name: tuple[str, str], measure: Measure, matrix: np.ndarray, n: int, rng: np.random.Generator
+) -> pd.DataFrame:
+    quantity, unit = name
+    row = [{"quantity": quantity, "unit": unit}]
+    kind = "fisher" if unit == "Spearman" else "percentile"
+    return with_intervals(row, measure, matrix.shape, rng, kind=kind).assign(n=n)
 
 
 def as_text(findings: pd.DataFrame) -> dict[str, str]:
