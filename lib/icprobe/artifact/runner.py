@@ -110,7 +110,7 @@ def execute(notebook: Notebook, given: dict, folder: Path, log_file: Path, root:
         if provenance.sources(parameters) != record["sources"]:
             record["error"] = "model or data changed while it ran: sources are those before"
     except KeyboardInterrupt:
-        record["status"] = "interrupted"
+        record |= {"status": "interrupted", "error": "the same command, without --fresh, goes on"}
         # nbclient's tasks for the cell are still open: asyncio would complain about each at exit
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     except PapermillExecutionError as error:
