@@ -74,7 +74,7 @@ def test_modules_and_their_parts_are_there(page):
 @each_page
 def test_commands_name_parameters_profiles_and_notebooks_that_are_there(page):
     text = code(page.read_text(encoding="utf-8")).replace("\\\n", " ")
-    declared = {name for one in settings.NOTEBOOKS for name in one.model_fields}
+    declared = {name for one in settings.NOTEBOOKS.values() for name in one.model_fields}
     assert set(re.findall(r"(?<=-p )[a-z]\w*", text)) <= declared
     profiles = {file.stem for file in (paths.NOTEBOOKS / "profiles").glob("*.yaml")}
     commands = {"test", "publish", "lab", "python"}
