@@ -19,7 +19,7 @@ SECTION = "for_"
 
 
 class UsageError(Exception):
-    """What the user asked for cannot be done; the message says why."""
+    """What the user asked for cannot be done; each function here may raise it."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Notebook:
 
     @property
     def name(self) -> str:
-        """File name without the suffix, such as `01_icp_scoring`."""
+        """Such as `01_icp_scoring`."""
         return self.path.stem
 
     @property
@@ -44,11 +44,7 @@ class Notebook:
         return schemas(self.settings) if self.settings else {}
 
     def checked(self, given: Mapping[str, object]) -> dict[str, object]:
-        """Return values for its parameters, converted where they have to be.
-
-        Raises:
-            ParameterError: If any are wrong.
-        """
+        """Return values for its parameters, converted where they have to be."""
         values = self.defaults | given
         if self.settings:
             self.settings.of(values)
@@ -56,11 +52,7 @@ class Notebook:
 
 
 def find_notebooks(root: Path) -> list[Notebook]:
-    """Return all numbered notebooks under `root` in order, no copies such as 01_x-Copy1.ipynb.
-
-    Raises:
-        UsageError: If there is none, or one cannot be read.
-    """
+    """Return all numbered notebooks under `root` in order, no copies such as 01_x-Copy1.ipynb."""
     files = sorted((root / "notebooks").glob("*.ipynb"))
     found = [_read(file) for file in files if re.fullmatch(r"\d\d_\w+", file.stem)]
     if not found:
@@ -92,11 +84,7 @@ def select(notebooks: list[Notebook], only: str | None) -> list[Notebook]:
 
 
 def read_profile(root: Path, profile: str) -> dict[str, object]:
-    """Return what `notebooks/profiles/<profile>.yaml` says.
-
-    That is values that differ from the notebooks' defaults and, in a section `for_<notebook>`, a
-    mapping of those that one notebook gets instead; see `merged`.
-    """
+    """Return what `notebooks/profiles/<profile>.yaml` says: values, and sections for a notebook."""
     path = root / "notebooks" / "profiles" / f"{profile}.yaml"
     if not path.is_file():
         known = [other.stem for other in path.parent.glob("*.yaml")]
@@ -155,15 +143,10 @@ def plan(
     overrides: Mapping[str, str],
     fresh: bool = False,
 ) -> list[dict[str, object]]:
-    """Return the parameters for each chosen notebook; all names and values are checked first.
+    """Return the checked parameters for each chosen notebook.
 
-    Args:
-        notebooks: All notebooks: a name in the profile must be declared by one of them.
-        chosen: The notebooks to run: an override must be declared by one of these.
-        profile: What the profile says.
-        source: File name of the profile, for messages.
-        overrides: Values as typed after -p; they win over the profile.
-        fresh: Pass `fresh=True` to each notebook that declares it.
+    A name in the profile, read from the file `source`, must be declared by one of all notebooks; an
+    override, text as typed after -p, by one of those chosen. Overrides win.
 
     Raises:
         UsageError: If a name is unknown, or values are wrong; names all of these.

@@ -69,13 +69,10 @@ def of_run(command: str, profile: str, root: Path) -> dict:
 
 
 def git_state(root: Path) -> dict | None:
-    """Return the checkout's revision and the files that differ from it.
+    """Return the checkout's revision and the files that differ from it, untracked ones too.
 
-    Reference results count, since runs read them; what runs write, git ignores.
-
-    Returns:
-        None where the folder is no checkout (an unpacked archive), or {"revision", "changed"}
-        (names, untracked ones too), or {"error"} where git is missing or does not answer.
+    None where the folder is no checkout (an unpacked archive), and {"error"} where git is missing
+    or does not answer.
     """
     if not (root / ".git").exists():  # a repository further up is not this one's
         return None
@@ -93,11 +90,8 @@ def git_state(root: Path) -> dict | None:
 def sources(parameters: Mapping[str, object]) -> dict[str, dict]:
     """Return the identities of the model and of all data that a notebook's parameters name.
 
-    Nothing is loaded or downloaded: hashes are declared or those of local files.
-
-    Returns:
-        By what it is (model, training pool, queries, ...) its identity; {"source", "unknown": why}
-        where that cannot be told, such as a hub name without network.
+    Nothing is loaded or downloaded: hashes are declared or those of local files. Where one cannot
+    be told, such as that of a hub name without network, it is {"source", "unknown": why}.
     """
     found = {}
     for title, identity, *arguments in _identities(parameters):
@@ -156,13 +150,7 @@ def read(folder: Path) -> dict:
 
 
 def update(folder: Path, run: dict, records: Mapping[str, dict]) -> None:
-    """Take a run into run.json: its notebooks replace what earlier runs said of the same ones.
-
-    Args:
-        folder: Of the results.
-        run: See `of_run`.
-        records: By notebook, JSON-able, see `runner.execute`.
-    """
+    """Take a run, see `of_run`, into run.json: its notebooks replace those of earlier runs."""
     known = read(folder)
     new = {name: {"run": run["started"], **record} for name, record in records.items()}
     notebooks = dict(sorted((known["notebooks"] | new).items()))

@@ -22,10 +22,6 @@ def publish(name: str, scores: str | None = None) -> list[Path]:
     Of the notebooks and the scores that are copied, files of an earlier run are removed. Scores
     that are not finished stay where they are.
 
-    Args:
-        name: Of the run's folder in figures/.
-        scores: Of its folder in data/scores/, if that is another one.
-
     Raises:
         FileNotFoundError: If there are no results of this name.
     """

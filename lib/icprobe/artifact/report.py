@@ -50,9 +50,7 @@ class _Renderer(IPythonRenderer):
 def write(output_dir: str | Path) -> Path:
     """Write <output_dir>/report.html from what lies in the folder; return its path.
 
-    Raises:
-        FileNotFoundError: If there is no such folder.
-        ValueError: If run.json is damaged.
+    Raises FileNotFoundError if there is no such folder, ValueError if its run.json is damaged.
     """
     folder = paths.resolve(output_dir)
     if not folder.is_dir():

@@ -49,7 +49,6 @@ class KernelManager(AsyncKernelManager):
     log_file = Unicode(os.devnull, help="the log").tag(config=True)
 
     async def start_kernel(self, **options: object) -> None:
-        """Start the kernel; called by nbclient."""
         with Path(self.log_file).open("a", encoding="utf-8") as messages:
             await super().start_kernel(stderr=messages, **options)
 
@@ -78,11 +77,7 @@ def measuring(record: dict) -> Iterator[None]:
 
 
 def execute(notebook: Notebook, given: dict, folder: Path, log_file: Path, root: Path) -> dict:
-    """Execute a notebook, say what became of it, and return that as its record in run.json.
-
-    The executed copy gets its name only when all cells ran; one that stopped half way is
-    <name>.failed.ipynb. A notebook that raised `Unavailable` is skipped.
-    """
+    """Execute a notebook, say what became of it, and return that as its record in run.json."""
     parameters = notebook.defaults | given
     record = {"status": "failed", "minutes": None, "gib": None, "error": ""}
     record |= {"parameters": parameters, "sources": provenance.sources(parameters)}
@@ -128,7 +123,7 @@ def execute(notebook: Notebook, given: dict, folder: Path, log_file: Path, root:
 
 
 def _tell(record: dict, name: str, partial: Path) -> None:
-    """Give the executed copy its name, and say what became of the notebook."""
+    """Say what became of a notebook; its copy gets its own name only if all cells ran."""
     whole, failed = (partial.with_name(f"{name}{kind}.ipynb") for kind in ("", ".failed"))
     say(f"      {record['status']}: {name}")
     if record["error"]:
@@ -172,10 +167,7 @@ def run(
 
 
 def write_timings(file: Path, records: dict[str, dict]) -> None:
-    """Write how many minutes notebooks took, and the machine that took them.
-
-    What the table says of other notebooks stays.
-    """
+    """Write the minutes of notebooks and the machine; what is known of other notebooks stays."""
     where = {"cores": provenance.usable_cores(), "processor": provenance.processor()}
     made = pd.DataFrame(
         {"notebook": name, "minutes": round(record["minutes"], 2), **where, "icprobe": __version__}
@@ -186,17 +178,6 @@ def write_timings(file: Path, records: dict[str, dict]) -> None:
     known = pd.concat(parts).drop_duplicates("notebook", keep="last").sort_values("notebook")
     with paths.replacing(file) as temporary:
         known.to_csv(temporary, index=False)
-
-
-def log_to(file: Path) -> None:
-    """Write all log messages to a file; warnings also appear in the terminal."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    to_file, to_terminal = logging.FileHandler(file, encoding="utf-8"), logging.StreamHandler()
-    to_file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    to_terminal.setLevel(logging.WARNING)
-    # failures are reported by `execute`, in full sentences
-    to_terminal.addFilter(lambda record: record.levelno < logging.ERROR)
-    logging.basicConfig(level=logging.INFO, handlers=[to_file, to_terminal], force=True)
 
 
 def _arguments(argv: list[str]) -> argparse.Namespace:
@@ -236,7 +217,9 @@ def main(argv: list[str] | None = None, root: Path = paths.ROOT) -> int:
     place = overrides.get("output_dir", own.pop() if len(own) == 1 else usual)
     folder = root / Path(place).expanduser()
     log_file = folder / "logs" / time.strftime("%Y%m%d-%H%M%S.log")
-    log_to(log_file)
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    form = {"format": "%(asctime)s %(message)s", "datefmt": "%H:%M:%S"}
+    logging.basicConfig(filename=log_file, encoding="utf-8", level=logging.INFO, force=True, **form)
     made = provenance.of_run(shlex.join(["./run_all.sh", *argv]), args.profile, root)
     say(f"profile {args.profile}: {len(chosen)} notebook(s), results in {paths.shown(folder)}")
     records = run(chosen, planned, folder, log_file, root)
