@@ -53,10 +53,10 @@ def test_links_lead_somewhere(page):
             assert anchor in anchors(there.read_text(encoding="utf-8")), target
 
 
-def test_the_readme_leads_to_every_page():
+def test_the_readme_leads_to_every_page_and_notebook():
     readme = (paths.ROOT / "README.md").read_text(encoding="utf-8")
-    for page in (paths.ROOT / "docs").glob("*.md"):
-        assert f"](docs/{page.name})" in readme
+    for page in [*(paths.ROOT / "docs").glob("*.md"), *NOTEBOOKS]:
+        assert f"]({page.relative_to(paths.ROOT)})" in readme
 
 
 @each_page
