@@ -24,54 +24,17 @@ from icprobe.methods import baselines, icp
 from icprobe.scores import Experiment, load
 from icprobe.statistics import recommendation
 
+
+def reference(number: str, folder: str) -> list[str]:
+    """Return the names of a notebook's committed results: what every run of it writes."""
+    return sorted(file.name for file in (paths.REFERENCE_FIGURES / folder).glob(f"{number}_*"))
+
+
 # of the notebooks that compute; 07, which reads published files, is run in test_authors_files.py
-FIGURES = {
-    "01": ["gain_by_task", "gain_distribution", "length_against_score", "neutral_control"],
-    "02": [
-        "estimators", "influence_by_task", "layer_shares", "length_against_influence",
-        "projection_error", "training_effect",
-    ],
-    "03": [
-        "agreements", "by_task", "conditions", "controls", "controls_of_truth", "layers",
-        "overshoot", "scatter", "similarity", "training_effect",
-    ],
-    "04": ["budgets", "curves", "differences", "results", "selected"],
-    "05": [
-        "anchor", "conditions", "corrupted", "emergence", "in_domain", "informative_prior",
-        "learning_curve", "levels", "scatter", "shifts",
-    ],
-    "06": ["frontier", "libraries", "operations", "seconds"],
-    "08": ["scores", "training_effect"],
-}  # fmt: skip
-TABLES = {
-    "01": ["findings", "queries", "training_examples"],
-    "02": ["findings", "projection_error", "training_examples"],
-    "03": [
-        "agreements", "conditions", "controls", "findings", "layers", "ranks", "reliability",
-        "same_answer", "similarity", "training_effect",
-    ],
-    "04": [
-        "budgets", "by_task", "differences", "differences_by_task", "findings", "overlaps",
-        "results", "tasks",
-    ],
-    "05": [
-        "anchor", "conditions", "corrupted", "cost", "emergence", "findings", "in_domain",
-        "informative_prior", "learning_curve", "shifts",
-    ],
-    "06": ["crossings", "findings", "frontier", "here", "operations", "profile"],
-    "08": ["agreements", "findings", "scores", "verdict"],
-}  # fmt: skip
-TEXTS = {"08": ["08_explorer.html", "08_selected.jsonl"]}  # files with the data's texts
-RESULTS = {
-    number: sorted(
-        [f"{number}_{name}.{kind}" for name in FIGURES[number] for kind in ("pdf", "png")]
-        + [f"{number}_{name}.csv" for name in TABLES[number]]
-        + TEXTS.get(number, [])
-    )
-    for number in FIGURES
-}
-LDS = ["04_lds.csv", "04_lds.pdf", "04_lds.png"]  # unless there are no subsets
-NOTEBOOKS = {number: next(paths.NOTEBOOKS.glob(f"{number}_*.ipynb")) for number in FIGURES}
+RESULTS = {number: reference(number, "laptop") for number in ("01", "02", "03", "04", "05", "06")}
+POOL = "08_pool.jsonl"  # written where training examples copy a query, as two of the demo's do
+RESULTS["08"] = [name for name in reference("08", "demo") if name != POOL]
+NOTEBOOKS = {number: next(paths.NOTEBOOKS.glob(f"{number}_*.ipynb")) for number in RESULTS}
 
 
 def run(number: str, given: dict, *arguments: str, profile: str = "laptop") -> int:
@@ -185,7 +148,7 @@ def test_finetuning_goes_on_where_it_stopped_and_gives_the_same_files(scored):
     more |= {"budgets": [0.5], "lora_rank": 2, "rate": 0.01, "budget_unit": "tokens"}
     given = {name: value for name, value in given.items() if name != "condition_pools"} | more
     assert run("04", given) == 0
-    assert results(folder, "04") == sorted([*RESULTS["04"], *LDS])
+    assert results(folder, "04") == reference("04", "laptop_long")
     records = sorted((folder / "scores" / "finetuned").glob("*.json"))
     first = {file: file.read_bytes() for file in records}
     made = written(folder)
@@ -277,10 +240,7 @@ def test_a_pool_of_copies_is_refused_before_anything_is_scored(tmp_path, own, ca
 
 
 def test_the_committed_page_is_what_the_notebook_writes():
-    folder = paths.REFERENCE_FIGURES / "demo"
-    # two of the demo's training examples copy a query
-    assert sorted(f.name for f in folder.glob("08_*")) == sorted([*RESULTS["08"], "08_pool.jsonl"])
-    page = (folder / "08_explorer.html").read_text("utf-8")
+    page = (paths.REFERENCE_FIGURES / "demo" / "08_explorer.html").read_text("utf-8")
     for name in ("explorer.js", "explorer.css"):
         assert (paths.ROOT / "lib/icprobe/artifact/page" / name).read_text("utf-8") in page, name
 
@@ -316,14 +276,14 @@ def test_synthetic_regression_reuses_its_networks(tmp_path):
 @pytest.mark.slow
 def test_the_smoke_profile_runs_and_always_computes(tmp_path):
     own = places(tmp_path) | {"networks_dir": f"{tmp_path}/networks"}
-    assert run(",".join(FIGURES), own, profile="smoke") == 0
-    for number, figures in FIGURES.items():
+    assert run(",".join(RESULTS), own, profile="smoke") == 0
+    for number in RESULTS:
         assert results(tmp_path, number) == RESULTS[number]
         if number == "04":
             assert "trainings: reused 0 of 1 from" in printed(tmp_path, number)
         cells = [c for c in executed(tmp_path, number).cells if "figures.save(" in c.source]
         shown = [c for c in cells if "\nif subsets:" not in c.source]  # 0 in smoke
-        assert len(shown) == len(figures)
+        assert len(shown) == sum(name.endswith(".png") for name in RESULTS[number])
         for cell in shown:
             assert sum("image/png" in output.get("data", {}) for output in cell.outputs) == 1
     table = pd.read_csv(tmp_path / "figures" / "01_training_examples.csv")

@@ -55,7 +55,7 @@ def write(output_dir: str | Path) -> Path:
     folder = paths.resolve(output_dir)
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
-    record = provenance.read(folder)
+    record, claims = provenance.read(folder), folder / "claims.json"
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(PAGE), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
@@ -66,23 +66,12 @@ def write(output_dir: str | Path) -> Path:
     text = environment.get_template(FILE).render(
         folder=folder.name,
         runs=record["runs"],
-        claims=_claims(folder / "claims.json"),
+        claims=json.loads(claims.read_text(encoding="utf-8")) if claims.exists() else [],
         notebooks=[_notebook(name, entry, folder) for name, entry in record["notebooks"].items()],
     )
     with paths.replacing(folder / FILE) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return folder / FILE
-
-
-def _claims(file: Path) -> list[dict]:
-    """Return claims.json, each with its estimate and interval as text; [] if there is none."""
-    judged = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
-    for claim in judged:
-        numbers = [claim[key] for key in ("estimate", "low", "high")]
-        runs = "runs: " if claim["unit"] == "ratio of seconds" else ""  # no 95 % interval
-        text = "–" if claim["estimate"] is None else f"{{:z.2f}} ({runs}{{:z.2f}} to {{:z.2f}})"
-        claim["estimate"] = text.format(*numbers)
-    return judged
 
 
 def _notebook(name: str, entry: dict, folder: Path) -> dict:
