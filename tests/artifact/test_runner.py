@@ -150,7 +150,7 @@ def test_minutes_are_those_of_fresh_runs_of_the_profile(root, capsys):
     known = pd.read_csv(timing).set_index("notebook")
     assert list(known.index) == ["01_mine", "03_third"] and (known["minutes"] > 0).all()
     out = capsys.readouterr().out
-    assert "offline\nget it by hand" in out and "failed" not in out
+    assert "SKIPPED: 02_known\n\noffline\nget it by hand" in out
     assert [path.name for path in (folder / "notebooks").iterdir()] == ["01_mine.ipynb"]
     assert statuses(folder) == ["done", "skipped"] and recorded(folder)["02_known"]["gib"] is None
     timing.unlink()
@@ -264,7 +264,7 @@ def test_a_failing_notebook_stops_the_run(root, capsys):
     assert runner.main([], root) == 1
 
     out = capsys.readouterr().out
-    assert "failed: 02_known" in out and "ZeroDivisionError: division by zero" in out
+    assert "FAILED: 02_known" in out and "ZeroDivisionError: division by zero" in out
     failed = good.with_name("02_known.failed.ipynb")
     assert f"half-executed copy: {failed}" in out and "not run" in out
     assert "An Exception was encountered" in failed.read_text()
@@ -286,7 +286,7 @@ def test_a_dead_kernel_is_called_so(root, capsys):
     write_notebook(root, "01_mine", MINE, kill)
     assert runner.main(["smoke"], root) == 1
     out, err = capsys.readouterr()
-    assert f"failed: 01_mine\n\n{runner.DEAD}" in out
+    assert f"FAILED: 01_mine\n\n{runner.DEAD}" in out
     assert "Traceback" not in out + err
     assert (root / "figures" / "smoke" / "notebooks" / "01_mine.failed.ipynb").exists()
 

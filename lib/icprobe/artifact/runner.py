@@ -125,13 +125,15 @@ def execute(notebook: Notebook, given: dict, folder: Path, log_file: Path, root:
 def _tell(record: dict, name: str, partial: Path) -> None:
     """Say what became of a notebook; its copy gets its own name only if all cells ran."""
     whole, failed = (partial.with_name(f"{name}{kind}.ipynb") for kind in ("", ".failed"))
-    say(f"      {record['status']}: {name}")
-    if record["error"]:
-        say(f"\n{record['error']}\n")
     if record["status"] == "done":
+        say(f"      done in {record['minutes']:.2f} minutes")
         partial.replace(whole)
         failed.unlink(missing_ok=True)
-    elif record["status"] == "skipped":
+    else:
+        say(f"\n{record['status'].upper()}: {name}")
+    if record["error"]:
+        say(f"\n{record['error']}\n")
+    if record["status"] == "skipped":
         partial.unlink(missing_ok=True)
     elif partial.exists():
         partial.replace(failed)
