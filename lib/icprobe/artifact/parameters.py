@@ -59,9 +59,8 @@ class Parameters(BaseModel):
         try:
             settings = cls(**given)
         except ValidationError as error:
-            for one in error.errors():
-                name = one["loc"][0] if one["loc"] else one["msg"]
-                problems.setdefault(name, _sentence(one))
+            for sentence in map(_sentence, error.errors()):
+                problems.setdefault(re.match(r"\w+", sentence)[0], sentence)
         if problems:
             raise ParameterError(problems)
         values.update(dict(settings))
@@ -69,8 +68,9 @@ class Parameters(BaseModel):
 
 
 def _sentence(error: Mapping) -> str:
+    """Return what is wrong; the parameter is the first word."""
     reason = error["msg"].removeprefix("Value error, ")
-    if not error["loc"]:  # a rule about several parameters, which names them
+    if not error["loc"]:  # a rule about several parameters
         return reason
     name, *within = error["loc"]
     place = "".join(f"[{part!r}]" for part in within if part != "[key]")
