@@ -68,6 +68,8 @@ def test_a_notebooks_own_values_are_right_and_left_as_they_are(number):
         ("03", "queries", "nowhere.jsonl", "no such file"),
         ("01", "train_columns", {"promt": "a"}, data.COLUMNS),
         ("01", "model", "", "at least 1"),
+        ("01", "model", "./nowhere", "there is no"),
+        ("01", "model", "docs", "docs has no config.json"),
         ("02", "layers", "(", "a regular expression"),
         ("02", "steps", [["sgd", 1e-4], ["sgd", 1e-3], ["adam", 1]], training_effect.OPTIMIZERS),
         ("02", "steps", [["sgd", "1e-4"]], ["steps[0]", "write 1.0e-4"]),
@@ -120,7 +122,6 @@ def test_values_that_do_not_fit_together_are_refused(blamed, changes):
         ("08", "train", "08_pool.jsonl"),  # what 08 deletes and writes
         ("04", "train", "selected/random.jsonl"),  # what 04 does
         ("04", "evaluation", "held_out.jsonl"),
-        ("01", "model", "finetuned"),
     ],
 )
 def test_results_do_not_go_where_inputs_are(tmp_path, number, name, place):

@@ -61,6 +61,17 @@ def there(value: str) -> str:
     return value
 
 
+def model(value: str) -> str:
+    """Refuse paths at which there is no folder with a model."""
+    folder = paths.resolve(value)
+    if not folder.is_dir():
+        return there(value) if value.startswith((".", "~", "/")) else value  # or a hub name
+    config = [*folder.glob("config.json"), *folder.glob("adapter_config.json")]
+    if not config or not list(folder.glob("*.safetensors")):
+        raise ValueError(f"{folder} has no config.json or adapter_config.json, or no *.safetensors")
+    return value
+
+
 def source(value: str) -> str:
     """Refuse what is no suite, no file that is there and no hub name."""
     from icprobe import data

@@ -24,7 +24,7 @@ _AS_GIVEN = WrapValidator(lambda value, check: (check(value), value)[1])
 Angle = Annotated[float, Field(ge=0, lt=90), _AS_GIVEN]
 Text = Annotated[str, Field(min_length=1)]
 Source = Annotated[str, AfterValidator(checks.source), AfterValidator(checks.apart)]
-Model = Annotated[Text, AfterValidator(checks.apart)]
+Model = Annotated[Text, AfterValidator(checks.model), AfterValidator(checks.apart)]
 Output = Annotated[Text, AfterValidator(checks.output)]
 Kept = Annotated[Text, AfterValidator(checks.kept)]
 Column = Literal["id", "prompt", "completion", "task", "content", "type", "options"]
