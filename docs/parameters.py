@@ -6,12 +6,11 @@ A test fails where they differ.
 """
 
 import json
-from pathlib import Path
 
 import nbformat
 
 from icprobe.artifact import plan, settings
-from icprobe.artifact.parameters import Parameters, described, schemas, type_in_words
+from icprobe.artifact.parameters import Parameters, schemas, type_in_words
 from icprobe.data import paths
 
 FILE = paths.ROOT / "docs" / "parameters.md"
@@ -43,19 +42,19 @@ def literal(value: object) -> str:
 def page() -> str:
     """Return docs/parameters.md."""
     profiles = {name: plan.read_profile(paths.ROOT, name) for name in PROFILES}
-    return "\n".join([HEAD, *(_table(one, profiles) for one in settings.NOTEBOOKS)])
+    tables = (_table(name, one, profiles) for name, one in settings.NOTEBOOKS.items())
+    return "\n".join([HEAD, *tables])
 
 
-def _table(parameters: type[Parameters], profiles: dict[str, dict]) -> str:
+def _table(notebook: str, parameters: type[Parameters], profiles: dict[str, dict]) -> str:
     titles = ["parameter", "type", "laptop (default)", *profiles, "meaning"]
-    lines = [f"## {parameters.NOTEBOOK}\n", _row(titles), _row(["---"] * len(titles))]
-    given = [plan.merged(profile, parameters.NOTEBOOK, parameters.model_fields)
-             for profile in profiles.values()]  # fmt: skip
+    lines = [f"## {notebook}\n", _row(titles), _row(["---"] * len(titles))]
+    given = [plan.merged(one, notebook, parameters.model_fields) for one in profiles.values()]
     for name, schema in schemas(parameters).items():
         default = parameters.model_fields[name].default
         values = [f"`{literal(one[name])}`" if one.get(name, default) != default else ""
                   for one in given]  # fmt: skip
-        cells = [f"`{name}`", described(schema), f"`{literal(default)}`", *values]
+        cells = [f"`{name}`", type_in_words(schema, ranges=True), f"`{literal(default)}`", *values]
         lines.append(_row([*cells, schema["description"]]))
     return "\n".join(lines) + "\n"
 
@@ -64,21 +63,16 @@ def _row(cells: list[str]) -> str:
     return f"| {' | '.join(one.replace('|', chr(92) + '|') for one in cells)} |"
 
 
-def notebook(name: str) -> Path:
-    """Return the path of a notebook of the repository."""
-    return paths.NOTEBOOKS / f"{name}.ipynb"
-
-
 def main() -> None:
     """Write the page and the cells."""
     FILE.write_text(page(), encoding="utf-8")
-    for one in settings.NOTEBOOKS:
-        file = notebook(one.NOTEBOOK)
-        found = nbformat.read(file, as_version=4)
-        for part in found.cells:
+    for name, one in settings.NOTEBOOKS.items():
+        file = paths.NOTEBOOKS / f"{name}.ipynb"
+        notebook = nbformat.read(file, as_version=4)
+        for part in notebook.cells:
             if "parameters" in part.metadata.get("tags", []):
                 part.source = cell(one)
-        nbformat.write(found, file)
+        nbformat.write(notebook, file)
 
 
 if __name__ == "__main__":

@@ -53,10 +53,10 @@ def test_links_lead_somewhere(page):
             assert anchor in anchors(there.read_text(encoding="utf-8")), target
 
 
-def test_the_readme_leads_to_every_page():
+def test_the_readme_leads_to_every_page_and_notebook():
     readme = (paths.ROOT / "README.md").read_text(encoding="utf-8")
-    for page in (paths.ROOT / "docs").glob("*.md"):
-        assert f"](docs/{page.name})" in readme
+    for page in [*(paths.ROOT / "docs").glob("*.md"), *NOTEBOOKS]:
+        assert f"]({page.relative_to(paths.ROOT)})" in readme
 
 
 @each_page
@@ -74,7 +74,7 @@ def test_modules_and_their_parts_are_there(page):
 @each_page
 def test_commands_name_parameters_profiles_and_notebooks_that_are_there(page):
     text = code(page.read_text(encoding="utf-8")).replace("\\\n", " ")
-    declared = {name for one in settings.NOTEBOOKS for name in one.model_fields}
+    declared = {name for one in settings.NOTEBOOKS.values() for name in one.model_fields}
     assert set(re.findall(r"(?<=-p )[a-z]\w*", text)) <= declared
     profiles = {file.stem for file in (paths.NOTEBOOKS / "profiles").glob("*.yaml")}
     commands = {"test", "publish", "lab", "python"}

@@ -15,13 +15,10 @@ spec.loader.exec_module(readme)
 
 def test_the_readme_says_what_the_results_say():
     text = readme.README.read_text()
-    names = [match["name"] for match in readme.BLOCK.finditer(text)]
-    assert sorted(names) == [
-        "agreement", "choosing", "claims", "cost", "exactly", "findings-01", "findings-02",
-        "finetuning", "gpu", "growth", "headline", "lds", "minutes", "synthetic",
-        "your-data",
-    ]  # fmt: skip
+    assert len(readme.BLOCK.findall(text)) == 15
     assert text == readme.render(text), "run: ./run_all.sh python docs/generate.py"
+    changed = re.sub(r"\| (-?\d+\.\d+) \|", "| 99.99 |", text, count=1)
+    assert changed != text and readme.render(changed) == text
 
 
 def test_the_headline_compares_a_whole_pool_with_a_whole_pool():
@@ -43,12 +40,6 @@ def test_the_headline_compares_a_whole_pool_with_a_whole_pool():
     )
 
 
-def test_a_changed_number_is_noticed():
-    text = readme.README.read_text()
-    changed = re.sub(r"\| (-?\d+\.\d+) \|", "| 99.99 |", text, count=1)
-    assert changed != text and readme.render(changed) == text
-
-
 def test_unknown_blocks_are_an_error():
     with pytest.raises(AttributeError, match="nonsense"):
         readme.render("<!-- nonsense: what -->\n<!-- end -->")
@@ -58,9 +49,3 @@ def test_unknown_blocks_are_an_error():
 def test_a_cell_is_of_one_row(equal):
     with pytest.raises(KeyError, match=r"07_findings\.csv"):
         readme.cell("07_findings.csv", **equal)
-
-
-def test_every_notebook_is_listed():
-    text = readme.README.read_text()
-    for notebook in paths.NOTEBOOKS.glob("[0-9]*.ipynb"):
-        assert f"notebooks/{notebook.name}" in text

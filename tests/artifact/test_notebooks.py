@@ -17,12 +17,11 @@ spec = importlib.util.spec_from_file_location("parameters", paths.ROOT / "docs/p
 page = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(page)
 
-PATHS = [paths.NOTEBOOKS / f"{one.NOTEBOOK}.ipynb" for one in settings.NOTEBOOKS]
+PATHS = [paths.NOTEBOOKS / f"{name}.ipynb" for name in settings.NOTEBOOKS]
 PROFILES = sorted((paths.NOTEBOOKS / "profiles").glob("*.yaml"))
 MAX_LINES, MAX_CODE_CELLS = 15, 20
 
 each_notebook = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
-each_settings = pytest.mark.parametrize("one", settings.NOTEBOOKS, ids=lambda one: one.__name__)
 each_profile = pytest.mark.parametrize("profile", PROFILES, ids=lambda path: path.stem)
 
 
@@ -34,59 +33,43 @@ def code_cells(path) -> list[nbformat.NotebookNode]:
     return [cell for cell in read(path).cells if cell.cell_type == "code"]
 
 
-def without_magics(source: str) -> str:
-    return re.sub(r"^[%!].*$", "pass", source, flags=re.MULTILINE)
-
-
-def test_there_are_notebooks_and_profiles():
-    assert PATHS
-    assert {path.stem for path in PROFILES} >= {"smoke", "laptop", "paper"}
-    numbers = [re.match(r"(\d\d)_[a-z_]+$", path.stem) for path in PATHS]
-    assert all(numbers), "names are two digits, an underscore and small letters"
-    assert len({match.group(1) for match in numbers}) == len(PATHS), "a number is used twice"
+def test_every_notebook_has_settings():
+    assert sorted(paths.NOTEBOOKS.glob("*.ipynb")) == PATHS
+    assert all(re.match(rf"0{k}_[a-z_]+$", path.stem) for k, path in enumerate(PATHS, 1))
 
 
 @each_notebook
-def test_valid_with_the_usual_kernel(path):
+def test_committed_without_outputs_for_the_usual_kernel(path):
     notebook = read(path)
     nbformat.validate(notebook)
     assert notebook.metadata.kernelspec.name == "python3"
     assert notebook.metadata.language_info.name == "python"
+    assert "papermill" not in notebook.metadata
+    assert not any(cell.outputs or cell.execution_count for cell in code_cells(path))
 
 
 @each_notebook
-def test_committed_without_outputs(path):
-    for cell in code_cells(path):
-        assert cell.outputs == []
-        assert cell.execution_count is None
-    assert "papermill" not in read(path).metadata
-
-
-@each_settings
-def test_the_parameters_cell_is_written_from_the_settings(one):
-    first, second, *others = code_cells(paths.NOTEBOOKS / f"{one.NOTEBOOK}.ipynb")
+def test_papermill_reads_the_parameters_cell_that_is_written_from_the_settings(path, caplog):
+    one = settings.NOTEBOOKS[path.stem]
+    first, second, *others = code_cells(path)
     assert first.metadata.tags == ["parameters"]
     assert not any("tags" in cell.metadata for cell in (second, *others))
     assert first.source == page.cell(one), "run: ./run_all.sh python docs/parameters.py"
     assert all(len(line) <= 100 for line in first.source.splitlines())
     assert f"{one.__name__}.of(globals())" in second.source
-
-
-def test_the_page_is_written_from_the_settings():
-    text = page.FILE.read_text(encoding="utf-8")
-    assert text == page.page(), "run: ./run_all.sh python docs/parameters.py"
-
-
-@each_settings
-def test_papermill_reads_name_type_default_and_meaning(one, caplog):
-    # its parser is a regular expression, which an equals sign in a comment confuses
-    found = papermill.inspect_notebook(paths.NOTEBOOKS / f"{one.NOTEBOOK}.ipynb")
+    # papermill's parser is a regular expression, which an equals sign in a comment confuses
+    found = papermill.inspect_notebook(path)
     assert list(found) == list(one.model_fields)
     for name, schema in schemas(one).items():
         assert found[name]["inferred_type_name"] == type_in_words(schema)
         assert ast.literal_eval(found[name]["default"]) == one.model_fields[name].default
         assert found[name]["help"] == schema["description"]
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
+def test_the_page_is_written_from_the_settings():
+    text = page.FILE.read_text(encoding="utf-8")
+    assert text == page.page(), "run: ./run_all.sh python docs/parameters.py"
 
 
 @each_notebook
@@ -96,19 +79,13 @@ def test_thin(path):
     for cell in cells:
         if cell is not cells[0]:  # the parameters take the lines they need
             assert len(cell.source.splitlines()) <= MAX_LINES, cell.source
-        for node in ast.walk(ast.parse(without_magics(cell.source))):
+        # neither magics, nor shell commands, whose failure does not stop a notebook
+        for node in ast.walk(ast.parse(cell.source)):
             assert not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef), (
                 f"belongs in lib/icprobe: {node.name}"
             )
             if isinstance(node, ast.Assign | ast.AnnAssign | ast.NamedExpr):
                 assert not isinstance(node.value, ast.Lambda), ast.unparse(node)
-
-
-@each_notebook
-def test_no_shell_commands(path):
-    # a failed shell command does not stop a notebook
-    for cell in code_cells(path):
-        assert not re.search(r"^\s*(!|%%?(bash|sh|system|sx)\b)", cell.source, re.MULTILINE)
 
 
 @each_profile

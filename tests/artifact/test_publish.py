@@ -1,9 +1,11 @@
-"""A run becomes the reference by one command, without texts or checkpoints."""
+"""A run becomes the reference by one command, without texts, checkpoints or unfinished scores."""
 
+import numpy as np
 import pytest
 
 from icprobe.artifact import publish
 from icprobe.data import paths
+from icprobe.scores import store
 
 
 @pytest.fixture
@@ -24,16 +26,20 @@ def write(root, *files):
         (root / file).write_text(file)
 
 
-def test_results_scores_and_networks_are_copied_and_texts_are_not(root):
+def make_scores(root, name: str, blocks: int) -> store.ScoreStore:
+    """Make a store of two blocks, of which so many are finished."""
+    made = store.open(root / "data/scores/mine", name, {}, ["a", "b"], ["q"], block_size=1)
+    for block in range(blocks):
+        made.write(block, np.ones((1, 1)))
+    return made
+
+
+def test_what_is_finished_replaces_what_was_there_and_texts_stay(root):
     copied = {
         "figures/mine/01_findings.csv": "figures/reference/mine/01_findings.csv",
         "figures/mine/01_scatter.png": "figures/reference/mine/01_scatter.png",
         "figures/mine/claims.json": "figures/reference/mine/claims.json",
         "figures/mine/logs/timing.csv": "figures/reference/mine/timing.csv",
-        "data/scores/mine/icp-01/manifest.json": "data/scores/reference/icp-01/manifest.json",
-        "data/scores/mine/icp-01/part-00000.parquet": (
-            "data/scores/reference/icp-01/part-00000.parquet"
-        ),
         "data/scores/mine/finetuned/training-02.json": (
             "data/scores/reference/finetuned/training-02.json"
         ),
@@ -50,11 +56,19 @@ def test_results_scores_and_networks_are_copied_and_texts_are_not(root):
         "data/scores/mine/finetuned/training-02/checkpoint-1/model.safetensors",
     )
     write(root, *copied, *left, "figures/reference/mine/claims.json")
+    finished = make_scores(root, "icp", blocks=2)
+    make_scores(root, "gradient_dot", blocks=1)
+    there = f"data/scores/reference/{finished.name}"
+    stale = "figures/reference/mine/01_old.pdf", f"{there}/part-00002.parquet"
+    others = "figures/reference/mine/02_findings.csv", "figures/reference/mine/cost.csv"
+    write(root, *stale, *others)
     publish.publish("mine")
     reference = [*(root / "figures/reference").rglob("*"), *(root / "data/networks").rglob("*")]
     reference += (root / "data/scores/reference").rglob("*")
-    files = {str(path.relative_to(root)): path.read_text() for path in reference if path.is_file()}
-    assert files == {target: source for source, target in copied.items()}
+    files = {str(path.relative_to(root)): path.read_bytes() for path in reference if path.is_file()}
+    scores = {f"{there}/{file.name}": file.read_bytes() for file in finished.folder.iterdir()}
+    texts = {target: source for source, target in copied.items()} | {one: one for one in others}
+    assert files == {file: text.encode() for file, text in texts.items()} | scores
 
 
 def test_scores_may_lie_in_a_folder_of_another_name(root):

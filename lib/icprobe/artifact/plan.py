@@ -3,40 +3,30 @@
 import ast
 import contextlib
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import nbformat
+import papermill
 import yaml
-from papermill.translators import PythonTranslator
 
 from icprobe.artifact import settings
-from icprobe.artifact.parameters import (
-    ParameterError,
-    Parameters,
-    described,
-    did_you_mean,
-    options,
-    schemas,
-)
+from icprobe.artifact.parameters import ParameterError, Parameters, schemas, type_in_words
+from icprobe.data.base import close_names
 
 # begins the names of sections in profiles; papermill's -f makes a variable of each name
 SECTION = "for_"
 
 
 class UsageError(Exception):
-    """What the user asked for cannot be done; the message says why and what to write instead."""
+    """What the user asked for cannot be done; each function here may raise it."""
 
 
 @dataclass(frozen=True)
 class Notebook:
-    """A numbered notebook.
+    """A numbered notebook: its file, the values in its parameters cell, and what checks them.
 
-    Attributes:
-        path: Its file.
-        defaults: The values in its parameters cell, by name.
-        settings: What checks them; None for a notebook that uses none of `settings.NOTEBOOKS`.
+    `settings` is None for a notebook that uses none of `settings.NOTEBOOKS`.
     """
 
     path: Path
@@ -45,32 +35,24 @@ class Notebook:
 
     @property
     def name(self) -> str:
-        """File name without the suffix, such as `01_icp_scoring`."""
+        """Such as `01_icp_scoring`."""
         return self.path.stem
 
     @property
-    def number(self) -> int:
-        """The number that the file name starts with."""
-        return int(self.name[:2])
+    def schemas(self) -> dict[str, dict]:
+        """The JSON schema of each parameter; empty where types are not known."""
+        return schemas(self.settings) if self.settings else {}
 
     def checked(self, given: Mapping[str, object]) -> dict[str, object]:
-        """Return values for its parameters, converted where they have to be.
-
-        Raises:
-            ParameterError: If any are wrong.
-        """
-        if self.settings is None:
-            return dict(given)
-        found = self.settings.checked(self.defaults | given)
-        return {name: getattr(found, name) for name in given}
+        """Return values for its parameters, converted where they have to be."""
+        values = self.defaults | given
+        if self.settings:
+            self.settings.of(values)
+        return {name: values[name] for name in given}
 
 
 def find_notebooks(root: Path) -> list[Notebook]:
-    """Return all numbered notebooks under `root` in order, no copies such as 01_x-Copy1.ipynb.
-
-    Raises:
-        UsageError: If there is none, or one cannot be read.
-    """
+    """Return all numbered notebooks under `root` in order, no copies such as 01_x-Copy1.ipynb."""
     files = sorted((root / "notebooks").glob("*.ipynb"))
     found = [_read(file) for file in files if re.fullmatch(r"\d\d_\w+", file.stem)]
     if not found:
@@ -79,53 +61,34 @@ def find_notebooks(root: Path) -> list[Notebook]:
 
 
 def _read(file: Path) -> Notebook:
+    where = file.name
     try:
-        cells = [one for one in nbformat.read(file, as_version=4).cells if one.cell_type == "code"]
-    except nbformat.reader.NotJSONError:
-        raise UsageError(f"{file.name} is not a notebook (it is not valid JSON)") from None
-    tagged = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
-    defaults = {}
-    for one in PythonTranslator.inspect(tagged[0]) if tagged else []:
-        try:
-            defaults[one.name] = ast.literal_eval(one.default)
-        except (SyntaxError, ValueError):
-            raise UsageError(
-                f"{file.name}, parameters cell: {one.name} is {one.default}, expected a literal"
-            ) from None
-    code = "\n".join(cell.source for cell in cells)
-    return Notebook(file, defaults, settings.used_in(code))
+        defaults = {}
+        for name, one in papermill.inspect_notebook(file).items():
+            where = f"{file.name}, parameters cell: {name} is {one['default']}"
+            defaults[name] = ast.literal_eval(one["default"])
+    except (SyntaxError, ValueError) as error:
+        raise UsageError(f"{where}: {error}") from None
+    return Notebook(file, defaults, settings.used_in(file.read_text(encoding="utf-8")))
 
 
 def select(notebooks: list[Notebook], only: str | None) -> list[Notebook]:
     """Return the notebooks whose numbers `only` lists (such as "01,03"), or all of them."""
     if only is None:
         return notebooks
-    known = {notebook.number for notebook in notebooks}
-    wanted = set()
-    for number in only.split(","):
-        if not number.strip().isdecimal() or int(number) not in known:
-            names = ", ".join(notebook.name for notebook in notebooks)
-            raise UsageError(f"--only {only}: there is no notebook '{number}'. There are: {names}")
-        wanted.add(int(number))
-    return [notebook for notebook in notebooks if notebook.number in wanted]
-
-
-def profiles(root: Path) -> list[str]:
-    """Return the names of all profiles."""
-    return sorted(path.stem for path in (root / "notebooks" / "profiles").glob("*.yaml"))
+    wanted = {number.strip().zfill(2) for number in only.split(",")}
+    for number in wanted - {notebook.name[:2] for notebook in notebooks}:
+        names = ", ".join(notebook.name for notebook in notebooks)
+        raise UsageError(f"--only {only}: there is no notebook {number}. There are: {names}")
+    return [notebook for notebook in notebooks if notebook.name[:2] in wanted]
 
 
 def read_profile(root: Path, profile: str) -> dict[str, object]:
-    """Return what `notebooks/profiles/<profile>.yaml` says.
-
-    That is values that differ from the notebooks' defaults and, in a section `for_<notebook>`, a
-    mapping of those that one notebook gets instead; see `merged`.
-    """
-    known = profiles(root)
-    if profile not in known:
-        close = did_you_mean(profile, known)
-        raise UsageError(f"unknown profile '{profile}'.{close} There are: {', '.join(known)}")
+    """Return what `notebooks/profiles/<profile>.yaml` says: values, and sections for a notebook."""
     path = root / "notebooks" / "profiles" / f"{profile}.yaml"
+    if not path.is_file():
+        known = [other.stem for other in path.parent.glob("*.yaml")]
+        raise UsageError(f"unknown profile {profile!r}{close_names(profile, known)}")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
@@ -152,11 +115,24 @@ def split_overrides(argv: list[str]) -> tuple[list[str], dict[str, str]]:
         if word not in ("-p", "--parameter"):
             rest.append(word)
             continue
-        name, value = next(words, None), next(words, None)
+        name, value = next(words, ""), next(words, None)
         if value is None:
-            raise UsageError(f"-p {name or ''}".rstrip() + ": write -p NAME VALUE")
+            raise UsageError(f"-p {name}: write -p NAME VALUE")
         overrides[name] = value
     return rest, overrides
+
+
+def parse(text: str, schema: Mapping) -> object:
+    """Return what was typed after -p: text where the parameter is one, else a number or YAML."""
+    kinds = type_in_words(schema).split(" or ") if schema else ["None"]
+    if text.lower() in ("none", "null") and ("None" in kinds or "str" not in kinds):
+        return None
+    if "str" in kinds:
+        return text
+    for read in (int, float, yaml.safe_load):
+        with contextlib.suppress(ValueError, yaml.YAMLError):
+            return read(text)
+    return text
 
 
 def plan(
@@ -167,114 +143,62 @@ def plan(
     overrides: Mapping[str, str],
     fresh: bool = False,
 ) -> list[dict[str, object]]:
-    """Return the parameters for each chosen notebook; all names and values are checked first.
+    """Return the checked parameters for each chosen notebook.
 
-    Args:
-        notebooks: All notebooks: a name in the profile must be declared by one of them.
-        chosen: The notebooks to run: an override must be declared by one of these.
-        profile: What the profile says; each notebook gets the shared values that it declares, and
-            those in its own section in their place.
-        source: File name of the profile, for messages.
-        overrides: Values as typed after -p; they win over the profile.
-        fresh: Pass `fresh=True` to each notebook that declares it.
+    A name in the profile, read from the file `source`, must be declared by one of all notebooks; an
+    override, text as typed after -p, by one of those chosen. Overrides win.
 
     Raises:
         UsageError: If a name is unknown, or values are wrong; names all of these.
     """
-    _check_names(profile, notebooks, chosen, source, overrides)
-    planned, wrong = {}, {}
-    for notebook in notebooks:
-        given = merged(profile, notebook.name, notebook.defaults)
-        origin = dict.fromkeys(given, source)
-        if notebook in chosen:
-            if fresh and "fresh" in notebook.defaults:
-                given["fresh"] = True
-            own = {name: text for name, text in overrides.items() if name in notebook.defaults}
-            given |= {name: parse(text, _schema(notebook, name)) for name, text in own.items()}
-            origin |= dict.fromkeys(own, "-p")
+    sections = {f"{SECTION}{notebook.name}": notebook.defaults for notebook in notebooks}
+    _check_names(source, profile, {*sections, *_declared(notebooks)})
+    for section in profile.keys() & sections.keys():
+        if not isinstance(profile[section], dict):
+            raise UsageError(f"{source} {section}: expected a mapping of parameters to values")
+        _check_names(f"{source} {section}", profile[section], sections[section])
+    _check_names("-p", overrides, _declared(chosen))
+    planned, wrong = [], {}
+    for notebook in chosen:
+        declared = notebook.defaults
+        given = merged(profile, notebook.name, declared)
+        given |= {"fresh": True} if fresh and "fresh" in declared else {}
+        own = {
+            name: parse(text, notebook.schemas.get(name, {}))
+            for name, text in overrides.items()
+            if name in declared
+        }
         try:
-            planned[notebook.name] = notebook.checked(given)
+            planned.append(notebook.checked(given | own))
         except ParameterError as error:
             for name, problem in error.problems.items():
-                line = f"{origin.get(name, notebook.path.name)}: {problem}"
-                wrong.setdefault(line, []).append(notebook.name)
+                origin = "-p" if name in own else source if name in given else notebook.path.name
+                wrong.setdefault(f"{origin}: {problem}", []).append(notebook.name)
     if wrong:
         lines = [f"{problem} ({', '.join(where)})" for problem, where in wrong.items()]
         raise UsageError("\n       ".join(lines))
-    return [planned[notebook.name] for notebook in chosen]
+    return planned
 
 
-def _schema(notebook: Notebook, name: str) -> Mapping:
-    """Return a parameter's JSON schema, an empty one where its type is not known."""
-    return schemas(notebook.settings).get(name, {}) if notebook.settings else {}
+def _declared(notebooks: list[Notebook]) -> set[str]:
+    return {name for notebook in notebooks for name in notebook.defaults}
 
 
-def parse(text: str, schema: Mapping) -> object:
-    """Return what was typed after -p as a value of the parameter's type, where that is possible.
-
-    Where text is allowed it is kept as it is. Anything that does not fit comes back as the most
-    natural type, so that the check can say what was given.
-    """
-    kinds = [one.get("type") for one in options(schema)]
-    nothing = text.lower() in ("none", "null")
-    if "string" in kinds:
-        return None if nothing and "null" in kinds else text
-    if nothing:
-        return None
-    for number in (int, float):
-        with contextlib.suppress(ValueError):
-            return number(text)
-    with contextlib.suppress(yaml.YAMLError):
-        return yaml.safe_load(text)
-    return text
-
-
-def _check_names(
-    profile: Mapping[str, object],
-    notebooks: list[Notebook],
-    chosen: list[Notebook],
-    source: str,
-    overrides: Mapping[str, str],
-) -> None:
-    """Raise UsageError where a profile or -p names what there is not."""
-    sections = {f"{SECTION}{notebook.name}": notebook for notebook in notebooks}
-    declared = sorted({name for notebook in notebooks for name in notebook.defaults})
-    for key, value in profile.items():
-        if not str(key).startswith(SECTION):
-            _check_known(f"{source} {key}", "no notebook declares this parameter", key, declared)
-            continue
-        _check_known(f"{source} {key}", "there is no such notebook", key, sections)
-        if not isinstance(value, dict):
-            raise UsageError(f"{source} {key}: expected a mapping of its parameters to values")
-        for name in value:
-            where = f"{source} {key}"
-            _check_known(where, f"it does not declare {name}", name, sections[key].defaults)
-    for name in overrides:
-        _check_known(f"-p {name}", "no notebook declares this parameter", name, declared)
-        if not any(name in notebook.defaults for notebook in chosen):
-            elsewhere = [notebook.name for notebook in notebooks if name in notebook.defaults]
-            raise UsageError(
-                f"-p {name}: none of the notebooks chosen with --only declares it; of the others: "
-                f"{', '.join(elsewhere)}"
-            )
-
-
-def _check_known(where: str, problem: str, name: object, known: Collection[str]) -> None:
-    if name not in known:
-        close = did_you_mean(str(name), known)
-        raise UsageError(f"{where}: {problem}.{close} There are: {', '.join(known)}")
+def _check_names(where: str, names: Iterable[str], known: Collection[str]) -> None:
+    for name in names:
+        if name not in known:
+            close = close_names(str(name), known)
+            raise UsageError(f"{where} {name}: no notebook of this run has such a parameter{close}")
 
 
 def help_on(chosen: list[Notebook], profile: Mapping[str, object]) -> str:
-    """Return the notebooks' parameters: type, value in the profile, and meaning."""
+    """Return the notebooks' parameters: value in the profile, type, and meaning."""
     lines = []
     for notebook in chosen:
         lines.append(f"\n{notebook.name}")
         values = notebook.defaults | merged(profile, notebook.name, notebook.defaults)
         for name, value in values.items():
-            schema = _schema(notebook, name)
-            kind = f" ({described(schema)})" if schema else ""
-            lines.append(f"  {name} = {value!r}{kind}")
-            if schema:
-                lines.append(f"      {schema['description']}")
+            lines.append(f"  {name} = {value!r}")
+            if schema := notebook.schemas.get(name):
+                lines.append(f"      {type_in_words(schema, ranges=True)}: {schema['description']}")
     return "\n".join(lines)

@@ -6,8 +6,6 @@ its last one:
     {"runs": {STARTED: see `of_run`}, "notebooks": {NAME: {"run": STARTED, "status": ..., ...}}}
 """
 
-import hashlib
-import importlib.metadata
 import json
 import math
 import os
@@ -16,13 +14,13 @@ import re
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
+from importlib import metadata
 from pathlib import Path
 
 import psutil
-from packaging.requirements import Requirement
 
 from icprobe import __version__, data, models
-from icprobe.data import paths
+from icprobe.data import cache, paths
 
 FILE = "run.json"
 
@@ -44,25 +42,16 @@ def processor() -> str:
     return found.group(1).strip() if found else platform.processor() or platform.machine()
 
 
-def peak_memory(pid: int | str = "self") -> float:
-    """Return the most memory that a process has held, in GiB; not a number where none says."""
+def peak_memory() -> float:
+    """Return the most memory that this process has held, in GiB; not a number outside Linux."""
     # getrusage would count what the parent held when it started the process
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return math.nan
-    found = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
+    status = Path("/proc/self/status")
+    found = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text() if status.exists() else "", re.M)
     return int(found.group(1)) / 2**20 if found else math.nan
 
 
 def of_run(command: str, profile: str, root: Path) -> dict:
-    """Return what a run that starts now is made with, JSON-able.
-
-    Args:
-        command: As typed.
-        profile: Its name.
-        root: The folder of the checkout.
-    """
+    """Return what a run of the checkout in `root` that starts now is made with, JSON-able."""
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": command,
@@ -75,18 +64,15 @@ def of_run(command: str, profile: str, root: Path) -> dict:
         "memory": round(psutil.virtual_memory().total / 2**30, 1),
         "gpus": _gpus(),
         "git": git_state(root),
-        "packages": packages(),
+        "packages": dict(sorted((one.name, one.version) for one in metadata.distributions())),
     }
 
 
 def git_state(root: Path) -> dict | None:
-    """Return the checkout's revision and the files that differ from it.
+    """Return the checkout's revision and the files that differ from it, untracked ones too.
 
-    Reference results count, since runs read them; what runs write, git ignores.
-
-    Returns:
-        None where the folder is no checkout (an unpacked archive), or {"revision", "changed"}
-        (names, untracked ones too), or {"error"} where git is missing or does not answer.
+    None where the folder is no checkout (an unpacked archive), and {"error"} where git is missing
+    or does not answer.
     """
     if not (root / ".git").exists():  # a repository further up is not this one's
         return None
@@ -101,30 +87,11 @@ def git_state(root: Path) -> dict | None:
     return {"revision": revision.strip(), "changed": changed}
 
 
-def packages() -> dict[str, str]:
-    """Return the installed versions of what the package asks for (and kronfluence), by name."""
-    try:
-        asked = map(Requirement, importlib.metadata.requires("icprobe") or [])
-    except importlib.metadata.PackageNotFoundError:
-        asked = []
-    names = [one.name for one in asked if one.marker is None or one.marker.evaluate({"extra": ""})]
-    found = {}
-    for name in sorted([*names, "kronfluence"], key=str.lower):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
-
-
 def sources(parameters: Mapping[str, object]) -> dict[str, dict]:
     """Return the identities of the model and of all data that a notebook's parameters name.
 
-    Nothing is loaded or downloaded: hashes are declared or those of local files.
-
-    Returns:
-        By what it is (model, training pool, queries, ...) its identity; {"source", "unknown": why}
-        where that cannot be told, such as a hub name without network.
+    Nothing is loaded or downloaded: hashes are declared or those of local files. Where one cannot
+    be told, such as that of a hub name without network, it is {"source", "unknown": why}.
     """
     found = {}
     for title, identity, *arguments in _identities(parameters):
@@ -161,16 +128,10 @@ def _identities(given: Mapping[str, object]) -> Iterator[tuple]:
 def _files(source: str) -> dict:
     """Return the SHA-256 of a file, or of a folder's files by name (Git's own aside)."""
     place = paths.resolve(source)
-    files = [place] if place.is_file() else sorted(f for f in place.rglob("*") if f.is_file())
-    found = {}
-    for file in files:
-        name = file.relative_to(place.parent if place.is_file() else place)
-        if ".git" not in name.parts:
-            with file.open("rb") as stream:
-                found[str(name)] = hashlib.file_digest(stream, "sha256").hexdigest()
-    if not found:
-        raise FileNotFoundError(f"no files in {place}")
-    return {"source": source, "sha256": found}
+    found = [place] if place.is_file() else sorted(place.rglob("*"))
+    files = [file for file in found if file.is_file() and ".git" not in file.parts]
+    hashes = {str(file.relative_to(place.parent)): cache.sha256(file) for file in files}
+    return {"source": source, "sha256": hashes}
 
 
 def read(folder: Path) -> dict:
@@ -183,37 +144,19 @@ def read(folder: Path) -> dict:
     if not file.exists():
         return {"runs": {}, "notebooks": {}}
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        for record in found["notebooks"].values():
-            _ = record["status"], found["runs"][record["run"]]["started"]
-    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{FILE} is damaged ({type(error).__name__}: {error})") from error
-    return found
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{paths.shown(file)} is damaged, remove it: {error}") from None
 
 
 def update(folder: Path, run: dict, records: Mapping[str, dict]) -> None:
-    """Take a run into run.json: its notebooks replace what earlier runs said of the same ones.
-
-    A notebook that was "not run" replaces nothing. A damaged file is begun anew.
-
-    Args:
-        folder: Of the results.
-        run: See `of_run`.
-        records: By notebook, JSON-able, with its "status".
-    """
-    try:
-        known = read(folder)
-    except ValueError:
-        known = {"runs": {}, "notebooks": {}}
-    runs, notebooks = known["runs"] | {run["started"]: run}, known["notebooks"]
-    for name, record in records.items():
-        if name not in notebooks or record["status"] != "not run":
-            notebooks[name] = {"run": run["started"], **record}
+    """Take a run, see `of_run`, into run.json: its notebooks replace those of earlier runs."""
+    known = read(folder)
+    new = {name: {"run": run["started"], **record} for name, record in records.items()}
+    notebooks = dict(sorted((known["notebooks"] | new).items()))
     used = {record["run"] for record in notebooks.values()}
-    kept = {
-        "runs": {started: runs[started] for started in sorted(runs) if started in used},
-        "notebooks": dict(sorted(notebooks.items())),
-    }
+    runs = known["runs"] | {run["started"]: run}
+    kept = {"runs": {key: runs[key] for key in sorted(used)}, "notebooks": notebooks}
     with paths.replacing(folder / FILE) as temporary:
         temporary.write_text(json.dumps(kept, indent=1, default=str) + "\n", encoding="utf-8")
 

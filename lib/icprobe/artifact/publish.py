@@ -11,35 +11,44 @@ import sys
 from pathlib import Path
 
 from icprobe.data import paths
+from icprobe.scores import store
 
 RESULTS = ("*.csv", "*.png", "*.pdf", "claims.json", "logs/timing.csv")
-RECORDS = ("*/manifest.json", "*/part-*.parquet", "finetuned/*.json", "regression/*.json")
+RECORDS = ("finetuned", "regression")  # folders of what is kept as .json files
 
 
 def publish(name: str, scores: str | None = None) -> list[Path]:
     """Copy a run's results into the reference folders; return the files that are there now.
 
-    Args:
-        name: Of the run's folder in figures/.
-        scores: Of its folder in data/scores/, if that is another one.
+    Of the notebooks and the scores that are copied, files of an earlier run are removed. Scores
+    that are not finished stay where they are.
 
     Raises:
         FileNotFoundError: If there are no results of this name.
     """
-    results = paths.ROOT / "figures" / name
-    kept = paths.ROOT / "data" / "scores" / (scores or name)
-    found = [file for kind in RESULTS for file in sorted(results.glob(kind))]
-    if not found:
+    results, figures = paths.ROOT / "figures" / name, paths.REFERENCE_FIGURES / name
+    made = {file: figures / file.name for kind in RESULTS for file in sorted(results.glob(kind))}
+    if not made:
         raise FileNotFoundError(f"there are no results in {paths.shown(results)}")
-    made = {file: paths.REFERENCE_FIGURES / name / file.name for file in found}
-    for kind in RECORDS:
-        for file in kept.glob(kind):
-            made[file] = paths.REFERENCE_SCORES / file.relative_to(kept)
-    for file in (kept / "networks").glob("*"):
-        made[file] = paths.REFERENCE_NETWORKS / file.name
+    earlier = {old for file in made for old in figures.glob(f"{file.name[:3]}*.[cp]*")
+               if file.name[:2].isdigit()}  # fmt: skip
+    kept = paths.ROOT / "data" / "scores" / (scores or name)
+    for manifest in kept.glob(f"*/{store.MANIFEST}"):
+        if store.load(manifest.parent).complete:
+            folder = paths.REFERENCE_SCORES / manifest.parent.name
+            earlier |= set(folder.glob("part-*"))
+            parts = manifest.parent.glob("part-*.parquet")
+            made |= {file: folder / file.name for file in (manifest, *parts)}
+    for folder in RECORDS:
+        for record in (kept / folder).glob("*.json"):
+            made[record] = paths.REFERENCE_SCORES / folder / record.name
+    for network in (kept / "networks").glob("*"):
+        made[network] = paths.REFERENCE_NETWORKS / network.name
     for file, target in made.items():
         with paths.replacing(target) as temporary:
             shutil.copyfile(file, temporary)
+    for old in earlier - set(made.values()):
+        old.unlink()
     return list(made.values())
 
 

@@ -28,7 +28,6 @@ from icprobe.data import paths
 
 FILE = "report.html"
 PAGE = Path(__file__).parent / "page"
-NUMBER = re.compile(r"\d+(?=_)")
 HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
 
 
@@ -51,20 +50,12 @@ class _Renderer(IPythonRenderer):
 def write(output_dir: str | Path) -> Path:
     """Write <output_dir>/report.html from what lies in the folder; return its path.
 
-    Whatever is missing or damaged is named on the page.
-
-    Raises:
-        FileNotFoundError: If there is no such folder.
+    Raises FileNotFoundError if there is no such folder, ValueError if its run.json is damaged.
     """
     folder = paths.resolve(output_dir)
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
-    problems = []
-    try:
-        record = provenance.read(folder)
-    except ValueError as error:
-        problems.append(str(error))
-        record = {"runs": {}, "notebooks": {}}
+    record, claims = provenance.read(folder), folder / "claims.json"
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(PAGE), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
@@ -75,74 +66,33 @@ def write(output_dir: str | Path) -> Path:
     text = environment.get_template(FILE).render(
         folder=folder.name,
         runs=record["runs"],
-        claims=_claims(folder, problems),
-        notebooks=[
-            _notebook(name, record["notebooks"].get(name, {}), folder, problems)
-            for name in _names(folder, record["notebooks"])
-        ],
-        problems=problems,
+        claims=json.loads(claims.read_text(encoding="utf-8")) if claims.exists() else [],
+        notebooks=[_notebook(name, entry, folder) for name, entry in record["notebooks"].items()],
     )
     with paths.replacing(folder / FILE) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return folder / FILE
 
 
-def _claims(folder: Path, problems: list[str]) -> list[dict]:
-    """Return claims.json, each with its estimate and interval as text; [] if there is none."""
-    file = folder / "claims.json"
-    if not file.exists():
-        return []
-    try:
-        judged = json.loads(file.read_text(encoding="utf-8"))
-        for claim in judged:
-            numbers = [claim[key] for key in ("estimate", "low", "high")]
-            runs = "runs: " if claim["unit"] == "ratio of seconds" else ""  # no 95 % interval
-            text = "–" if claim["estimate"] is None else f"{{:z.2f}} ({runs}{{:z.2f}} to {{:z.2f}})"
-            claim["estimate"] = text.format(*numbers)
-    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
-        problems.append(f"{file.name} could not be read ({type(error).__name__}: {error})")
-        return []
-    return judged
-
-
-def _names(folder: Path, known: dict) -> list[str]:
-    """Return the notebooks that ran into the folder, have a copy, or (their numbers) results."""
-    copies = {file.name.partition(".")[0] for file in (folder / "notebooks").glob("*.ipynb")}
-    names = {*known, *copies}
-    files = (NUMBER.match(file.name) for file in folder.glob("[0-9]*_*") if file.is_file())
-    numbers = {found.group() for found in files if found}
-    return sorted(names | (numbers - {name.partition("_")[0] for name in names}))
-
-
-def _notebook(name: str, entry: dict, folder: Path, problems: list[str]) -> dict:
-    """Return what the page says of one notebook, whose entry in run.json may be empty."""
-    copies = folder / entry.get("copies", "notebooks")
-    whole, failed = (copies / f"{name}{suffix}.ipynb" for suffix in ("", ".failed"))
+def _notebook(name: str, entry: dict, folder: Path) -> dict:
+    """Return what the page says of one notebook, from its entry in run.json."""
+    whole, failed = (folder / "notebooks" / f"{name}{kind}.ipynb" for kind in ("", ".failed"))
     copy = failed if failed.exists() else whole
-    elsewhere = folder / entry["results"] if entry.get("results") else None
-    number = name.partition("_")[0]
+    results = paths.resolve(entry["parameters"].get("output_dir", folder))
     return {
         "name": name,
-        "entry": {"status": "not recorded", "minutes": None, "gib": None, "error": ""}
-        | {"parameters": {}, **entry},
-        "body": _body(copy, problems) if copy.exists() else "",
+        "entry": entry,
+        "body": _body(copy) if copy.exists() else "",
         "executed": _link(copy, folder) if copy.exists() else None,
         "partial": copy == failed,
-        "files": {f.name: _link(f, folder) for f in sorted(folder.glob(f"{number}_*"))},
-        "elsewhere": elsewhere and os.path.relpath(elsewhere, folder.parent),
-        "page": _link(elsewhere / FILE, folder)
-        if elsewhere and (elsewhere / FILE).exists()
-        else "",
+        "elsewhere": None if results == folder else str(entry["parameters"]["output_dir"]),
+        "files": {f.name: _link(f, folder) for f in sorted(results.glob(f"{name[:2]}_*"))},
     }
 
 
-def _body(copy: Path, problems: list[str]) -> Markup:
+def _body(copy: Path) -> Markup:
     """Return the texts and outputs of an executed copy as HTML."""
-    try:
-        notebook = nbformat.read(copy, as_version=4)
-    except (OSError, ValueError, nbformat.validator.ValidationError) as error:
-        problems.append(f"{copy.name} could not be read ({type(error).__name__}: {error})")
-        return Markup()
+    notebook = nbformat.read(copy, as_version=4)
     # without papermill's own remarks in HTML: the error itself stands below its cell
     notebook.cells = [
         c for c in notebook.cells if "papermill-error-cell-tag" not in c.metadata.get("tags", "")
@@ -169,7 +119,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("folder", metavar="FOLDER", help="such as figures/laptop")
     try:
         print(paths.shown(write(parser.parse_args(argv).folder)))
-    except FileNotFoundError as error:
+    except (FileNotFoundError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

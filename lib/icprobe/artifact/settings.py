@@ -1,14 +1,13 @@
 """The parameters of the notebooks, each declared once: type, range, default, and one sentence.
 
-A notebook's parameters cell repeats names and defaults as literals, for people and papermill; its
-next cell is `settings = ICPSettings.of(globals())`. The defaults are the laptop profile. After a
-change here, `./run_all.sh python docs/parameters.py` writes the cells and docs/parameters.md
-anew.
+A notebook's parameters cell repeats them as literals, for people and papermill; its next cell is
+`settings = ICPSettings.of(globals())`. The defaults are the laptop profile. After a change here,
+`./run_all.sh python docs/parameters.py` writes the cells and docs/parameters.md anew.
 """
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, WrapValidator
+from pydantic import AfterValidator, Field, WrapValidator, model_validator
 
 from icprobe.artifact import checks
 from icprobe.artifact.parameters import Parameters
@@ -28,10 +27,10 @@ Source = Annotated[str, AfterValidator(checks.source), AfterValidator(checks.apa
 Model = Annotated[Text, AfterValidator(checks.model), AfterValidator(checks.apart)]
 Output = Annotated[Text, AfterValidator(checks.output)]
 Kept = Annotated[Text, AfterValidator(checks.kept)]
-Columns = Annotated[dict, AfterValidator(checks.columns)]
+Column = Literal["id", "prompt", "completion", "task", "content", "type", "options"]
+Columns = dict[Column, str | None]
 Pools = Annotated[
-    dict,
-    AfterValidator(checks.pools),
+    dict[Source, Annotated[list[Count], Field(min_length=2, max_length=2)]],
     Field(description="for 03: {suite: [N, M]}"),
 ]
 Resamples = Annotated[
@@ -64,7 +63,7 @@ class Common(Parameters):
     """name of this set of parameters, written into figures"""
     seed: FromZero = 0
     """which examples or problems are drawn, and every resample"""
-    output_dir: Output = Field("figures/laptop", validate_default=True)
+    output_dir: Output = "figures/laptop"
     """folder of figures and tables, from the repository root"""
     scores_dir: Kept = "data/scores/laptop"
     """folder of the scores that are made here; not used by 07"""
@@ -108,8 +107,6 @@ class Scored(Common):
 
 class ICPSettings(Scored):
     """Of 01_icp_scoring."""
-
-    NOTEBOOK: ClassVar[str] = "01_icp_scoring"
 
     condition_pools: Pools = {"crossed": [160, 48], "sentiment": [96, 32]}
     engine: Engine = "local"
@@ -157,8 +154,6 @@ class Estimators(TrainingEffect):
 class InfluenceSettings(Estimators):
     """Of 02_influence."""
 
-    NOTEBOOK: ClassVar[str] = "02_influence"
-
     memory: Memory = None
     engine: Engine = "local"
     fresh: Fresh = False
@@ -167,15 +162,11 @@ class InfluenceSettings(Estimators):
 class CorrelationSettings(Estimators):
     """Of 03_correlation."""
 
-    NOTEBOOK: ClassVar[str] = "03_correlation"
-
     resamples: Resamples = 400
 
 
 class FinetuningSettings(Gradients):
     """Of 04_finetuning."""
-
-    NOTEBOOK: ClassVar[str] = "04_finetuning"
 
     evaluation: Source | None = None
     """held-out queries; None: a suite's own split, or half the queries"""
@@ -216,7 +207,7 @@ class FinetuningSettings(Gradients):
     """checkpoints kept of each training, for TracIn; 0 for none"""
     margin: Positive = 0.1
     """of equivalence, as a share of what the full pool brings; fix it first"""
-    subsets: Annotated[FromZero, AfterValidator(checks.subsets)] = 0
+    subsets: FromZero = 0
     """S, random subsets to train on, for the LDS (such as 32); 0 for none"""
     subset_share: Annotated[float, Field(gt=0, lt=1)] = 0.25
     """share of the pool in each of them"""
@@ -233,12 +224,10 @@ class FinetuningSettings(Gradients):
 class RegressionSettings(Common):
     """Of 05_synthetic_regression."""
 
-    NOTEBOOK: ClassVar[str] = "05_synthetic_regression"
-
     networks_dir: Kept = "data/scores/laptop/networks"
     """folder of networks that are trained here"""
-    dimension: Count = 5
-    """D, of tasks and covariates"""
+    dimension: Annotated[int, Field(ge=4)] = 5
+    """D, of tasks and covariates; planes at an angle need four"""
     noise: Positive = 0.5
     """standard deviation of labels"""
     network_pairs: Annotated[int, Field(ge=2)] = 11
@@ -247,7 +236,7 @@ class RegressionSettings(Common):
     """width of the transformer, a multiple of network_heads"""
     network_layers: Count = 4
     """its blocks"""
-    network_heads: Annotated[Count, AfterValidator(checks.heads)] = Field(4, validate_default=True)
+    network_heads: Count = 4
     """heads of attention in each block"""
     network_steps: Count = 3300
     """steps of its training, each on 64 new sequences"""
@@ -265,8 +254,8 @@ class RegressionSettings(Common):
     """N, training examples of each task"""
     n_queries: Count = 100
     """M, queries of each task"""
-    bases: Annotated[list[list[int]], AfterValidator(checks.bases)] = Field(
-        [[0, 1], [2, 1], [2, 8], [4, 8]], min_length=1, validate_default=True
+    bases: list[Annotated[list[FromZero], Field(min_length=2, max_length=2)]] = Field(
+        [[0, 1], [2, 1], [2, 8], [4, 8]], min_length=1
     )
     """[pairs before an example, contexts]"""
     cosines: list[Annotated[float, Field(ge=-1, le=1), _AS_GIVEN]] = Field(
@@ -277,17 +266,13 @@ class RegressionSettings(Common):
     """of examples' covariates; the first is the reference"""
     offsets: list[Annotated[float, _AS_GIVEN]] = Field([0, 1, 2, 3, 4], min_length=1)
     """of mean covariates from 0; queries lie on the other side"""
-    angles: Annotated[list[Angle], AfterValidator(checks.angles)] = Field(
-        [0, 30, 60, 75, 85], min_length=1, validate_default=True
-    )
+    angles: list[Angle] = Field([0, 30, 60, 75, 85], min_length=1)
     """degrees between planes of examples and queries"""
     quick_width: Annotated[int, Field(gt=0, multiple_of=2)] = 32
     """width of smaller networks whose training is watched, an even number"""
     quick_steps: Count = 1000
     """steps of their training"""
-    watched: Annotated[list[FromZero], AfterValidator(checks.watched)] = Field(
-        [0, 50, 100, 150, 200, 300, 500, 750, 1000], min_length=1, validate_default=True
-    )
+    watched: list[FromZero] = Field([0, 50, 100, 150, 200, 300, 500, 750, 1000], min_length=1)
     """steps after which to look"""
     rates: list[Annotated[Positive, _AS_GIVEN]] = Field(
         [0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 1.0], min_length=1
@@ -297,13 +282,23 @@ class RegressionSettings(Common):
     """values of D in the table of cost"""
     fresh: Fresh = False
 
+    @model_validator(mode="after")
+    def _networks_reach(self) -> Self:
+        # the library would say so, too, but after the networks are trained
+        longest = self.network_pairs - 2  # the example and the query
+        if not all(pairs <= longest and contexts for pairs, contexts in self.bases):
+            raise ValueError(
+                f"bases is {self.bases}: expected [up to network_pairs - 2, {longest}; from 1]"
+            )
+        if max(self.watched) > self.quick_steps:
+            raise ValueError(f"watched is {self.watched}: expected up to quick_steps")
+        return self
+
 
 class CostSettings(TrainingEffect):
     """Of 06_cost."""
 
-    NOTEBOOK: ClassVar[str] = "06_cost"
-
-    compared: Annotated[str, AfterValidator(checks.file)] | None = (
+    compared: Annotated[str, AfterValidator(checks.there)] | None = (
         "figures/reference/laptop/cost.csv"
     )
     """timings beside other libraries"""
@@ -321,9 +316,7 @@ class CostSettings(TrainingEffect):
 class PublishedSettings(Common):
     """Of 07_published_scores."""
 
-    NOTEBOOK: ClassVar[str] = "07_published_scores"
-
-    published_dir: Annotated[str, AfterValidator(checks.published)] = ""
+    published_dir: Annotated[str, AfterValidator(checks.there), AfterValidator(checks.apart)] = ""
     """a copy of the authors' repository; "" fetches their files"""
     resamples: Resamples = 1000
 
@@ -331,9 +324,7 @@ class PublishedSettings(Common):
 class YourDataSettings(Scored):
     """Of 08_your_data."""
 
-    NOTEBOOK: ClassVar[str] = "08_your_data"
-
-    output_dir: Output = Field("figures/your_data", validate_default=True)
+    output_dir: Output = "figures/your_data"
     """folder of figures and tables, from the repository root"""
     scores_dir: Kept = "data/scores/your_data"
     """folder of finished scores, which are reused"""
@@ -345,11 +336,13 @@ class YourDataSettings(Scored):
     """N, training examples; None takes all"""
     n_query: Count | None = None
     """M, queries; None takes all"""
-    n_sample: Annotated[int, Field(ge=checks.RANKED)] = 32
+    n_sample: Annotated[int, Field(ge=4)] = 32
     """training examples of the sample, a real training step on each; or fewer"""
     m_sample: Count = 24
     """queries of the sample, or as many as there are"""
-    step: Annotated[list, AfterValidator(checks.step)] = ["adamw", 1e-5]
+    step: Annotated[list, Field(min_length=2, max_length=3), AfterValidator(checks.step)] = [
+        "adamw", 1e-5
+    ]  # fmt: skip
     """the training step: sgd or adamw, and its learning rate"""
     tolerance: Positive = 0.1
     """differences of Spearman correlations that do not matter"""
@@ -370,12 +363,18 @@ class YourDataSettings(Scored):
     fresh: Fresh = False
 
 
-NOTEBOOKS: tuple[type[Parameters], ...] = (
-    ICPSettings, InfluenceSettings, CorrelationSettings, FinetuningSettings, RegressionSettings,
-    CostSettings, PublishedSettings, YourDataSettings,
-)  # fmt: skip
+NOTEBOOKS: dict[str, type[Parameters]] = {
+    "01_icp_scoring": ICPSettings,
+    "02_influence": InfluenceSettings,
+    "03_correlation": CorrelationSettings,
+    "04_finetuning": FinetuningSettings,
+    "05_synthetic_regression": RegressionSettings,
+    "06_cost": CostSettings,
+    "07_published_scores": PublishedSettings,
+    "08_your_data": YourDataSettings,
+}
 
 
 def used_in(source: str) -> type[Parameters] | None:
     """Return the settings that a notebook's source uses, the same in a copy; or None."""
-    return next((one for one in NOTEBOOKS if f"{one.__name__}.of(" in source), None)
+    return next((one for one in NOTEBOOKS.values() if f"{one.__name__}.of(" in source), None)
