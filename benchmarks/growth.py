@@ -216,10 +216,14 @@ def resume() -> pd.DataFrame:
         timed("check all footers", first.check)
         timed("read all scores", first.matrix)
         first.part(PARTS // 2).unlink()
-        timed(
-            "resume one missing part and read all",
-            lambda: opened().fill(lambda rows: scores[rows.start : rows.stop], progress=False),
-        )
+
+        def resumed() -> np.ndarray:
+            kept = opened()
+            for block in kept.missing():
+                kept.write(block, scores[[block]])
+            return kept.matrix()
+
+        timed("resume one missing part and read all", resumed)
     return pd.DataFrame({"what": rows.keys(), "parts": PARTS, "seconds": rows.values()})
 
 

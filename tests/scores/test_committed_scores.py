@@ -124,8 +124,8 @@ def test_a_fresh_clone_finds_its_scores_without_model_and_data(monkeypatch, tmp_
     load(some, [ClampedLog(**options), ProjectedProducts((2, 4, 8, 16, 32), **options)])
     load(experiment, [EKFACInfluence(profile["ekfac_blocks"], **options)])
     load(experiment, TracIn(recipe, **options))
-    for suite, (n_train, n_query) in profile["condition_pools"].items():
-        pool = experiment.on(suite, n_train, n_query)
+    for suite, (N, M) in profile["condition_pools"].items():
+        pool = replace(experiment, train=suite, queries=suite, n_train=N, n_query=M)
         load(pool, [*icp.probing(profile["preamble"]), products, *registry.baselines()])
     rows, columns = (
         [list(ids).index(one) for one in part]

@@ -1,9 +1,7 @@
 """The one protocol: any method through the store, by any engine, and what finished scores need."""
 
-import functools
 import json
-import logging
-import pickle
+import re
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -11,11 +9,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 from helpers import examples, experiment_on
-from stores import files, reused
+from stores import files
 
 from icprobe.data import paths
 from icprobe.scores import (
-    Examples,
     Experiment,
     Method,
     Output,
@@ -23,9 +20,9 @@ from icprobe.scores import (
     StoreError,
     compute,
     load,
-    run,
     score,
     setting,
+    store,
     variants,
 )
 
@@ -120,8 +117,7 @@ def lengths(experiment, lm):
     return [np.array([len(one.ids) for one in side.tokens]) for side in experiment.examples(lm)]
 
 
-def test_scores_are_stored_reused_and_found_without_model_and_data(what, caplog, monkeypatch):
-    caplog.set_level(logging.INFO, "icprobe.scores")
+def test_scores_are_stored_reused_and_found_without_model_and_data(what, capsys, monkeypatch):
     lm = what.load_model()
     expected = 5 + np.outer(*lengths(what, lm))
     with pytest.raises(ScoresNotFound, match="run notebook 01"):
@@ -130,11 +126,11 @@ def test_scores_are_stored_reused_and_found_without_model_and_data(what, caplog,
         score(what, Overlap(stop_after=1), lm)
     with pytest.raises(ScoresNotFound, match=r"2 of 5 rows(.|\n)*run this"):
         load(what, Overlap(), "run this")
-    caplog.clear()
     found = score(what, Overlap(), lm)["overlap"]
     assert found.dtype == np.float32 and (found == expected).all()
     assert CALLS == ["prepared", ["1-0", "1-1"], "prepared", ["1-2", "1-3"], ["1-4"]]
-    assert reused(caplog) == {"overlap": 2}
+    said = [f"overlap: {n} of 5 rows were there ({what.scores_dir})" for n in (0, 2, 5)]
+    assert capsys.readouterr().out.splitlines() == said[:2]
     assert (compute(Overlap(), lm, *what.load_data(), 100)["overlap"] == expected).all()
 
     CALLS.clear()
@@ -143,7 +139,7 @@ def test_scores_are_stored_reused_and_found_without_model_and_data(what, caplog,
     copy = replace(what)
     for again in (load(copy, [Overlap()]), score(copy, Overlap())):
         assert (again["overlap"] == expected).all()
-    assert not CALLS and reused(caplog) == {"overlap": 5}
+    assert not CALLS and capsys.readouterr().out.splitlines() == said[2:]
 
 
 def test_versions_options_and_the_template_are_in_the_key_and_settings_are_not(what, monkeypatch):
@@ -186,15 +182,25 @@ def test_several_matrices_from_one_pass_each_in_its_store(what):
     assert found.keys() == {1, 2, 3} and (found[2] == both["p2"]).all()
 
     # a store left half done costs its missing blocks alone
-    part = next(
-        kept.part(1)
-        for kept in run.store.find_all(what.scores_dir, "power")
-        if kept.identity["options"]["k"] == 2
-    )
-    part.unlink()
+    kept = {k: of_power(what, k) for k in (1, 2)}
+    kept[2].part(1).unlink()
     CALLS.clear()
     assert (score(what, Several())["p2"] == both["p2"]).all()
     assert CALLS == [((2,), ["1-2", "1-3"])]
+
+    # each store that was begun is finished in its own blocks
+    kept[2].part(2).unlink()
+    options = {**kept[1].identity, "options": {**kept[1].identity["options"], "k": 1}}
+    part = what.scores_dir, "power", options, kept[1].train_ids, kept[1].query_ids
+    store.open(*part, block_size=3, fresh=True)
+    again = score(what, Several())
+    assert all((again[name] == both[name]).all() for name in again)
+    assert of_power(what, 1).block_size == 3
+
+
+def of_power(what, k):
+    found = store.find_all(what.scores_dir, "power")
+    return next(kept for kept in found if kept.identity["options"]["k"] == k)
 
 
 def test_a_single_row_does_not_depend_on_the_training_examples(what):
@@ -257,15 +263,6 @@ def test_nothing_is_begun_that_cannot_be_finished(what, tiny, tmp_path):
     assert not (tmp_path / "scores").exists()
 
 
-def test_what_a_worker_is_sent_can_be_pickled(what):
-    lm = what.load_model()
-    pool, queries = what.examples(lm)
-    start = functools.partial(run.start, Overlap(), queries, pool, ["overlap"])
-    start = pickle.loads(pickle.dumps(start))
-    (found,) = start(lm)(pickle.loads(pickle.dumps(pool[1:3])), ["overlap"])
-    assert (found == score(what, Overlap(), lm)["overlap"][1:3]).all()
-
-
 def test_parts_of_an_experiment(what):
     part = replace(what, n_train=4, n_query=2)
     rows, columns = part.indices_in(what)
@@ -280,20 +277,17 @@ def test_parts_of_an_experiment(what):
     # a side that keeps all keeps its name, so that finished scores of the whole are found
     assert what.part(6, None).identity == what.part(None, None).identity == what.identity
     assert what.part(4, None).n_train == 4
-    other = what.on("sentiment", 8, 4)
-    assert (other.train, other.queries, other.n_train, other.n_query) == (*["sentiment"] * 2, 8, 4)
-    assert (other.model, other.seed, other.max_length) == (what.model, what.seed, what.max_length)
 
 
-@pytest.mark.parametrize("pools, message", [
-    (None, "condition_pools is None, expected"),
-    ({"crosed": [8, 4]}, "condition_pools: 'crosed' is not a suite, there are: .*crossed"),
-    *(({"crossed": sizes}, r"condition_pools: 'crossed' has .*, expected \[N, M\]")
-      for sizes in ([8], [8, 4, 2], [8, 0], [8.0, 4], 8, "84", None)),
-])  # fmt: skip
-def test_condition_pools_that_make_no_sense(what, pools, message):
+@pytest.mark.parametrize(
+    "pools", [{"crosed": [8, 4]}, {"data/demo.jsonl": [8, 4]},
+              *({"crossed": sizes} for sizes in ([8], [8, 4, 2], [8, 0], [8.0, 4], 8, "84", None))]
+)  # fmt: skip
+def test_condition_pools_that_make_no_sense(what, pools):
     assert what.pools({}) == {}
-    with pytest.raises(ValueError, match=message):
+    ((name, sizes),) = pools.items()
+    said = re.escape(f"condition_pools: {name!r}: {sizes!r}, expected a suite and [N, M]: ")
+    with pytest.raises(ValueError, match=said):
         what.pools(pools)
 
 
@@ -321,11 +315,3 @@ def test_finished_scores_need_neither_torch_nor_transformers():
     ran = subprocess.run([sys.executable, "-c", LIGHT, fields], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout == "[]\n"
-
-
-def test_examples_are_text_and_tokens(what):
-    lm = what.load_model()
-    pool, _ = what.examples(lm)
-    part = pool[1:3]
-    assert isinstance(part, Examples) and part.ids == ["1-1", "1-2"]
-    assert [one.id for one in part.tokens] == part.ids and part.max_length == 100

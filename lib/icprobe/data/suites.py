@@ -288,11 +288,3 @@ def _rng(seed: int, name: str) -> np.random.Generator:
 def suite_file(name: str | Path) -> Path:
     """Return the file of a suite of this name, whether or not it is there."""
     return paths.SUITES / f"{name}.yaml"
-
-
-def check_split(source: str | Path, split: str | None, columns: object) -> None:
-    """Raise DataError if a suite has no such split, or is to have other columns."""
-    if split not in SPLITS:
-        raise DataError(f"suite {source}: split should be one of {SPLITS}, got {split!r}")
-    if columns:
-        raise DataError(f"suite {source}: columns are for files and hub data sets")

@@ -34,17 +34,11 @@ class Experiment:
     Attributes:
         scores_dir: Folder of the score stores.
         model: A model's name or folder, see `models.load`.
-        train: Source of the training pool, see `data.load`.
-        queries: Source of the queries.
-        train_split: Split of the pool, for suites and hub data sets; see `data.load`.
-        query_split: The same for the queries.
-        n_train: N, or None for the whole pool.
-        n_query: M, or None for all queries.
-        seed: Which examples are sampled.
+        train: The training pool; with train_split, n_train (N), seed and train_columns what
+            `data.load` takes. None as a size takes all.
+        queries: The same for the queries.
         dtype: The model's, see `models.load`.
         max_length: Most tokens of one example, see `models.encode`.
-        train_columns: Column mapping of the pool, see `data.load`.
-        query_columns: The same for the queries.
     """
 
     scores_dir: str
@@ -62,14 +56,10 @@ class Experiment:
     query_columns: Mapping[str, str | None] | None = None
 
     @property
-    def _sources(self) -> dict[str, tuple]:
-        """The arguments of `data.load` for the pool and for the queries."""
-        pool = self.train, self.train_split, self.n_train
-        queries = self.queries, self.query_split, self.n_query
-        return {
-            "train": (*pool, self.seed, self.train_columns),
-            "queries": (*queries, self.seed, self.query_columns),
-        }
+    def _sources(self) -> dict[str, data.Source]:
+        pool = self.train, self.train_split, self.n_train, self.seed, self.train_columns
+        queries = self.queries, self.query_split, self.n_query, self.seed, self.query_columns
+        return {"train": data.Source(*pool), "queries": data.Source(*queries)}
 
     def load_data(self) -> tuple[datasets.Dataset, datasets.Dataset]:
         """Return the training pool (N rows) and the queries (M rows); loaded once.
@@ -83,13 +73,42 @@ class Experiment:
     @cached_property
     def _loaded(self) -> dict[str, tuple[datasets.Dataset, dict]]:
         """The rows and the identity of the pool and of the queries."""
-        found = {name: data.load_with_identity(*one) for name, one in self._sources.items()}
+        found = {name: source.load() for name, source in self._sources.items()}
         for name, (_, who) in found.items():
             if "identity" in vars(self) and self.identity[name] != who:
                 raise data.DataError(f"{getattr(self, name)} {_CHANGED}")
         suites = data.is_suite(self.train) and data.is_suite(self.queries)
         data.check_disjoint(*(rows for rows, _ in found.values()), warn=not suites)
         return found
+
+    @cached_property
+    def identity(self) -> dict:
+        """Everything that determines the scores but the method's own options."""
+        if "_loaded" in vars(self):  # of the bytes that were read, whatever the file is by now
+            sources = {name: who for name, (_, who) in self._loaded.items()}
+        else:
+            sources = {name: source.identity() for name, source in self._sources.items()}
+        return {
+            "template": TEMPLATE_VERSION,
+            "model": model_identity(self.model, self.dtype),
+            "max_length": self.max_length,
+            **sources,
+        }
+
+    def load_model(self) -> LM:
+        from icprobe import models
+
+        return models.load(self.model, self.dtype)
+
+    def examples(self, lm: LM) -> tuple[Examples, Examples]:
+        """Return the training pool (N) and the queries (M) as text and as the model's tokens.
+
+        Raises:
+            ValueError: If the model is not the experiment's.
+        """
+        if lm.identity != self.identity["model"]:
+            raise ValueError(f"model {lm.identity} is not {self.identity['model']}")
+        return tuple(Examples.of(lm, rows, self.max_length) for rows in self.load_data())
 
     def held_out(
         self,
@@ -120,8 +139,6 @@ class Experiment:
         pool, queries = self.load_data()
         selecting = np.arange(len(queries))
         if evaluation is None and not data.is_suite(self.queries):
-            if n is not None and n < 1:
-                raise data.DataError(f"{self.queries}: {n} evaluation queries asked for")
             evaluating, selecting = _halves(queries["prompt"], self.seed)
             if not len(evaluating):
                 raise data.DataError(f"{self.queries}: one query cannot both select and evaluate")
@@ -133,12 +150,6 @@ class Experiment:
             data.check_disjoint(rows, found, names=(name, "evaluation query"))
         return selecting, found
 
-    def on(self, suite: str, n_train: int, n_query: int) -> Experiment:
-        """Return the same on other examples: n_train and n_query of a suite's."""
-        changes = {"train": suite, "queries": suite, "n_train": n_train, "n_query": n_query}
-        changes |= {"train_split": "train", "query_split": "query"}
-        return replace(self, **changes, train_columns=None, query_columns=None)
-
     def pools(self, condition_pools: Mapping[str, Sequence[int]]) -> dict[str, Experiment]:
         """Return the same on each of several suites, by the suite's name.
 
@@ -149,14 +160,22 @@ class Experiment:
             ValueError: If a name is no suite, or a size no whole number from 1 or more than there
                 is. Found out before anything is scored.
         """
-        _check_pools(condition_pools)
-        found = {suite: self.on(suite, *sizes) for suite, sizes in condition_pools.items()}
-        for other in found.values():
+        found = {}
+        for suite, sizes in condition_pools.items():
             try:
-                other.load_data()
-            except data.DataError as error:
-                raise ValueError(f"condition_pools: {error}") from error
+                found[suite] = self._on(suite, *sizes)
+                found[suite].load_data()
+            except (TypeError, ValueError) as error:
+                where = f"condition_pools: {suite!r}: {sizes!r}"
+                raise ValueError(f"{where}, expected a suite and [N, M]: {error}") from error
         return found
+
+    def _on(self, suite: str, n_train: int, n_query: int) -> Experiment:
+        if not data.is_suite(suite):
+            raise ValueError("it is not a suite")
+        changes = {"train": suite, "queries": suite, "n_train": n_train, "n_query": n_query}
+        changes |= {"train_split": "train", "query_split": "query"}
+        return replace(self, **changes, train_columns=None, query_columns=None)
 
     def part(self, n_train: int | None, n_query: int | None) -> Experiment:
         """Return the same on at most so many of its examples, None for all; for slow methods.
@@ -195,40 +214,6 @@ class Experiment:
         among[np.ix_(*self.indices_in(whole))] = scores
         return among
 
-    def examples(self, lm: LM) -> tuple[Examples, Examples]:
-        """Return the training pool (N) and the queries (M) as text and as the model's tokens.
-
-        Raises:
-            ValueError: If the model is not the experiment's.
-        """
-        self.check_model(lm)
-        return tuple(Examples.of(lm, rows, self.max_length) for rows in self.load_data())
-
-    def load_model(self) -> LM:
-        """Load the model."""
-        from icprobe import models
-
-        return models.load(self.model, self.dtype)
-
-    def check_model(self, lm: LM) -> None:
-        """Raise ValueError if the model is not the experiment's."""
-        if lm.identity != self.identity["model"]:
-            raise ValueError(f"model {lm.identity} is not {self.identity['model']}")
-
-    @cached_property
-    def identity(self) -> dict:
-        """Everything that determines the scores but the method's own options."""
-        if "_loaded" in vars(self):  # of the bytes that were read, whatever the file is by now
-            sources = {name: who for name, (_, who) in self._loaded.items()}
-        else:
-            sources = {name: data.identity(*source) for name, source in self._sources.items()}
-        return {
-            "template": TEMPLATE_VERSION,
-            "model": model_identity(self.model, self.dtype),
-            "max_length": self.max_length,
-            **sources,
-        }
-
 
 def _halves(prompts: Sequence[str], seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Return two random halves of the row numbers; rows with equal prompts are in one of them."""
@@ -237,18 +222,3 @@ def _halves(prompts: Sequence[str], seed: int) -> tuple[np.ndarray, np.ndarray]:
     order = np.argsort(place, kind="stable")
     half = np.searchsorted(place[order], len(different) // 2)
     return order[:half], order[half:]
-
-
-def _check_pools(condition_pools: Mapping[str, Sequence[int]]) -> None:
-    """Raise ValueError if a name is no suite, or a size no two whole numbers from 1."""
-    if not isinstance(condition_pools, Mapping):
-        raise ValueError(
-            f"condition_pools is {condition_pools!r}, expected {{suite: [N, M]}}, {{}} for none"
-        )
-    for suite, sizes in condition_pools.items():
-        where = f"condition_pools: {suite!r}"
-        if suite not in data.suites():
-            raise ValueError(f"{where} is not a suite, there are: {', '.join(data.suites())}")
-        numbers = isinstance(sizes, Sequence) and [type(size) for size in sizes] == [int, int]
-        if not numbers or min(sizes) < 1:
-            raise ValueError(f"{where} has {sizes!r}, expected [N, M], two whole numbers")

@@ -1,28 +1,32 @@
 """Scores of an experiment: `score` fills the stores of any methods, `load` reads finished ones.
 
 Finished scores are looked for in the experiment's own folder, then among the committed reference
-scores, which are never written to.
+scores, which are never written to. Blocks of training examples are scored in this process or, with
+Ray, by workers (see `ray_engine`); only this process reads and writes stores.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from tqdm import tqdm  # as text, which a terminal shows too when a notebook runs there
 
 from icprobe.data import paths
-from icprobe.scores import engines, store
+from icprobe.scores import store
 from icprobe.scores.experiment import Experiment
-from icprobe.scores.method import Examples, Method, Output, matrices
+from icprobe.scores.method import Block, Examples, Inputs, Method, Output, Scored, score_block
 from icprobe.scores.store import ScoresNotFound, ScoreStore
 
 if TYPE_CHECKING:
     from icprobe.models import LM
 
+LOCAL, RAY = ENGINES = ("local", "ray")
 Methods = Method | Iterable[Method]
 
 
@@ -30,7 +34,7 @@ def score(
     experiment: Experiment,
     methods: Methods,
     lm: LM | None = None,
-    engine: str = engines.LOCAL,
+    engine: str = LOCAL,
     fresh: bool = False,
 ) -> dict[str, np.ndarray]:
     """Score all pairs of an experiment: finished blocks are reused, and finished scores only read.
@@ -39,7 +43,7 @@ def score(
         experiment: What is scored (its pool of N, its M queries) and where the scores lie.
         methods: One method or several.
         lm: The experiment's model; loaded where something is missing, by default.
-        engine: "local" or "ray", see `engines`.
+        engine: "local", or "ray" for the workers of a Ray cluster.
         fresh: Compute everything anew, in the experiment's own folder.
 
     Returns:
@@ -51,21 +55,32 @@ def score(
         FloatingPointError: If a gradient or a log-likelihood is not finite; names the example.
         StoreError: If scores are not finite or have a wrong shape, or a part is damaged.
     """
-    engines.check(engine)
+    if engine not in ENGINES:
+        raise ValueError(f"engine is {engine!r}, expected {' or '.join(map(repr, ENGINES))}")
 
     @functools.cache
-    def inputs() -> tuple[LM, Examples, Examples]:
+    def inputs() -> Inputs:
         model = lm or experiment.load_model()
-        return model, *experiment.examples(model)
+        return Inputs(model, *experiment.examples(model))
 
-    found = {}
+    stores, unfinished = {}, []
     for method in _listed(methods):
         kept = {} if fresh else _finished(experiment, method)
         missing = [name for name in method.outputs if name not in kept]
         if missing:
-            kept |= _fill(experiment, method.only(missing), missing, inputs, engine, fresh)
-        found |= {name: kept[name].matrix() for name in method.outputs}
-    return found
+            opened = _open(experiment, method, missing, inputs(), fresh)
+            unfinished.append((method, opened))
+            kept |= opened
+        stores |= {name: kept[name] for name in method.outputs}
+    _print_reuse(stores.values())
+    for method, opened in unfinished:
+        score_blocks = _score_here
+        if engine == RAY and not method.local_only:
+            from icprobe.scores import ray_engine  # Ray is an extra
+
+            score_blocks = functools.partial(ray_engine.score_blocks, experiment.model)
+        _fill(method, opened, inputs(), score_blocks)
+    return {name: kept.matrix() for name, kept in stores.items()}
 
 
 def load(
@@ -84,7 +99,7 @@ def load(
         StoreError: If a part is damaged.
     """
     return {
-        name: _found(experiment, method, output, how_to_make).matrix()
+        name: _find(experiment, method, output, how_to_make).matrix()
         for method in _listed(methods)
         for name, output in method.outputs.items()
     }
@@ -96,13 +111,103 @@ def variants(experiment: Experiment, output: Output) -> Iterator[tuple[dict, np.
     seen = set()
     for folder in _folders(experiment):
         for kept in store.find_all(folder, output.name):
-            if kept.name not in seen and {**kept.identity, "options": None} == wanted:
-                seen.add(kept.name)
+            if kept.folder.name not in seen and {**kept.identity, "options": None} == wanted:
+                seen.add(kept.folder.name)
                 yield kept.identity["options"], kept.matrix()
+
+
+def compute(
+    method: Method,
+    lm: LM,
+    train: Iterable[Mapping],
+    queries: Iterable[Mapping],
+    max_length: int | None = None,
+) -> dict[str, np.ndarray]:
+    """Return a method's scores without any store: float32 [N, M] by output.
+
+    Args:
+        method: The method.
+        lm: The model.
+        train: N rows with id, prompt, completion (and what else the method reads).
+        queries: M rows like them.
+        max_length: Most tokens of one example, see `models.encode`.
+
+    Raises:
+        ValueError: If the method cannot score something.
+        FloatingPointError: As `score`.
+    """
+    pool, asked = (Examples.of(lm, rows, max_length) for rows in (train, queries))
+    inputs = Inputs(lm, pool, asked)
+    method.check(*inputs)
+    rows, size = _rows(method, pool), _block_size(method, inputs)
+    starts = range(0, 1 if method.single_row else len(pool), size)
+    blocks = [Block(k, list(method.outputs), rows[k : k + size]) for k in starts]
+    scored = _score_here(method, inputs, tqdm(blocks, desc=method.name, unit=" blocks"))
+    parts = [found for _, found in scored]
+    return {
+        name: np.concatenate([part[name] for part in parts]).astype(np.float32)
+        for name in method.outputs
+    }
+
+
+def fill(
+    stores: Mapping[str, ScoreStore],
+    train: Sequence,
+    score_blocks: Callable[[Iterator[Block]], Scored],
+) -> None:
+    """Compute the missing blocks of stores with the same rows and block size, by output.
+
+    Each block is written as it comes. Several processes that fill the same stores share the blocks:
+    each skips what others have finished.
+
+    Args:
+        stores: The stores.
+        train: What rows are made of, to be sliced.
+        score_blocks: Takes blocks as they are wanted (it may read ahead), and yields their numbers
+            and scores, in any order.
+
+    Raises:
+        StoreError: If a part is damaged, scores are not finite or have the wrong shape, or the disk
+            refuses a part. Finished blocks stay.
+    """
+    first, kept = next(iter(stores.values())), list(stores.values())
+    left = sorted({block for one in kept for block in one.missing()}, reverse=True)
+    for one in kept if left else ():
+        one.check()
+    N, M = first.shape
+    n_left = sum(len(first.rows(block)) for block in left)
+    bar = tqdm(
+        desc=_names(kept), unit=" pairs", total=N * M, initial=(N - n_left) * M, disable=not left
+    )
+
+    def wanted() -> Iterator[Block]:
+        while left:
+            block = left.pop()
+            rows = first.rows(block)
+            names = [name for name, one in stores.items() if not one.finished(block)]
+            if names:
+                yield Block(block, names, train[rows.start : rows.stop])
+            else:  # another process was faster
+                bar.update(len(rows) * M)
+
+    with bar:
+        for block, found in score_blocks(wanted()) if left else ():
+            if all(one.finished(block) for one in kept):
+                # shuffle, so that two processes rarely compute the same block
+                np.random.default_rng().shuffle(left)
+            for name, scores in found.items():
+                stores[name].write(block, scores)
+            bar.update(len(first.rows(block)) * M)
+    for one in kept:
+        one.tidy()
 
 
 def _listed(methods: Methods) -> list[Method]:
     return [methods] if isinstance(methods, Method) else list(methods)
+
+
+def _folders(experiment: Experiment) -> list[Path]:
+    return [paths.resolve(experiment.scores_dir), paths.REFERENCE_SCORES]
 
 
 def _identity(experiment: Experiment, method: Method, output: Output) -> dict:
@@ -112,18 +217,9 @@ def _identity(experiment: Experiment, method: Method, output: Output) -> dict:
     return {**parts, "options": output.options}
 
 
-def _folders(experiment: Experiment) -> list[Path]:
-    return [paths.resolve(experiment.scores_dir), paths.REFERENCE_SCORES]
-
-
-def _found(
-    experiment: Experiment, method: Method, output: Output, how_to_make: str | None
+def _find(
+    experiment: Experiment, method: Method, output: Output, how_to_make: str | None = None
 ) -> ScoreStore:
-    """Return the finished store of an output.
-
-    Raises:
-        ScoresNotFound: If there is none.
-    """
     identity = _identity(experiment, method, output)
     if how_to_make is None:
         how_to_make = f"run notebook {method.notebook} with these parameters"
@@ -131,72 +227,74 @@ def _found(
 
 
 def _finished(experiment: Experiment, method: Method) -> dict[str, ScoreStore]:
-    """Return the finished stores by output."""
     found = {}
     for name, output in method.outputs.items():
         with suppress(ScoresNotFound):
-            found[name] = _found(experiment, method, output, "")
-            engines.report(found[name])
+            found[name] = _find(experiment, method, output)
     return found
 
 
-def _fill(
-    experiment: Experiment,
-    method: Method,
-    names: Sequence[str],
-    inputs: Callable[[], tuple[LM, Examples, Examples]],
-    engine: str,
-    fresh: bool,
+def _open(
+    experiment: Experiment, method: Method, names: Sequence[str], inputs: Inputs, fresh: bool
 ) -> dict[str, ScoreStore]:
-    """Fill the stores of some outputs, and return them by output."""
-    lm, pool, queries = inputs()
-    method.check(lm, pool, queries)
-    train_ids = [method.single_row] if method.single_row else pool.ids
-    block_size = engines.block_size(method, lm, len(pool))
-    stores = {}
+    """Return the unfinished stores of some outputs; checks first that they can be filled."""
+    method.check(*inputs)
+    opened = {}
     for name in names:
         output = method.outputs[name]
-        stores[name] = store.open(
+        opened[name] = store.open(
             experiment.scores_dir,
             output.name,
             _identity(experiment, method, output),
-            train_ids,
-            queries.ids,
-            block_size=block_size,
+            [method.single_row] if method.single_row else inputs.pool.ids,
+            inputs.queries.ids,
+            block_size=_block_size(method, inputs),
             fresh=fresh,
             description=output.unit,
         )
-        block_size = stores[name].block_size  # one that was there keeps its own
-
-    def arguments(rows: range) -> tuple[Examples, list[str]]:
-        wanted = [name for name, kept in stores.items() if not kept.finished(rows)]
-        return pool[rows.start : rows.stop][: 0 if method.single_row else None], wanted
-
-    started = functools.partial(start, method, queries, pool if method.needs_pool else None, names)
-    scorer = engines.scorer(
-        engines.LOCAL if method.local_only else engine,
-        experiment,
-        lm,
-        started,
-        arguments,
-        train_ids,
-        method.worker_gib,
-    )
-    engines.fill(list(stores.values()), scorer)
-    return stores
+    return opened
 
 
-def start(
-    method: Method, queries: Examples, pool: Examples | None, names: Sequence[str], lm: LM
-) -> Callable[[Examples, list[str]], list[np.ndarray | None]]:
-    """Prepare a method in this process; return the function that scores blocks."""
-    prepared = method.prepare(lm, queries, pool)
+def _block_size(method: Method, inputs: Inputs) -> int:
+    size = method.block_size
+    if isinstance(size, Mapping):
+        size = size.get(inputs.lm.device.type, size["cpu"])
+    return len(inputs.pool) if size is None else size
 
-    def score_block(train: Examples, wanted: list[str]) -> list[np.ndarray | None]:
-        if not wanted:  # another process was faster
-            return [None] * len(names)
-        asked = method.only(wanted)
-        found = matrices(asked, asked.score(prepared, train))
-        return [found[name] if name in wanted else None for name in names]
 
-    return score_block
+def _rows(method: Method, pool: Examples) -> Examples:
+    """Return what `method.score` gets the blocks of."""
+    return pool[:0] if method.single_row else pool
+
+
+def _fill(
+    method: Method, opened: Mapping[str, ScoreStore], inputs: Inputs, score_blocks: Callable
+) -> None:
+    """Fill stores by output; those that were begun may have other block sizes."""
+    by_size = defaultdict(dict)
+    for name, kept in opened.items():
+        by_size[kept.block_size][name] = kept
+    for stores in by_size.values():
+        score = functools.partial(score_blocks, method.only(list(stores)), inputs)
+        fill(stores, _rows(method, inputs.pool), score)
+
+
+def _score_here(method: Method, inputs: Inputs, blocks: Iterable[Block]) -> Scored:
+    """Yield numbers and scores of blocks, made in this process."""
+    lm, pool, queries = inputs
+    prepared = method.prepare(lm, queries, pool if method.needs_pool else None)
+    for block in blocks:
+        yield block.number, score_block(method, prepared, block)
+
+
+def _names(stores: Iterable[ScoreStore]) -> str:
+    names = list(dict.fromkeys(kept.method for kept in stores))
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{', '.join(names[:3])}{more}"
+
+
+def _print_reuse(stores: Collection[ScoreStore]) -> None:
+    there = sum(kept.n_finished() for kept in stores)
+    total = sum(len(kept.train_ids) for kept in stores)
+    where = ", ".join(dict.fromkeys(paths.shown(kept.folder.parent) for kept in stores))
+    print(f"{_names(stores)}: {there} of {total} rows were there ({where})")

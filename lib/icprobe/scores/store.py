@@ -31,7 +31,7 @@ from icprobe import __version__
 from icprobe.data import paths
 from icprobe.data.paths import resolve, shown
 from icprobe.scores import parts
-from icprobe.scores.keys import StoreError, check_ids, differences, key, listed, plain, show
+from icprobe.scores.keys import StoreError, differences, key, listed, plain
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -51,14 +51,14 @@ class ScoreStore:
     Made by `open` or `find`. Several processes may use one store at the same time.
 
     Attributes:
-        folder: where the manifest and the parts lie.
-        method: name of the attribution method.
-        identity: nested JSON-able dictionary of everything that determines the scores.
-        train_ids: ids of the N rows.
-        query_ids: ids of the M columns.
-        block_size: training examples in one part (the last part may have fewer).
-        description: unit and sign of a score, for readers of the manifest.
-        parts_of: name of the store that the parts were written for, where it has been renamed.
+        folder: Where the manifest and the parts lie.
+        method: Name of the attribution method.
+        identity: Nested JSON-able dictionary of everything that determines the scores.
+        train_ids: Ids of the N rows.
+        query_ids: Ids of the M columns.
+        block_size: Training examples in one part (the last part may have fewer).
+        description: Unit and sign of a score, for readers of the manifest.
+        parts_of: Name of the store that the parts were written for, where it has been renamed.
     """
 
     folder: Path
@@ -70,19 +70,6 @@ class ScoreStore:
     description: str = ""
     parts_of: str = ""
 
-    def __post_init__(self):
-        if not isinstance(self.identity, dict):
-            raise StoreError(f"identity must be a dictionary, not {show(self.identity)}")
-        if type(self.block_size) is not int or self.block_size < 1:
-            raise StoreError(f"block_size must be a positive integer, not {self.block_size!r}")
-        for name in ("train_ids", "query_ids"):
-            check_ids(name, getattr(self, name))
-
-    @property
-    def name(self) -> str:
-        """The folder's name, `<method>-<key>`."""
-        return self.folder.name
-
     @property
     def shape(self) -> tuple[int, int]:
         """(N, M)."""
@@ -90,22 +77,10 @@ class ScoreStore:
 
     @property
     def n_blocks(self) -> int:
-        """Number of parts of the finished store."""
         return -(-len(self.train_ids) // self.block_size)
 
-    @property
-    def complete(self) -> bool:
-        """Whether every block is finished."""
-        return not self.missing()
-
     def rows(self, block: int) -> range:
-        """Return the row numbers of a block.
-
-        Raises:
-            IndexError: there is no such block.
-        """
-        if not 0 <= block < self.n_blocks:
-            raise IndexError(f"block {block} of a store with {self.n_blocks} blocks")
+        """Return the row numbers of a block."""
         start = block * self.block_size
         return range(start, min(start + self.block_size, len(self.train_ids)))
 
@@ -113,25 +88,24 @@ class ScoreStore:
         """Return the path of a block's part, whether or not it is there."""
         return self.folder / f"part-{block:05d}.parquet"
 
-    def finished(self, rows: range) -> bool:
-        """Return whether the block of these rows, as `rows` gives them, is finished."""
-        return self.part(rows.start // self.block_size).exists()
+    def finished(self, block: int) -> bool:
+        # Parts appear whole under their names, so a name is enough to know that a block is done.
+        return self.part(block).exists()
 
     def missing(self) -> list[int]:
         """Return the unfinished blocks; one look at the folder, no part is opened."""
-        # Parts appear whole under their names, so a name is enough to know that a block is done.
         there = {path.name for path in self.folder.iterdir()}
         return [block for block in range(self.n_blocks) if self.part(block).name not in there]
 
-    def write(self, block: int, scores: np.ndarray) -> None:
-        """Write the scores of one block; a block that is already finished is left as it is.
+    def n_finished(self) -> int:
+        """Return how many rows are finished."""
+        return len(self.train_ids) - sum(len(self.rows(block)) for block in self.missing())
 
-        Args:
-            block: number of the block.
-            scores: [len(rows(block)), M], converted to float32.
+    def write(self, block: int, scores: np.ndarray) -> None:
+        """Write the scores [n, M] of one block; one that is already finished is left as it is.
 
         Raises:
-            StoreError: wrong shape, scores that are not finite in float32, or a disk that is
+            StoreError: Wrong shape, scores that are not finite in float32, or a disk that is
                 full or read-only.
         """
         rows, M = self.rows(block), len(self.query_ids)
@@ -152,38 +126,32 @@ class ScoreStore:
             raise StoreError(
                 f"{self.method}: {len(bad)} scores of block {block} are not finite: {pairs}"
             )
-        publish(self.part(block), parts.encode(scores, *self._place(block)))
+        publish(self.part(block), parts.encode(scores, self._place(block)))
 
     def matrix(self) -> np.ndarray:
-        """Read all scores, checking every part's checksums, ids and values.
-
-        Returns:
-            float32 [N, M].
+        """Read all scores, float32 [N, M], checking every part's checksums, ids and values.
 
         Raises:
-            StoreError: unfinished blocks, or a part that is truncated, damaged or foreign.
+            StoreError: Unfinished blocks, or a part that is truncated, damaged or foreign.
         """
-        missing = self.missing()
-        if missing:
-            raise StoreError(f"{shown(self.folder)} is incomplete: {self.progress(missing)}")
+        if self.missing():
+            raise StoreError(f"{shown(self.folder)} is incomplete: {self.progress()}")
         scores = np.empty(self.shape, dtype=np.float32)
         for block in range(self.n_blocks):
             rows = self.rows(block)
             with self._blaming(block):
-                scores[rows.start : rows.stop] = parts.decode(self.part(block), *self._place(block))
+                scores[rows.start : rows.stop] = parts.decode(self.part(block), self._place(block))
         return scores
 
     def check(self) -> None:
         """Look at the footers of finished parts: cheap, so that damage shows before the work.
 
         Raises:
-            StoreError: a part is truncated, foreign or of the wrong size.
+            StoreError: A part is truncated, foreign or of the wrong size.
         """
         for block in sorted(set(range(self.n_blocks)).difference(self.missing())):
             with self._blaming(block):
-                train_ids, query_ids, tag = self._place(block)
-                footer = pq.read_metadata(self.part(block))
-                parts.check_footer(footer, len(train_ids) * len(query_ids), tag)
+                parts.check_footer(pq.read_metadata(self.part(block)), self._place(block))
 
     def tidy(self) -> None:
         """Remove temporary files that killed processes left behind, without harming live ones."""
@@ -202,18 +170,13 @@ class ScoreStore:
         for path in sorted(ours, key=lambda path: (path.name == MANIFEST, path.name)):
             path.unlink(missing_ok=True)
 
-    def n_finished(self, missing: list[int]) -> int:
-        """Return how many rows are finished where these blocks are not."""
-        return len(self.train_ids) - sum(len(self.rows(block)) for block in missing)
+    def progress(self) -> str:
+        """Return how many rows are finished, for messages."""
+        return f"{self.n_finished()} of {len(self.train_ids)} rows are finished"
 
-    def progress(self, missing: list[int]) -> str:
-        """Return the same as text."""
-        return f"{self.n_finished(missing)} of {len(self.train_ids)} rows are finished"
-
-    def _place(self, block: int) -> tuple[list[str], list[str], dict[bytes, bytes]]:
-        """Return the training ids, query ids and tag of a part, see `parts`."""
+    def _place(self, block: int) -> parts.Place:
         train_ids = [self.train_ids[row] for row in self.rows(block)]
-        return train_ids, self.query_ids, parts.tag(self.parts_of or self.name, block)
+        return parts.Place(self.parts_of or self.folder.name, block, train_ids, self.query_ids)
 
     def _manifest(self) -> bytes:
         fields = {
@@ -257,38 +220,34 @@ def open(
     """Create a store, or return to the one these parameters have already made.
 
     Args:
-        scores_dir: folder of the store's folder; a relative one starts at the repository root.
-        method: name of the attribution method; letters, digits, dots, dashes and underscores.
+        scores_dir: Folder of the store's folder; a relative one starts at the repository root.
+        method: Name of the attribution method; letters, digits, dots, dashes and underscores.
         identity: JSON-able, nested dictionary of everything that determines the scores.
         train_ids: N unique ids, in the order of the rows.
         query_ids: M unique ids, in the order of the columns.
-        block_size: training examples in one part; a store that exists keeps its own.
-        fresh: delete this store's files first, so that everything is computed anew. Not for use
+        block_size: Training examples in one part; a store that exists keeps its own.
+        fresh: Delete this store's files first, so that everything is computed anew. Not for use
             while another process fills the same store.
-        description: unit and sign of a score, written to a new manifest.
+        description: Unit and sign of a score, written to a new manifest.
 
     Raises:
-        StoreError: empty or duplicate ids, a manifest that is damaged or made for something else
-            (the fields that differ are named), or a folder that cannot be written or is of the
-            reference.
+        StoreError: A manifest that is damaged or made for something else (the fields that differ
+            are named), or a folder that cannot be written or is of the reference.
     """
     folder = resolve(scores_dir) / key(method, identity)
     if paths.is_reference(folder):
         raise StoreError(f"{shown(folder)}: reference scores are only read, take another folder")
-    ids = plain(list(train_ids)), plain(list(query_ids))
+    ids = list(train_ids), list(query_ids)
     asked = ScoreStore(folder, method, plain(identity), *ids, block_size, description)
     if fresh:
         asked.clear()
     if not (folder / MANIFEST).exists():
         publish(folder / MANIFEST, asked._manifest())
     stored = load(folder)  # even if just written: another process may have been faster
-    _require_same(
-        stored,
-        method=method,
-        identity=asked.identity,
-        train_ids=asked.train_ids,
-        query_ids=asked.query_ids,
-    )
+    same = ("method", "identity", "train_ids", "query_ids")
+    found = list(differences(*({name: getattr(s, name) for name in same} for s in (stored, asked))))
+    if found:
+        raise StoreError(f"{shown(folder / MANIFEST)} is of other scores:{listed(found)}")
     stored.tidy()
     return stored
 
@@ -299,29 +258,25 @@ def find(
     """Return the complete store of these parameters; needs neither the model nor the data.
 
     Args:
-        folders: where stores lie; the first folder that has it complete counts.
-        method: name of the attribution method.
-        identity: the identity the scores were made with.
-        how_to_make: for the error message, such as "run notebook 01".
+        folders: Where stores lie; the first folder that has it complete counts.
+        method: Name of the attribution method.
+        identity: The identity the scores were made with.
+        how_to_make: For the error message, such as "run notebook 01".
 
     Raises:
-        ScoresNotFound: there is no such store (the message names the nearest ones and the fields
+        ScoresNotFound: There is no such store (the message names the nearest ones and the fields
             that differ), or it is incomplete.
-        StoreError: its manifest is damaged.
+        StoreError: Its manifest is damaged.
     """
     folders, name = [resolve(folder) for folder in folders], key(method, identity)
     hint = f"\nTo make them: {how_to_make}" if how_to_make else ""
-    unfinished = []
-    for folder in folders:
-        if (folder / name / MANIFEST).exists():
-            stored = load(folder / name)
-            _require_same(stored, method=method, identity=plain(identity))
-            missing = stored.missing()
-            if not missing:
-                return stored
-            unfinished.append(f"{stored.progress(missing)} in {shown(stored.folder)}")
-    if unfinished:
-        raise ScoresNotFound(f"incomplete scores: {unfinished[0]}{hint}")
+    there = [load(one / name) for one in folders if (one / name / MANIFEST).exists()]
+    for stored in there:
+        if not stored.missing():
+            return stored
+    if there:
+        where = shown(there[0].folder)
+        raise ScoresNotFound(f"incomplete scores: {there[0].progress()} in {where}{hint}")
     nearest = _nearest(folders, method, identity)
     raise ScoresNotFound(f"no {method} scores at {shown(folders[0] / name)}{nearest}{hint}")
 
@@ -330,7 +285,7 @@ def find_all(scores_dir: str | Path, method: str) -> Iterator[ScoreStore]:
     """Yield all complete stores of a method, whatever they were made with."""
     for manifest in sorted(resolve(scores_dir).glob(f"{method}-*/{MANIFEST}")):
         kept = load(manifest.parent)
-        if kept.method == method and kept.complete:
+        if kept.method == method and not kept.missing():
             yield kept
 
 
@@ -360,13 +315,6 @@ def made_with() -> dict[str, str]:
     return versions
 
 
-def _require_same(stored: ScoreStore, **asked) -> None:
-    differing = list(differences({name: getattr(stored, name) for name in asked}, asked))
-    if differing:
-        manifest = shown(stored.folder / MANIFEST)
-        raise StoreError(f"{manifest} is of other scores:{listed(differing)}")
-
-
 def _nearest(folders: Sequence[Path], method: str, identity: dict) -> str:
     """Describe the stores of this method that differ least from what was asked for."""
     found = []
@@ -375,10 +323,10 @@ def _nearest(folders: Sequence[Path], method: str, identity: dict) -> str:
             stored = load(manifest.parent)
             if stored.method == method:
                 differing = list(differences(stored.identity, plain(identity), "identity"))
-                found.append((len(differing), stored.name, stored, differing))
+                found.append((len(differing), stored.folder.name, stored, differing))
     text = "" if found else f"\nThere are no {method} scores in {shown(folders[0])}."
     for _, name, stored, differing in sorted(found, key=lambda entry: entry[:2])[:3]:
-        text += f"\nNear: {name} ({stored.progress(stored.missing())}), where{listed(differing)}"
+        text += f"\nNear: {name} ({stored.progress()}), where{listed(differing)}"
     return text
 
 
@@ -386,7 +334,7 @@ def publish(path: Path, data: bytes) -> None:
     """Let a file appear whole under its name, at once; if it is there already, leave that one.
 
     Raises:
-        StoreError: the disk is full or read-only.
+        StoreError: The disk is full or read-only.
     """
     try:
         with paths.replacing(path, keep=True) as temporary, temporary.open("xb") as file:
