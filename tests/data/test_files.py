@@ -253,7 +253,7 @@ def test_the_bytes_of_a_file_that_are_hashed_are_those_that_are_parsed(tmp_path,
         table.to_parquet(file) if file.suffix == ".parquet" else table.to_json(file)
         contents[text] = file.read_bytes()
     save_after_reading(monkeypatch, file, contents["second"])
-    rows, who = data.load_with_identity(file)
+    rows, who = data.Source(file).load()
     assert rows["content"] == ["first"]
     assert who["sha256"] == hashlib.sha256(contents["first"]).hexdigest()
     assert data.identity(file)["sha256"] == hashlib.sha256(contents["second"]).hexdigest()
