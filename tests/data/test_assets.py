@@ -165,7 +165,7 @@ def test_a_cache_without_hashes_is_filled_again(folder):
     assert contents(archive, "a") == [b"A"]
     (folder / assets.DEFAULT_MODEL).mkdir()
     with pytest.raises(assets.AssetError, match=assets.SMOLLM2.filename):
-        assets.default_model()
+        assets.model_path(assets.DEFAULT_MODEL)
 
 
 # ----------------------------------------------------------------------------------- fetching

@@ -151,7 +151,7 @@ def test_a_block_that_always_fails_is_named_and_others_are_finished(made, tmp_pa
 
     with pytest.raises(ray_engine.ClusterError) as caught:
         filled(made, tmp_path, fault=fault)
-    for block, ends in ((2, "'train-8' to 'train-11'"), (7, "'train-28' to 'train-31'")):
+    for block, ends in ((2, "'t-8' to 't-11'"), (7, "'t-28' to 't-31'")):
         assert f"{ends}: {reason}" in str(caught.value)
         assert len((tmp_path / str(block)).read_text()) == ray_engine.ATTEMPTS
     assert opened(tmp_path).missing() == [2, 7]

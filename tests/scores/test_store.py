@@ -204,30 +204,27 @@ def of(folder, **changed):
     return filled(folder, **changed).part(1).read_bytes()
 
 
-# what is in the place of a part, what is said, and whether the footer is enough to notice
+# what is in the place of a part, and what is said
 DAMAGES = {
-    "truncated": (lambda kept: kept.part(1).read_bytes()[:-20], "", True),
-    "empty": (lambda kept: b"", "", True),
-    "no parquet": (lambda kept: b"train_id,query_id,score\n", "", True),
-    "swapped": (lambda kept: kept.part(0).read_bytes(), r"belongs to icp-\w{10} block 0", True),
+    "truncated": (lambda kept: kept.part(1).read_bytes()[:-20], ""),
+    "empty": (lambda kept: b"", ""),
+    "no parquet": (lambda kept: b"train_id,query_id,score\n", ""),
+    "swapped": (lambda kept: kept.part(0).read_bytes(), r"belongs to icp-\w{10} block 0"),
     "of another store": (
         lambda kept: of(kept.folder.parent, method="cosine"),
         r"belongs to cosine-\w{10} block 1",
-        True,
     ),
-    "by somebody else": (by_somebody_else, "belongs to .unknown.", True),
+    "by somebody else": (by_somebody_else, "belongs to .unknown."),
     "of other blocks": (
         lambda kept: of(kept.folder.parent / "elsewhere", block_size=2),
         "10 rows instead of 15",
-        True,
     ),
     "wrong ids": (
         lambda kept: as_part(kept, MATRIX[3:6], ["train-4", "train-3", "train-5"]),
         "ids are not those of the manifest",
-        False,
     ),
-    "nan": (lambda kept: as_part(kept, np.full((3, 5), np.nan)), "not finite", False),
-    "flipped bit": (with_a_flipped_bit, "", False),
+    "nan": (lambda kept: as_part(kept, np.full((3, 5), np.nan)), "not finite"),
+    "flipped bit": (with_a_flipped_bit, ""),
 }
 
 
@@ -235,21 +232,14 @@ DAMAGES = {
 def test_damaged_or_foreign_part_is_named_and_can_be_computed_again(tmp_path, damage):
     kept = filled(tmp_path)
     intact = files(kept.folder)
-    content, reason, in_the_footer = DAMAGES[damage]
+    content, reason = DAMAGES[damage]
     kept.part(1).write_bytes(content(kept))
-    said = rf"part-00001.*{reason}.*Delete this file"
-    with pytest.raises(store.StoreError, match=said):
+    with pytest.raises(store.StoreError, match=rf"part-00001.*{reason}.*Delete this file"):
         store.find([tmp_path], "icp", IDENTITY).matrix()
-
-    kept.part(2).unlink()
-    if in_the_footer:  # noticed before any work is done
-        with pytest.raises(store.StoreError, match=said):
-            fill(opened(tmp_path), pytest.fail)
-
     kept.part(1).unlink()
     computed = []
     fill(opened(tmp_path), from_matrix(MATRIX, computed))
-    assert computed == [[3, 4, 5], [6]]
+    assert computed == [[3, 4, 5]]
     assert files(kept.folder) == intact
 
 
@@ -362,7 +352,7 @@ def test_the_first_folder_that_has_complete_scores_counts(tmp_path):
     assert store.find([mine, reference], "icp", IDENTITY).folder.parent == mine
 
 
-def test_find_names_the_nearest_store_first_and_the_fields_that_differ(tmp_path):
+def test_find_names_the_nearest_store_and_the_fields_that_differ(tmp_path):
     def changed(**fields):
         return {**IDENTITY, "model": {**IDENTITY["model"], **fields}}
 
@@ -377,9 +367,9 @@ def test_find_names_the_nearest_store_first_and_the_fields_that_differ(tmp_path)
     message = str(caught.value)
     assert f"{near.folder.name} (3 of 7 rows are finished)" in message
     assert "identity.model.dtype: stored 'bfloat16', asked 'float32'" in message
-    assert "identity.data.train: stored nothing, asked 'tttt" in message
-    assert message.index(near.folder.name) < message.index(far.folder.name)
-    assert "icp-control" not in message and "run notebooks/01" in message
+    assert "identity.data" not in message
+    assert far.folder.name not in message and "icp-control" not in message
+    assert "run notebooks/01" in message
 
 
 # --- disks that refuse ----------------------------------------------------------------------------

@@ -29,15 +29,11 @@ _CHANGED = "was changed since it was first read: start again (in Jupyter, restar
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """A model, N training examples and M queries.
+    """A model (see `models.load`), N training examples and M queries (see `data.load`).
 
     Attributes:
         scores_dir: Folder of the score stores.
-        model: A model's name or folder, see `models.load`.
-        train: The training pool; with train_split, n_train (N), seed and train_columns what
-            `data.load` takes. None as a size takes all.
-        queries: The same for the queries.
-        dtype: The model's, see `models.load`.
+        n_train: N, None for all of the pool; n_query: M, None for all.
         max_length: Most tokens of one example, see `models.encode`.
     """
 
@@ -64,9 +60,8 @@ class Experiment:
     def load_data(self) -> tuple[datasets.Dataset, datasets.Dataset]:
         """Return the training pool (N rows) and the queries (M rows); loaded once.
 
-        Raises:
-            data.DataError: If the data are bad. A query that is also a training example is an error
-                in a suite and a warning in one's own data.
+        Raises data.DataError if they are bad. A query that is also a training example is an error
+        in a suite and a warning in one's own data.
         """
         return tuple(rows for rows, _ in self._loaded.values())
 
@@ -101,11 +96,7 @@ class Experiment:
         return models.load(self.model, self.dtype)
 
     def examples(self, lm: LM) -> tuple[Examples, Examples]:
-        """Return the training pool (N) and the queries (M) as text and as the model's tokens.
-
-        Raises:
-            ValueError: If the model is not the experiment's.
-        """
+        """Return pool and queries as text and tokens; ValueError if the model is another one."""
         if lm.identity != self.identity["model"]:
             raise ValueError(f"model {lm.identity} is not {self.identity['model']}")
         return tuple(Examples.of(lm, rows, self.max_length) for rows in self.load_data())
@@ -117,24 +108,15 @@ class Experiment:
         n: int | None = None,
         columns: Mapping[str, str | None] | None = None,
     ) -> tuple[np.ndarray, datasets.Dataset]:
-        """Return which queries may select training data, and others to evaluate models on.
+        """Return column numbers of the queries that may select data, and Q others to evaluate on.
 
-        No text of an evaluation query is in the pool, or among the queries that may select; and of
-        own queries, those with equal prompts are on one side.
-
-        Args:
-            evaluation: Source of the evaluation queries, see `data.load`. By default, of a suite
-                its evaluation split; of other queries a random half, which then does not select.
-            split: Split of the evaluation queries, for suites and hub data sets.
-            n: How many evaluation queries (of a half at most so many), None for all.
-            columns: Column mapping of the evaluation queries.
-
-        Returns:
-            Column numbers of the queries that may select, and Q evaluation queries.
+        Those are of the source `evaluation`, see `data.load`; by default, of a suite its evaluation
+        split, of other queries a random half (at most n of it), which then does not select. Of own
+        queries, those with equal prompts are on one side.
 
         Raises:
-            data.DataError: If an evaluation query is also in the pool or selects, there are too few
-                queries to halve, or as `data.load`.
+            data.DataError: If the text of an evaluation query is also in the pool or selects, there
+                are too few queries to halve, or as `data.load`.
         """
         pool, queries = self.load_data()
         selecting = np.arange(len(queries))
@@ -142,7 +124,6 @@ class Experiment:
             evaluating, selecting = _halves(queries["prompt"], self.seed)
             if not len(evaluating):
                 raise data.DataError(f"{self.queries}: one query cannot both select and evaluate")
-            selecting = np.sort(selecting)
             found = queries.select(np.sort(evaluating[:n]))
         else:
             found = data.load(evaluation or self.queries, split, n, self.seed, columns)
@@ -151,31 +132,25 @@ class Experiment:
         return selecting, found
 
     def pools(self, condition_pools: Mapping[str, Sequence[int]]) -> dict[str, Experiment]:
-        """Return the same on each of several suites, by the suite's name.
+        """Return the same on [N, M] training examples and queries of suites, by the suite's name.
 
-        Args:
-            condition_pools: By suite, how many of its training examples and queries: [N, M].
-
-        Raises:
-            ValueError: If a name is no suite, or a size no whole number from 1 or more than there
-                is. Found out before anything is scored.
+        Raises ValueError if a name is no suite, or a size no whole number from 1 or more than there
+        is: before anything is scored.
         """
-        found = {}
+        names = "scores_dir", "model", "seed", "dtype", "max_length"
+        found, same = {}, {name: getattr(self, name) for name in names}
         for suite, sizes in condition_pools.items():
             try:
-                found[suite] = self._on(suite, *sizes)
-                found[suite].load_data()
+                N, M = sizes
+                if not data.is_suite(suite):
+                    raise ValueError("it is not a suite")
+                one = Experiment(**same, train=suite, queries=suite, n_train=N, n_query=M)
+                one.load_data()
             except (TypeError, ValueError) as error:
                 where = f"condition_pools: {suite!r}: {sizes!r}"
                 raise ValueError(f"{where}, expected a suite and [N, M]: {error}") from error
+            found[suite] = one
         return found
-
-    def _on(self, suite: str, n_train: int, n_query: int) -> Experiment:
-        if not data.is_suite(suite):
-            raise ValueError("it is not a suite")
-        changes = {"train": suite, "queries": suite, "n_train": n_train, "n_query": n_query}
-        changes |= {"train_split": "train", "query_split": "query"}
-        return replace(self, **changes, train_columns=None, query_columns=None)
 
     def part(self, n_train: int | None, n_query: int | None) -> Experiment:
         """Return the same on at most so many of its examples, None for all; for slow methods.
@@ -192,8 +167,7 @@ class Experiment:
     def indices_in(self, whole: Experiment) -> tuple[np.ndarray, np.ndarray]:
         """Return where this experiment's examples are in a larger one: row and column numbers.
 
-        Raises:
-            ValueError: If some are not among the larger one's, or have other texts there.
+        Raises ValueError if some are not among the larger one's, or have other texts there.
         """
         found = []
         for mine, theirs in zip(self.load_data(), whole.load_data(), strict=True):
@@ -206,19 +180,16 @@ class Experiment:
         return tuple(found)
 
     def expand_to(self, whole: Experiment, scores: np.ndarray) -> np.ndarray:
-        """Return this experiment's scores [n, m] among all pairs of a larger one: float [N, M].
-
-        All other pairs are not a number.
-        """
+        """Return this experiment's scores [n, m] in NaN for all pairs of a larger one: [N, M]."""
         among = np.full([len(rows) for rows in whole.load_data()], np.nan)
         among[np.ix_(*self.indices_in(whole))] = scores
         return among
 
 
 def _halves(prompts: Sequence[str], seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return two random halves of the row numbers; rows with equal prompts are in one of them."""
+    """Return two random halves of row numbers, the second in order; equal prompts are in one."""
     codes, different = pd.factorize(np.asarray(prompts))
     place = np.random.default_rng(seed).permutation(len(different)).argsort()[codes]
     order = np.argsort(place, kind="stable")
     half = np.searchsorted(place[order], len(different) // 2)
-    return order[:half], order[half:]
+    return order[:half], np.sort(order[half:])

@@ -27,17 +27,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Examples:
-    """Training examples or queries, as text and as the model's tokens.
+    """n training examples or queries, as text and as the model's tokens."""
 
-    Attributes:
-        rows: n rows with id, prompt, completion, task, content and type.
-        tokens: The same n, encoded.
-        max_length: Most tokens of one, which longer prompts were cut to.
-    """
-
-    rows: list[dict]
+    rows: list[dict]  # with id, prompt, completion, task, content and type
     tokens: list[Encoded]
-    max_length: int | None = None
+    max_length: int | None = None  # most tokens of one, which longer prompts were cut to
 
     @classmethod
     def of(cls, lm: LM, rows: Iterable[Mapping], max_length: int | None = None) -> Examples:
@@ -68,17 +62,11 @@ class Inputs(NamedTuple):
 
 @dataclass(frozen=True)
 class Output:
-    """One matrix of a method, which has a store of its own.
+    """One matrix of a method, which has a store of its own."""
 
-    Attributes:
-        name: The store's method.
-        options: All that determines the scores beside the experiment: JSON-able.
-        unit: Unit of a score, a semicolon, and what its sign means.
-    """
-
-    name: str
-    options: dict
-    unit: str
+    name: str  # the store's method
+    options: dict  # all that determines the scores beside the experiment: JSON-able
+    unit: str  # of a score, a semicolon, and what its sign means
 
 
 def setting(default: Any = None) -> Any:
@@ -118,7 +106,7 @@ class Method(ABC):
 
     @property
     def options(self) -> dict:
-        """What of the scores' key is the method's: its version and its fields."""
+        """What of the scores' key is the method's, beside the name."""
         fields = [f.name for f in dataclasses.fields(self) if not f.metadata.get("setting")]
         return {"version": self.version, **{name: getattr(self, name) for name in fields}}
 

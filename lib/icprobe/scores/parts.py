@@ -60,7 +60,7 @@ def decode(path, place: Place) -> np.ndarray:
         OSError: If it is damaged; or another error of pyarrow.
     """
     with pq.ParquetFile(path, page_checksum_verification=True) as file:
-        check_footer(file.metadata, place)
+        _check_footer(file.metadata, place)
         table = file.read(use_threads=False)
     if not table.drop_columns("score").equals(pa.table(place.ids)):
         raise StoreError("its training or query ids are not those of the manifest")
@@ -70,8 +70,7 @@ def decode(path, place: Place) -> np.ndarray:
     return scores.reshape(-1, len(place.query_ids))
 
 
-def check_footer(footer: pq.FileMetaData, place: Place) -> None:
-    """Raise StoreError if a part is of another place, or has other columns or another size."""
+def _check_footer(footer: pq.FileMetaData, place: Place) -> None:
     found, tag = footer.metadata or {}, place.tag
     if any(found.get(name) != value for name, value in tag.items()):
         owner = " block ".join(found.get(name, b"(unknown)").decode() for name in tag)

@@ -39,19 +39,15 @@ def score(
 ) -> dict[str, np.ndarray]:
     """Score all pairs of an experiment: finished blocks are reused, and finished scores only read.
 
-    Args:
-        experiment: What is scored (its pool of N, its M queries) and where the scores lie.
-        methods: One method or several.
-        lm: The experiment's model; loaded where something is missing, by default.
-        engine: "local", or "ray" for the workers of a Ray cluster.
-        fresh: Compute everything anew, in the experiment's own folder.
+    The experiment's model is loaded where something is missing, unless it is given as `lm`. With
+    `fresh`, everything is computed anew, in the experiment's own folder.
 
     Returns:
         float32 [N, M] by output, see `Method.outputs`; [1, M] of a method with a `single_row`.
 
     Raises:
-        ValueError: If the engine is unknown, the model is not the experiment's, or a method cannot
-            score something, before anything is computed.
+        ValueError: If the engine is neither "local" nor "ray", the model is not the experiment's,
+            or a method cannot score something, before anything is computed.
         FloatingPointError: If a gradient or a log-likelihood is not finite; names the example.
         StoreError: If scores are not finite or have a wrong shape, or a part is damaged.
     """
@@ -88,21 +84,17 @@ def load(
 ) -> dict[str, np.ndarray]:
     """Return finished scores as `score` does; needs neither the model nor the data.
 
-    Args:
-        experiment: What was scored.
-        methods: One method or several.
-        how_to_make: What to run if scores are not there, for the message; by default the method's
-            notebook.
-
     Raises:
-        ScoresNotFound: If they are not there; says what to run, and names the nearest there are.
+        ScoresNotFound: If they are not there; says `how_to_make` them (by default, the method's
+            notebook), and names the nearest there are.
         StoreError: If a part is damaged.
     """
-    return {
-        name: _find(experiment, method, output, how_to_make).matrix()
-        for method in _listed(methods)
-        for name, output in method.outputs.items()
-    }
+    found = {}
+    for method in _listed(methods):
+        how = how_to_make or f"run notebook {method.notebook} with these parameters"
+        for name, output in method.outputs.items():
+            found[name] = _find(experiment, method, output, how).matrix()
+    return found
 
 
 def variants(experiment: Experiment, output: Output) -> Iterator[tuple[dict, np.ndarray]]:
@@ -123,18 +115,10 @@ def compute(
     queries: Iterable[Mapping],
     max_length: int | None = None,
 ) -> dict[str, np.ndarray]:
-    """Return a method's scores without any store: float32 [N, M] by output.
+    """Return a method's scores without any store: float32 [N, M] by output; for errors: `score`.
 
-    Args:
-        method: The method.
-        lm: The model.
-        train: N rows with id, prompt, completion (and what else the method reads).
-        queries: M rows like them.
-        max_length: Most tokens of one example, see `models.encode`.
-
-    Raises:
-        ValueError: If the method cannot score something.
-        FloatingPointError: As `score`.
+    Training examples and queries are rows with id, prompt, completion (and what else the method
+    reads), of at most `max_length` tokens, see `models.encode`.
     """
     pool, asked = (Examples.of(lm, rows, max_length) for rows in (train, queries))
     inputs = Inputs(lm, pool, asked)
@@ -161,24 +145,15 @@ def fill(
     each skips what others have finished.
 
     Args:
-        stores: The stores.
-        train: What rows are made of, to be sliced.
+        stores: By output.
+        train: What has a slice for each block.
         score_blocks: Takes blocks as they are wanted (it may read ahead), and yields their numbers
             and scores, in any order.
-
-    Raises:
-        StoreError: If a part is damaged, scores are not finite or have the wrong shape, or the disk
-            refuses a part. Finished blocks stay.
     """
-    first, kept = next(iter(stores.values())), list(stores.values())
+    kept = list(stores.values())
+    first, (N, M) = kept[0], kept[0].shape
     left = sorted({block for one in kept for block in one.missing()}, reverse=True)
-    for one in kept if left else ():
-        one.check()
-    N, M = first.shape
-    n_left = sum(len(first.rows(block)) for block in left)
-    bar = tqdm(
-        desc=_names(kept), unit=" pairs", total=N * M, initial=(N - n_left) * M, disable=not left
-    )
+    there = N - sum(len(first.rows(block)) for block in left)
 
     def wanted() -> Iterator[Block]:
         while left:
@@ -190,7 +165,8 @@ def fill(
             else:  # another process was faster
                 bar.update(len(rows) * M)
 
-    with bar:
+    size = {"total": N * M, "initial": there * M, "unit": " pairs"}
+    with tqdm(desc=_names(kept), disable=not left, **size) as bar:
         for block, found in score_blocks(wanted()) if left else ():
             if all(one.finished(block) for one in kept):
                 # shuffle, so that two processes rarely compute the same block
@@ -217,12 +193,8 @@ def _identity(experiment: Experiment, method: Method, output: Output) -> dict:
     return {**parts, "options": output.options}
 
 
-def _find(
-    experiment: Experiment, method: Method, output: Output, how_to_make: str | None = None
-) -> ScoreStore:
+def _find(experiment: Experiment, method: Method, output: Output, how_to_make: str) -> ScoreStore:
     identity = _identity(experiment, method, output)
-    if how_to_make is None:
-        how_to_make = f"run notebook {method.notebook} with these parameters"
     return store.find(_folders(experiment), output.name, identity, how_to_make)
 
 
@@ -230,7 +202,7 @@ def _finished(experiment: Experiment, method: Method) -> dict[str, ScoreStore]:
     found = {}
     for name, output in method.outputs.items():
         with suppress(ScoresNotFound):
-            found[name] = _find(experiment, method, output)
+            found[name] = _find(experiment, method, output, "")
     return found
 
 
@@ -242,16 +214,11 @@ def _open(
     opened = {}
     for name in names:
         output = method.outputs[name]
-        opened[name] = store.open(
-            experiment.scores_dir,
-            output.name,
-            _identity(experiment, method, output),
-            [method.single_row] if method.single_row else inputs.pool.ids,
-            inputs.queries.ids,
-            block_size=_block_size(method, inputs),
-            fresh=fresh,
-            description=output.unit,
-        )
+        key = output.name, _identity(experiment, method, output)
+        ids = [method.single_row] if method.single_row else inputs.pool.ids, inputs.queries.ids
+        size = _block_size(method, inputs)
+        where = experiment.scores_dir
+        opened[name] = store.open(where, *key, *ids, size, fresh, description=output.unit)
     return opened
 
 

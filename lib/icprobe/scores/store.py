@@ -18,14 +18,13 @@ import os
 import platform
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from icprobe import __version__
 from icprobe.data import paths
@@ -46,16 +45,10 @@ class ScoresNotFound(StoreError, FileNotFoundError):  # noqa: N818 - reads like 
 
 @dataclass(frozen=True)
 class ScoreStore:
-    """The score matrix [N, M] of one method, in blocks of `block_size` training examples.
-
-    Made by `open` or `find`. Several processes may use one store at the same time.
+    """The score matrix [N, M] of one method; made by `open` or `find`.
 
     Attributes:
-        folder: Where the manifest and the parts lie.
-        method: Name of the attribution method.
         identity: Nested JSON-able dictionary of everything that determines the scores.
-        train_ids: Ids of the N rows.
-        query_ids: Ids of the M columns.
         block_size: Training examples in one part (the last part may have fewer).
         description: Unit and sign of a score, for readers of the manifest.
         parts_of: Name of the store that the parts were written for, where it has been renamed.
@@ -72,7 +65,6 @@ class ScoreStore:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(N, M)."""
         return len(self.train_ids), len(self.query_ids)
 
     @property
@@ -80,12 +72,10 @@ class ScoreStore:
         return -(-len(self.train_ids) // self.block_size)
 
     def rows(self, block: int) -> range:
-        """Return the row numbers of a block."""
         start = block * self.block_size
         return range(start, min(start + self.block_size, len(self.train_ids)))
 
     def part(self, block: int) -> Path:
-        """Return the path of a block's part, whether or not it is there."""
         return self.folder / f"part-{block:05d}.parquet"
 
     def finished(self, block: int) -> bool:
@@ -98,15 +88,13 @@ class ScoreStore:
         return [block for block in range(self.n_blocks) if self.part(block).name not in there]
 
     def n_finished(self) -> int:
-        """Return how many rows are finished."""
         return len(self.train_ids) - sum(len(self.rows(block)) for block in self.missing())
 
     def write(self, block: int, scores: np.ndarray) -> None:
         """Write the scores [n, M] of one block; one that is already finished is left as it is.
 
-        Raises:
-            StoreError: Wrong shape, scores that are not finite in float32, or a disk that is
-                full or read-only.
+        Raises StoreError for a wrong shape, scores that are not finite in float32, or a disk that
+        is full or read-only.
         """
         rows, M = self.rows(block), len(self.query_ids)
         with np.errstate(over="ignore"):  # beyond float32 becomes inf, refused below
@@ -118,40 +106,35 @@ class ScoreStore:
             )
         bad = np.argwhere(~np.isfinite(scores))
         if len(bad):
-            pairs = "; ".join(
-                f"{scores[i, j]} for training example {self.train_ids[rows[i]]!r} "
-                f"and query {self.query_ids[j]!r}"
-                for i, j in bad[:3]
-            )
+            i, j = bad[0]
             raise StoreError(
-                f"{self.method}: {len(bad)} scores of block {block} are not finite: {pairs}"
+                f"{self.method}: {len(bad)} scores of block {block} are not finite, such as for "
+                f"training example {self.train_ids[rows[i]]!r} and query {self.query_ids[j]!r}"
             )
         publish(self.part(block), parts.encode(scores, self._place(block)))
 
     def matrix(self) -> np.ndarray:
-        """Read all scores, float32 [N, M], checking every part's checksums, ids and values.
+        """Read all scores, float32 [N, M].
 
-        Raises:
-            StoreError: Unfinished blocks, or a part that is truncated, damaged or foreign.
+        Raises StoreError for unfinished blocks, or a part that is truncated, damaged or foreign.
         """
         if self.missing():
             raise StoreError(f"{shown(self.folder)} is incomplete: {self.progress()}")
-        scores = np.empty(self.shape, dtype=np.float32)
-        for block in range(self.n_blocks):
-            rows = self.rows(block)
-            with self._blaming(block):
-                scores[rows.start : rows.stop] = parts.decode(self.part(block), self._place(block))
-        return scores
+        return np.concatenate([self._read(block) for block in range(self.n_blocks)])
 
-    def check(self) -> None:
-        """Look at the footers of finished parts: cheap, so that damage shows before the work.
-
-        Raises:
-            StoreError: A part is truncated, foreign or of the wrong size.
-        """
-        for block in sorted(set(range(self.n_blocks)).difference(self.missing())):
-            with self._blaming(block):
-                parts.check_footer(pq.read_metadata(self.part(block)), self._place(block))
+    def _read(self, block: int) -> np.ndarray:
+        """Read a part; name it in whatever goes wrong, and say what to do."""
+        try:
+            return parts.decode(self.part(block), self._place(block))
+        except (OSError, ValueError, pa.ArrowException) as error:
+            # With an errno it is the system's fault (permissions, open files), not the part's.
+            if getattr(error, "errno", None):
+                raise
+            reason = " ".join(str(error).split()).rstrip(".")
+            raise StoreError(
+                f"{shown(self.part(block))} is damaged or foreign: {reason}. "
+                "Delete this file and run again; only its rows will be computed."
+            ) from error
 
     def tidy(self) -> None:
         """Remove temporary files that killed processes left behind, without harming live ones."""
@@ -171,7 +154,6 @@ class ScoreStore:
             path.unlink(missing_ok=True)
 
     def progress(self) -> str:
-        """Return how many rows are finished, for messages."""
         return f"{self.n_finished()} of {len(self.train_ids)} rows are finished"
 
     def _place(self, block: int) -> parts.Place:
@@ -191,21 +173,6 @@ class ScoreStore:
         }
         return (json.dumps(fields, indent=1) + "\n").encode()
 
-    @contextmanager
-    def _blaming(self, block: int) -> Iterator[None]:
-        """Name the part in whatever goes wrong while reading it, and say what to do."""
-        try:
-            yield
-        except (OSError, ValueError, pa.ArrowException) as error:
-            # With an errno it is the system's fault (permissions, open files), not the part's.
-            if getattr(error, "errno", None):
-                raise
-            reason = " ".join(str(error).split()).rstrip(".")
-            raise StoreError(
-                f"{shown(self.part(block))} is damaged or foreign: {reason}. "
-                "Delete this file and run again; only its rows will be computed."
-            ) from error
-
 
 def open(
     scores_dir: str | Path,
@@ -219,16 +186,8 @@ def open(
 ) -> ScoreStore:
     """Create a store, or return to the one these parameters have already made.
 
-    Args:
-        scores_dir: Folder of the store's folder; a relative one starts at the repository root.
-        method: Name of the attribution method; letters, digits, dots, dashes and underscores.
-        identity: JSON-able, nested dictionary of everything that determines the scores.
-        train_ids: N unique ids, in the order of the rows.
-        query_ids: M unique ids, in the order of the columns.
-        block_size: Training examples in one part; a store that exists keeps its own.
-        fresh: Delete this store's files first, so that everything is computed anew. Not for use
-            while another process fills the same store.
-        description: Unit and sign of a score, written to a new manifest.
+    One that exists keeps its block size. With `fresh`, its files are deleted first, so that
+    everything is computed anew; not for use while another process fills the same store.
 
     Raises:
         StoreError: A manifest that is damaged or made for something else (the fields that differ
@@ -255,17 +214,11 @@ def open(
 def find(
     folders: Sequence[str | Path], method: str, identity: dict, how_to_make: str = ""
 ) -> ScoreStore:
-    """Return the complete store of these parameters; needs neither the model nor the data.
-
-    Args:
-        folders: Where stores lie; the first folder that has it complete counts.
-        method: Name of the attribution method.
-        identity: The identity the scores were made with.
-        how_to_make: For the error message, such as "run notebook 01".
+    """Return the complete store of these parameters, in the first folder that has it.
 
     Raises:
         ScoresNotFound: There is no such store (the message names the nearest ones and the fields
-            that differ), or it is incomplete.
+            that differ, and `how_to_make` it), or it is incomplete.
         StoreError: Its manifest is damaged.
     """
     folders, name = [resolve(folder) for folder in folders], key(method, identity)
@@ -316,7 +269,7 @@ def made_with() -> dict[str, str]:
 
 
 def _nearest(folders: Sequence[Path], method: str, identity: dict) -> str:
-    """Describe the stores of this method that differ least from what was asked for."""
+    """Describe the store of this method that differs least from what was asked for."""
     found = []
     for manifest in (path for f in folders for path in f.glob(f"{method}-*/{MANIFEST}")):
         with suppress(StoreError):  # damaged, or of another format: not what the user looks for
@@ -324,18 +277,14 @@ def _nearest(folders: Sequence[Path], method: str, identity: dict) -> str:
             if stored.method == method:
                 differing = list(differences(stored.identity, plain(identity), "identity"))
                 found.append((len(differing), stored.folder.name, stored, differing))
-    text = "" if found else f"\nThere are no {method} scores in {shown(folders[0])}."
-    for _, name, stored, differing in sorted(found, key=lambda entry: entry[:2])[:3]:
-        text += f"\nNear: {name} ({stored.progress()}), where{listed(differing)}"
-    return text
+    if not found:
+        return f"\nThere are no {method} scores in {shown(folders[0])}."
+    _, name, stored, differing = min(found, key=lambda one: one[:2])
+    return f"\nNear: {name} ({stored.progress()}), where{listed(differing)}"
 
 
 def publish(path: Path, data: bytes) -> None:
-    """Let a file appear whole under its name, at once; if it is there already, leave that one.
-
-    Raises:
-        StoreError: The disk is full or read-only.
-    """
+    """Let a file appear whole under its name, at once; if it is there already, leave that one."""
     try:
         with paths.replacing(path, keep=True) as temporary, temporary.open("xb") as file:
             file.write(data)
