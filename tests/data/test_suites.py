@@ -11,7 +11,7 @@ from collections import Counter
 
 import pytest
 import yaml
-from helpers import keep_tasks, save_after_reading
+from helpers import keep_suite, keep_tasks, save_after_reading
 
 from icprobe import data
 from icprobe.data import assets, paths
@@ -56,11 +56,7 @@ TASKS = {
 @pytest.fixture
 def bench(tmp_path, monkeypatch):
     """Put made-up tasks into the cache, and the suite "made" into the suites folder."""
-    monkeypatch.setenv("ICPROBE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(paths, "SUITES", tmp_path / "suites")
-    paths.SUITES.mkdir()
-    write_suite(SUITE)
-    keep_tasks(tmp_path / "tasks", TASKS)
+    keep_suite(monkeypatch, tmp_path, SUITE, TASKS)
 
 
 def asked(tmp_path, examples, split="train"):

@@ -142,33 +142,24 @@ def test_scores_are_stored_reused_and_found_without_model_and_data(what, capsys,
     assert not CALLS and capsys.readouterr().out.splitlines() == said[2:]
 
 
-def test_versions_options_and_the_template_are_in_the_key_and_settings_are_not(what, monkeypatch):
+def test_all_that_determines_scores_is_in_the_key_and_named_where_it_differs(what, monkeypatch):
+    def check_named(other, field, method=None):
+        with pytest.raises(ScoresNotFound, match=field):
+            load(other, method or Overlap())
+
     score(what, Overlap())
-    load(what, Overlap(stop_after=1))
+    load(what, Overlap(stop_after=1))  # a setting
+    check_named(what, r"identity\.options\.power: stored 1, asked 2", Overlap(2))
+    for field, value, name in (
+        ("dtype", "float64", "model.dtype"), ("n_train", 4, "train.limit"),
+        ("n_query", 2, "queries.limit"), ("max_length", 99, "max_length"),
+    ):  # fmt: skip
+        check_named(replace(what, **{field: value}), f"identity.{name}: stored .*, asked {value!r}")
     monkeypatch.setattr(Overlap, "version", 2)
-    with pytest.raises(ScoresNotFound, match=r"identity\.options\.version: stored 1, asked 2"):
-        load(what, Overlap())
+    check_named(what, r"identity\.options\.version: stored 1, asked 2")
     monkeypatch.undo()
-    with pytest.raises(ScoresNotFound, match=r"identity\.options\.power: stored 1, asked 2"):
-        load(what, Overlap(2))
     monkeypatch.setattr("icprobe.scores.experiment.TEMPLATE_VERSION", 7)
-    with pytest.raises(ScoresNotFound, match=r"identity\.template: stored 1, asked 7"):
-        load(replace(what), Overlap())
-
-
-@pytest.mark.parametrize(
-    ("change", "field"),
-    [
-        ({"dtype": "float64"}, r"identity\.model\.dtype"),
-        ({"n_train": 4}, r"identity\.train\.limit"),
-        ({"n_query": 2}, r"identity\.queries\.limit"),
-        ({"max_length": 99}, r"identity\.max_length"),
-    ],
-)
-def test_missing_scores_name_the_nearest_and_what_differs(what, change, field):
-    score(what, Overlap())
-    with pytest.raises(ScoresNotFound, match=field):
-        load(replace(what, **change), Overlap())
+    check_named(replace(what), r"identity\.template: stored 1, asked 7")
 
 
 def test_several_matrices_from_one_pass_each_in_its_store(what):
@@ -182,25 +173,22 @@ def test_several_matrices_from_one_pass_each_in_its_store(what):
     assert found.keys() == {1, 2, 3} and (found[2] == both["p2"]).all()
 
     # a store left half done costs its missing blocks alone
-    kept = {k: of_power(what, k) for k in (1, 2)}
-    kept[2].part(1).unlink()
+    one, two, _ = sorted(store.find_all(what.scores_dir, "power"),
+                         key=lambda kept: kept.identity["options"]["k"])  # fmt: skip
+    two.part(1).unlink()
     CALLS.clear()
     assert (score(what, Several())["p2"] == both["p2"]).all()
     assert CALLS == [((2,), ["1-2", "1-3"])]
 
     # each store that was begun is finished in its own blocks
-    kept[2].part(2).unlink()
-    options = {**kept[1].identity, "options": {**kept[1].identity["options"], "k": 1}}
-    part = what.scores_dir, "power", options, kept[1].train_ids, kept[1].query_ids
-    store.open(*part, block_size=3, fresh=True)
+    two.part(2).unlink()
+    same = what.scores_dir, one.method, one.identity, one.train_ids, one.query_ids
+    store.open(*same, block_size=3, fresh=True)
+    CALLS.clear()
     again = score(what, Several())
     assert all((again[name] == both[name]).all() for name in again)
-    assert of_power(what, 1).block_size == 3
-
-
-def of_power(what, k):
-    found = store.find_all(what.scores_dir, "power")
-    return next(kept for kept in found if kept.identity["options"]["k"] == k)
+    assert [len(rows) for powers, rows in CALLS if powers == (1,)] == [3, 2]
+    assert [rows for powers, rows in CALLS if powers == (2,)] == [["1-4"]]
 
 
 def test_a_single_row_does_not_depend_on_the_training_examples(what):

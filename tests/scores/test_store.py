@@ -193,12 +193,6 @@ def by_somebody_else(kept):
     return as_file(pq.read_table(kept.part(1)).replace_schema_metadata(None))
 
 
-def with_a_flipped_bit(kept):
-    data = bytearray(kept.part(1).read_bytes())
-    data[len(data) // 3] ^= 1
-    return bytes(data)
-
-
 def of(folder, **changed):
     """Return block 1 of another store."""
     return filled(folder, **changed).part(1).read_bytes()
@@ -224,7 +218,6 @@ DAMAGES = {
         "ids are not those of the manifest",
     ),
     "nan": (lambda kept: as_part(kept, np.full((3, 5), np.nan)), "not finite"),
-    "flipped bit": (with_a_flipped_bit, ""),
 }
 
 
@@ -236,17 +229,13 @@ def test_damaged_or_foreign_part_is_named_and_can_be_computed_again(tmp_path, da
     kept.part(1).write_bytes(content(kept))
     with pytest.raises(store.StoreError, match=rf"part-00001.*{reason}.*Delete this file"):
         store.find([tmp_path], "icp", IDENTITY).matrix()
+    kept.part(1).write_bytes(as_part(kept, MATRIX[3:6]))  # nothing else was wrong with it
+    assert bits(kept.matrix()) == bits(MATRIX)
     kept.part(1).unlink()
     computed = []
     fill(opened(tmp_path), from_matrix(MATRIX, computed))
     assert computed == [[3, 4, 5]]
     assert files(kept.folder) == intact
-
-
-def test_the_parts_made_for_these_tests_are_otherwise_accepted(tmp_path):
-    kept = filled(tmp_path)
-    kept.part(1).write_bytes(as_part(kept, np.ones((3, 5))))
-    assert kept.matrix()[3:6].tolist() == np.ones((3, 5)).tolist()
 
 
 def test_parts_of_a_renamed_store_are_read_and_foreign_ones_are_not(tmp_path):
@@ -323,7 +312,7 @@ def test_scores_that_are_not_finite_are_refused_with_their_ids(tmp_path, value):
     assert sorted(files(kept.folder)) == ["manifest.json"]
 
 
-@pytest.mark.parametrize("shape", [(2, 5), (3, 4), (5, 3), (15,), (3, 5, 1), ()])
+@pytest.mark.parametrize("shape", [(2, 5), (5, 3), (15,), (3, 5, 1)])
 def test_wrong_shape_is_refused(tmp_path, shape):
     kept = opened(tmp_path)
     with pytest.raises(store.StoreError, match=r"block 0 must have shape \[3, 5\], not"):
