@@ -18,8 +18,9 @@ from helpers import experiment_on, texts
 from stores import files, some_scores
 
 from icprobe.data import paths
-from icprobe.methods import icp, training_effect
+from icprobe.methods import icp
 from icprobe.methods.gradient import GradientProducts
+from icprobe.methods.training_effect import Step, TrainingEffect
 from icprobe.scores import Method, run, score, store
 from icprobe.scores.method import Inputs, setting
 
@@ -90,7 +91,7 @@ def check_complete(made, folder):
 
 @pytest.mark.parametrize(
     "method",
-    [icp.ICP(), GradientProducts(), training_effect.TrainingEffect()],
+    [icp.ICP(), GradientProducts(), TrainingEffect([Step("sgd", 3e-3)])],
     ids=lambda m: m.name,
 )
 def test_scores_have_the_same_bytes_as_those_of_one_local_thread(

@@ -126,8 +126,8 @@ def compute(
     rows, size = _rows(method, pool), _block_size(method, inputs)
     starts = range(0, 1 if method.single_row else len(pool), size)
     blocks = [Block(k, list(method.outputs), rows[k : k + size]) for k in starts]
-    scored = _score_here(method, inputs, tqdm(blocks, desc=method.name, unit=" blocks"))
-    parts = [found for _, found in scored]
+    blocks = tqdm(blocks, desc=method.name, unit=" blocks", leave=False)
+    parts = [found for _, found in _score_here(method, inputs, blocks)]
     return {
         name: np.concatenate([part[name] for part in parts]).astype(np.float32)
         for name in method.outputs

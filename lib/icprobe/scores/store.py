@@ -87,6 +87,10 @@ class ScoreStore:
         there = {path.name for path in self.folder.iterdir()}
         return [block for block in range(self.n_blocks) if self.part(block).name not in there]
 
+    @property
+    def complete(self) -> bool:
+        return not self.missing()
+
     def n_finished(self) -> int:
         return len(self.train_ids) - sum(len(self.rows(block)) for block in self.missing())
 
@@ -118,7 +122,7 @@ class ScoreStore:
 
         Raises StoreError for unfinished blocks, or a part that is truncated, damaged or foreign.
         """
-        if self.missing():
+        if not self.complete:
             raise StoreError(f"{shown(self.folder)} is incomplete: {self.progress()}")
         return np.concatenate([self._read(block) for block in range(self.n_blocks)])
 
@@ -225,7 +229,7 @@ def find(
     hint = f"\nTo make them: {how_to_make}" if how_to_make else ""
     there = [load(one / name) for one in folders if (one / name / MANIFEST).exists()]
     for stored in there:
-        if not stored.missing():
+        if stored.complete:
             return stored
     if there:
         where = shown(there[0].folder)
@@ -238,7 +242,7 @@ def find_all(scores_dir: str | Path, method: str) -> Iterator[ScoreStore]:
     """Yield all complete stores of a method, whatever they were made with."""
     for manifest in sorted(resolve(scores_dir).glob(f"{method}-*/{MANIFEST}")):
         kept = load(manifest.parent)
-        if kept.method == method and not kept.missing():
+        if kept.method == method and kept.complete:
             yield kept
 
 
