@@ -243,10 +243,8 @@ def test_length_limits(bench):
     [
         ({"sede": 1}, r"made.yaml: sede"),
         ({"seed": None}, r"made.yaml: seed.*required"),
-        ({"seed": "0"}, r"made.yaml: seed.*integer.*'0'"),
         ({"seed": True}, r"made.yaml: seed.*integer.*True"),
         ({"splits__query": None}, r"made.yaml: splits.*3.*"),
-        ({"splits__query": 0}, r"made.yaml: splits.query.*greater than 0.*0"),
         ({"types__ask__label": None}, r"types.ask.label.*required"),
         ({"types__ask__label": "Q: "}, r"types.ask.label.*'Q: '"),
         ({"tasks__asking": "one"}, r"tasks.asking.*dictionary.*'one'"),
@@ -256,7 +254,6 @@ def test_length_limits(bench):
         ({"tasks__asking__balanced": True}, r"tasks.asking: balanced"),
         ({"tasks__asking__input_chars": [9]}, r"tasks.asking: input_chars.*\[9\]"),
         ({"tasks__asking__passage": "("}, r"tasks.asking: passage.*regular expression"),
-        ({"tasks__asking__drop": "("}, r"tasks.asking: drop.*regular expression"),
         ({"tasks__asking__splits": {"train": 1}}, r"tasks.asking: splits.*3.*'train': 1"),
     ],
 )
@@ -305,8 +302,6 @@ def test_the_shipped_suites_are_well_formed(name):
 def test_the_shipped_suites_are_disjoint_and_balanced(name):
     tables = all_splits(name)
     check_suite(tables, data.read_suite(name))
-    again = data.load(name, "train", limit=30)
-    assert again.to_list() == tables["train"].to_list()[:30]
 
 
 @pytest.mark.real
