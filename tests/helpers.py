@@ -8,11 +8,12 @@ import numpy as np
 import pandas as pd
 import torch
 import transformers
+import yaml
 from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
 from tokenizers import models as tokenizer_models
 
 from icprobe import models
-from icprobe.data import cache
+from icprobe.data import cache, paths
 from icprobe.scores import Experiment
 
 # one tolerance pair for the suite: log-likelihoods of float32 models, in nats
@@ -102,6 +103,16 @@ def keep_tasks(folder: Path, tasks: dict[str, list[dict]]) -> None:
         (folder / name / "task.json").write_text(json.dumps({"examples": examples}))
     (folder / "tasks.txt").write_text("\n".join(tasks))
     cache.keep(folder, cache.root() / "bigbench-1.0.0")
+
+
+def keep_suite(monkeypatch, folder: Path, suite: dict, tasks: dict[str, list[dict]]) -> str:
+    """Put made-up tasks into a cache and a suite into a suites folder; return the suite's name."""
+    monkeypatch.setenv("ICPROBE_CACHE", str(folder / "cache"))
+    keep_tasks(folder / "tasks", tasks)
+    monkeypatch.setattr(paths, "SUITES", folder / "suites")
+    paths.SUITES.mkdir()
+    (paths.SUITES / "made.yaml").write_text(yaml.safe_dump(suite))
+    return "made"
 
 
 def save_after_reading(monkeypatch, file: Path, content: bytes) -> None:

@@ -12,7 +12,7 @@ from icprobe.data import paths
 from icprobe.finetuning import recipe, selection
 from icprobe.methods import registry, training_effect
 from icprobe.methods.gradient import losses
-from icprobe.scores import Experiment, engines
+from icprobe.scores import Experiment, run
 from icprobe.statistics import recommendation
 
 OF = {name[:2]: one for name, one in settings.NOTEBOOKS.items()}
@@ -188,7 +188,7 @@ def test_the_experiment_has_what_the_notebook_says():
 def test_names_are_those_of_the_modules_that_know_them():
     known = {
         "dtype": models.DTYPES,
-        "engine": engines.ENGINES,
+        "engine": run.ENGINES,
         "loss_on": losses.LOSSES,
         "schedule": recipe.SCHEDULES,
         "budget_unit": selection.UNITS,

@@ -207,10 +207,8 @@ def test_a_column_that_no_row_has_is_said_once(own):
 
 def test_options_are_renamed_or_left_out(own):
     rows = [a_row(choices=[" 2", " 3"]), a_row(choices=None)]
-    assert list(data.load(own(rows), columns={"options": "choices"})["options"]) == [
-        [" 2", " 3"],
-        None,
-    ]
+    renamed = data.load(own(rows), columns={"options": "choices"})
+    assert list(renamed["options"]) == [[" 2", " 3"], None]
     of_another_form = own([a_row(options={"label": ["A", "B"]})])
     assert data.load(of_another_form, columns={"options": None})["options"][0] is None
 
@@ -253,7 +251,7 @@ def test_the_bytes_of_a_file_that_are_hashed_are_those_that_are_parsed(tmp_path,
         table.to_parquet(file) if file.suffix == ".parquet" else table.to_json(file)
         contents[text] = file.read_bytes()
     save_after_reading(monkeypatch, file, contents["second"])
-    rows, who = data.load_with_identity(file)
+    rows, who = data.Source(file).load()
     assert rows["content"] == ["first"]
     assert who["sha256"] == hashlib.sha256(contents["first"]).hexdigest()
     assert data.identity(file)["sha256"] == hashlib.sha256(contents["second"]).hexdigest()

@@ -11,7 +11,7 @@ from collections import Counter
 
 import pytest
 import yaml
-from helpers import keep_tasks, save_after_reading
+from helpers import keep_suite, keep_tasks, save_after_reading
 
 from icprobe import data
 from icprobe.data import assets, paths
@@ -56,11 +56,7 @@ TASKS = {
 @pytest.fixture
 def bench(tmp_path, monkeypatch):
     """Put made-up tasks into the cache, and the suite "made" into the suites folder."""
-    monkeypatch.setenv("ICPROBE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(paths, "SUITES", tmp_path / "suites")
-    paths.SUITES.mkdir()
-    write_suite(SUITE)
-    keep_tasks(tmp_path / "tasks", TASKS)
+    keep_suite(monkeypatch, tmp_path, SUITE, TASKS)
 
 
 def asked(tmp_path, examples, split="train"):
@@ -203,7 +199,7 @@ def test_the_text_of_a_suite_that_is_hashed_is_the_one_that_is_parsed(bench, mon
     rows = data.load("made", "train").to_list()
     other = yaml.safe_dump(changed(tasks__asking__content="other"))
     save_after_reading(monkeypatch, file, other.encode())
-    found, hashed = data.load_with_identity("made", "train")
+    found, hashed = data.Source("made", "train").load()
     assert (found.to_list(), hashed) == (rows, who)
     assert hashed["sha256"] == hashlib.sha256(first).hexdigest()
     assert data.load("made", "train").to_list() != rows
@@ -237,7 +233,7 @@ def test_rows_and_identity_are_reproducible(bench, monkeypatch):
 
 
 def test_length_limits(bench):
-    write_suite(changed(tasks__replying__input_chars=[1, 5]))
+    write_suite(changed(tasks__replying__input_chars=[9, 1]))
     with pytest.raises(data.DataError, match=r"made, task replying: 0 .* train "):
         data.load("made", "train")
 
@@ -247,20 +243,17 @@ def test_length_limits(bench):
     [
         ({"sede": 1}, r"made.yaml: sede"),
         ({"seed": None}, r"made.yaml: seed.*required"),
-        ({"seed": "0"}, r"made.yaml: seed.*integer.*'0'"),
         ({"seed": True}, r"made.yaml: seed.*integer.*True"),
         ({"splits__query": None}, r"made.yaml: splits.*3.*"),
-        ({"splits__query": 0}, r"made.yaml: splits.query.*greater than 0.*0"),
         ({"types__ask__label": None}, r"types.ask.label.*required"),
-        ({"types__ask__label": "Q: "}, r"types.ask.label.*ends in white space.*'Q: '"),
+        ({"types__ask__label": "Q: "}, r"types.ask.label.*'Q: '"),
         ({"tasks__asking": "one"}, r"tasks.asking.*dictionary.*'one'"),
         ({"tasks__asking__bigbench": None}, r"tasks.asking: bigbench.*required"),
         ({"tasks__asking__bigbench": 1}, r"tasks.asking: bigbench.*string.*1"),
         ({"tasks__asking__type": "akk"}, r"tasks.asking.type: .*'akk'.*ask"),
         ({"tasks__asking__balanced": True}, r"tasks.asking: balanced"),
-        ({"tasks__asking__input_chars": [9, 1]}, r"tasks.asking: input_chars.*\[9, 1\]"),
+        ({"tasks__asking__input_chars": [9]}, r"tasks.asking: input_chars.*\[9\]"),
         ({"tasks__asking__passage": "("}, r"tasks.asking: passage.*regular expression"),
-        ({"tasks__asking__drop": "("}, r"tasks.asking: drop.*regular expression"),
         ({"tasks__asking__splits": {"train": 1}}, r"tasks.asking: splits.*3.*'train': 1"),
     ],
 )
@@ -309,8 +302,6 @@ def test_the_shipped_suites_are_well_formed(name):
 def test_the_shipped_suites_are_disjoint_and_balanced(name):
     tables = all_splits(name)
     check_suite(tables, data.read_suite(name))
-    again = data.load(name, "train", limit=30)
-    assert again.to_list() == tables["train"].to_list()[:30]
 
 
 @pytest.mark.real

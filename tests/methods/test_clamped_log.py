@@ -9,7 +9,7 @@ from helpers import FAMILIES, close, examples
 
 from icprobe import models
 from icprobe.methods.gradient import ClampedLog, clamped_log, linear_layers
-from icprobe.scores.method import compute
+from icprobe.scores import compute
 
 
 def gradient_by_name(lm, row, loss_on):

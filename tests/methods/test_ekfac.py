@@ -7,7 +7,7 @@ from helpers import FAMILIES, close, examples
 
 from icprobe import models
 from icprobe.methods.gradient import EKFACInfluence, ekfac, gradient_dot, losses
-from icprobe.scores.method import Examples, compute
+from icprobe.scores import Examples, compute
 
 
 def scores(lm, train, queries, blocks=3, **options):

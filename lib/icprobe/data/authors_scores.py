@@ -58,16 +58,15 @@ class Scores:
 
     @cached_property
     def mean_influence(self) -> np.ndarray:
-        """The mean influence over queries, [N]."""
+        """Over queries, [N]."""
         return self.influence.mean(axis=1, dtype=float)
 
 
 def load(published_dir: str | Path = "") -> Scores:
-    """Return the published scores.
+    """Return the published scores, from a copy of the authors' repository.
 
-    Args:
-        published_dir: A copy of the authors' repository, or a folder laid out like it; if empty,
-            the files are fetched once and kept in the cache.
+    `published_dir` may also be a folder laid out like it; if empty, the files are fetched once and
+    kept in the cache.
 
     Raises:
         AssetError: If a file is missing, damaged, or not what was expected.
@@ -87,12 +86,7 @@ def load(published_dir: str | Path = "") -> Scores:
 
 
 def fetch(url: str = URL, sha256: Mapping[str, str] = SHA256) -> Path:
-    """Return a folder in the cache with the files at a URL, by name and hash (21 MB, fetched once).
-
-    Raises:
-        Unavailable: If a file cannot be had.
-        AssetError: If a file is another one than expected.
-    """
+    """Return a folder in the cache with the files at a URL, by name and hash."""
 
     def fill(temporary: Path, folder: Path) -> None:
         (temporary / FOLDER).mkdir(parents=True)
@@ -105,7 +99,6 @@ def fetch(url: str = URL, sha256: Mapping[str, str] = SHA256) -> Path:
 
 
 def _download(url: str, sha256: str) -> bytes:
-    """Return what is at the address, verified."""
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
             content = response.read()
@@ -126,7 +119,6 @@ def _download(url: str, sha256: str) -> bytes:
 
 
 def _read_icp(file: Path) -> np.ndarray:
-    """Return ICP scores [N]."""
     expected = f"expected one share for each of '0' to '{N - 1}'"
     try:
         entries = json.loads(file.read_bytes())
@@ -141,7 +133,6 @@ def _read_icp(file: Path) -> np.ndarray:
 
 
 def _read_influence(file: Path) -> np.ndarray:
-    """Return one part of the influences, [M, N / PARTS]."""
     import torch
 
     expected = f"expected a float32 tensor {[M, N // PARTS]}"

@@ -36,11 +36,8 @@ def filled(
 ) -> Path:
     """Return a folder of the cache with all wanted files, as they were written.
 
-    Args:
-        name: The folder's name.
-        fill: Called where a file is not intact: makes all in the empty folder that is its first
-            argument, and lets `keep` move it to the second.
-        wanted: Paths in the folder; None for all that the folder's note lists.
+    Where one is not intact, `fill` makes all in the empty folder that is its first argument, and
+    lets `keep` move it to the second. `wanted` are paths in the folder; None for all it has noted.
     """
     folder = root() / name
     if not damaged(folder, wanted):
@@ -73,25 +70,21 @@ def damaged(folder: Path, wanted: Collection[str] | None) -> Path | None:
         return folder
     for name in noted if wanted is None else wanted:
         file = folder / name
-        if name not in noted or not file.is_file() or _known_sha256(file) != noted[name]:
+        if name not in noted or not file.is_file():
+            return file
+        if _sha256_at(file, file.stat().st_mtime_ns) != noted[name]:
             return file
     return None
 
 
 def _noted(folder: Path) -> dict[str, str]:
-    """Return the hashes noted for a folder's files, none if there is no note or a damaged one."""
     try:
         return dict(json.loads((folder / NOTE).read_bytes()))
     except (FileNotFoundError, ValueError, TypeError):
         return {}
 
 
-def _known_sha256(file: Path) -> str:
-    """Return a file's hash, taken once a process and again when the file was written since."""
-    return _sha256_at(file, file.stat().st_mtime_ns)
-
-
-@functools.cache
+@functools.cache  # taken once a process, and again when the file was written since
 def _sha256_at(file: Path, written: int) -> str:
     return sha256(file)
 

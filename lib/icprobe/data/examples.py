@@ -6,6 +6,7 @@ import hashlib
 import re
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,12 +15,79 @@ import numpy as np
 from icprobe.data import assets, cache, paths
 from icprobe.data.base import COLUMNS, DataError, close_names, listed, make_dataset, plain_text
 from icprobe.data.files import load_hub, parse_file
-from icprobe.data.suites import check_split, parse_suite, suite_file, suite_rows, suites
+from icprobe.data.suites import SPLITS, parse_suite, suite_file, suite_rows, suites
 
 if TYPE_CHECKING:
     import datasets
 
 _ROWS_VERSION = 1  # raise it when the same suite text and seed begin to give other rows
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where examples come from, and which of them; the fields are the arguments of `load`."""
+
+    name: str | Path
+    split: str | None = None
+    limit: int | None = None
+    seed: int = 0
+    columns: Mapping[str, str | None] | None = None
+
+    def load(self) -> tuple[datasets.Dataset, dict]:
+        """Return the rows, and their identity: the hash is of the bytes that were parsed."""
+        kind = _kind(self.name)
+        if kind == "hub":
+            version = assets.hub_revision(str(self.name), "dataset")
+            table = load_hub(*version, self.split, self.columns)
+        else:
+            file = self._file(kind)
+            content = file.read_bytes()
+            version = hashlib.sha256(content).hexdigest()
+            if kind == "file":
+                table = parse_file(file, content, self.columns)
+            else:
+                rows = suite_rows(parse_suite(self.name, content), self.split, self.seed)
+                table = make_dataset(rows, str(self.name))
+        limit = self.limit
+        if limit is not None and not 0 < limit <= len(table):
+            raise DataError(
+                f"{self.name}: {limit} examples asked for, {len(table)} are there (None takes all)"
+            )
+        chosen = np.arange(len(table))[:limit]
+        if kind != "suite":  # whose rows are in a random order already
+            chosen = np.sort(np.random.default_rng(self.seed).permutation(len(table))[:limit])
+        return table.select(chosen), self._identity(kind, version)
+
+    def identity(self) -> dict:
+        """Return what determines the rows, without loading or downloading them."""
+        kind = _kind(self.name)
+        if kind == "hub":
+            return self._identity(kind, assets.hub_revision(str(self.name), "dataset"))
+        return self._identity(kind, cache.sha256(self._file(kind)))
+
+    def _identity(self, kind: str, version: str | tuple[str, str]) -> dict:
+        """Return the identity of a suite or a file with this hash, or a hub's (name, revision)."""
+        who = {"source": str(self.name), "version": _ROWS_VERSION, "limit": self.limit}
+        if kind == "suite":
+            who |= {"seed": self.seed, "split": self.split, "sha256": version}
+            return {**who, "archive_sha256": assets.BIGBENCH.sha256}
+        who |= {"seed": None if self.limit is None else self.seed}
+        who |= {"columns": dict(self.columns or {})}
+        if kind == "file":
+            return {**who, "source": paths.resolve(self.name).name, "sha256": version}
+        name, revision = version
+        return {**who, "source": name, "revision": revision, "split": self.split}
+
+    def _file(self, kind: str) -> Path:
+        if kind == "file":
+            return paths.resolve(self.name)
+        if self.split not in SPLITS:
+            raise DataError(
+                f"suite {self.name}: split should be one of {SPLITS}, got {self.split!r}"
+            )
+        if self.columns:
+            raise DataError(f"suite {self.name}: columns are for files and hub data sets")
+        return suite_file(self.name)
 
 
 def load(
@@ -56,92 +124,20 @@ def load(
         DataError: If anything is wrong with the data; all problems are listed together.
         assets.AssetError: If something must be fetched and cannot be.
     """
-    return load_with_identity(source, split, limit, seed, columns)[0]
+    return Source(source, split, limit, seed, columns).load()[0]
 
 
-def load_with_identity(
-    source: str | Path,
-    split: str | None = None,
-    limit: int | None = None,
-    seed: int = 0,
-    columns: Mapping[str, str | None] | None = None,
-) -> tuple[datasets.Dataset, dict]:
-    """Return the rows of `load` and their `identity`; the hash is of the bytes that were parsed."""
-    kind = _kind(source)
-    if kind == "hub":
-        version = assets.hub_revision(str(source), "dataset")
-        table = load_hub(*version, split, columns)
-    else:
-        file = _file(kind, source, split, columns)
-        content = file.read_bytes()
-        version = hashlib.sha256(content).hexdigest()
-        if kind == "file":
-            table = parse_file(file, content, columns)
-        else:
-            rows = suite_rows(parse_suite(source, content), split, seed)
-            table = make_dataset(rows, str(source))
-    if limit is not None and not 0 < limit <= len(table):
-        raise DataError(
-            f"{source}: {limit} examples asked for, {len(table)} are there (None takes all)"
-        )
-    chosen = np.arange(len(table))[:limit]
-    if kind != "suite":  # whose rows are in a random order already
-        chosen = np.sort(np.random.default_rng(seed).permutation(len(table))[:limit])
-    return table.select(chosen), _identity(kind, version, source, split, limit, seed, columns)
-
-
-def identity(
-    source: str | Path,
-    split: str | None = None,
-    limit: int | None = None,
-    seed: int = 0,
-    columns: Mapping[str, str | None] | None = None,
-) -> dict:
+def identity(*source, **options) -> dict:
     """Return what determines the rows that `load` gives, without loading or downloading them.
 
-    Returns:
-        JSON-able: source, version, limit, seed, and the hash of the suite's text and of the
-        archive, the hash of the file, or the hub revision.
+    Takes what `load` takes. JSON-able: source, version, limit, seed, and the hash of the suite's
+    text and of the archive, the hash of the file, or the hub revision.
 
     Raises:
         DataError: If there is no such source or split.
         assets.AssetError: If the hub revision is neither given nor cached, and cannot be asked.
     """
-    kind = _kind(source)
-    if kind == "hub":
-        version = assets.hub_revision(str(source), "dataset")
-    else:
-        version = cache.sha256(_file(kind, source, split, columns))
-    return _identity(kind, version, source, split, limit, seed, columns)
-
-
-def _identity(
-    kind: str,
-    version: str | tuple[str, str],
-    source: str | Path,
-    split: str | None,
-    limit: int | None,
-    seed: int,
-    columns: Mapping[str, str | None] | None,
-) -> dict:
-    """Return the identity of a suite or a file with this hash, or of a hub (name, revision)."""
-    who = {"source": str(source), "version": _ROWS_VERSION, "limit": limit, "seed": seed}
-    if kind == "suite":
-        archive = assets.BIGBENCH.sha256
-        return {**who, "split": split, "sha256": version, "archive_sha256": archive}
-    who |= {"seed": None if limit is None else seed, "columns": dict(columns or {})}
-    if kind == "file":
-        return {**who, "source": paths.resolve(source).name, "sha256": version}
-    name, revision = version
-    return {**who, "source": name, "revision": revision, "split": split}
-
-
-def _file(kind: str, source: str | Path, split: str | None, columns: object) -> Path:
-    """Return the file that a suite or a file is read from."""
-    if kind == "file":
-        return paths.resolve(source)
-    check_split(source, split, columns)
-    return suite_file(source)
+    return Source(*source, **options).identity()
 
 
 def check_disjoint(
@@ -150,16 +146,10 @@ def check_disjoint(
     warn: bool = False,
     names: tuple[str, str] = ("training example", "query"),
 ) -> None:
-    """Make sure that no query is also a training example (equal text but for white space).
+    """Raise DataError if a query is also a training example (equal text but for white space).
 
-    Args:
-        train: Training examples.
-        queries: Queries.
-        warn: Warn instead of raising, for data where repetitions may be meant.
-        names: What rows of the two are called in messages, where they are something else.
-
-    Raises:
-        DataError: If texts are equal; the message lists the ids.
+    The message lists the ids, and calls the two kinds of rows by `names`. With `warn`, it is a
+    warning, for data where repetitions may be meant.
     """
     known = {plain_text(row): row["id"] for row in train.select_columns(list(COLUMNS))}
     same = [(row["id"], known[plain_text(row)]) for row in queries if plain_text(row) in known]
@@ -174,12 +164,11 @@ def check_disjoint(
 
 
 def is_suite(source: str | Path) -> bool:
-    """Tell whether `source` names a suite, whose splits are disjoint by construction."""
+    """Tell whether `source` names a suite; DataError if it is no file and no hub name, either."""
     return _kind(source) == "suite"
 
 
 def _kind(source: str | Path) -> str:
-    """Tell whether `source` is a "suite", a "file" or a "hub" name."""
     name, path = str(source), paths.resolve(source)
     if re.fullmatch(r"[\w-]+", name) and suite_file(name).is_file():
         return "suite"

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def parse_file(
     file: Path, content: bytes, columns: Mapping[str, str | None] | None
 ) -> datasets.Dataset:
-    """Check what a .jsonl or .parquet file holds."""
+    """Check what a .jsonl or .parquet file holds, see `data.load`."""
     where, problems = paths.shown(file), []
     if file.suffix == ".jsonl":
         rows = _parse_jsonl(content, problems)
@@ -34,7 +34,6 @@ def parse_file(
 
 
 def _parse_jsonl(content: bytes, problems: list[tuple[int, str]]) -> list[tuple[int, dict]]:
-    """Return (line number, object) of each line, adding (line number, reason) for a bad one."""
     lines = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
     while lines and not lines[-1].strip():  # blank lines are fine at the end only
         lines.pop()
@@ -85,8 +84,8 @@ def _examples(
     for number, row in rows:
         mapped, odd = _mapped(row, columns or {})
         row = {**row, **mapped}
-        defaults = {"task": stem, "content": "unknown", "type": "unknown"}
-        for key, default in {"id": f"{stem}-{number:05d}", **defaults}.items():
+        defaults = {"id": f"{stem}-{number:05d}", "task": stem}
+        for key, default in {**defaults, "content": "unknown", "type": "unknown"}.items():
             if row.get(key) is None:
                 row[key] = default
         found = [f"{key}: {reason}" for key in COLUMNS if (reason := _reason(key, row.get(key)))]
@@ -128,7 +127,6 @@ def _as_text(
 
 
 def _check_columns(rows: list, where: str, columns: Mapping[str, str | None]) -> None:
-    """Raise DataError if the mapping has a column that does not exist on either side."""
     known = {key for _, row in rows for key in row}
     made = (*COLUMNS, "options")
     for key, value in columns.items():
@@ -144,7 +142,6 @@ def _check_columns(rows: list, where: str, columns: Mapping[str, str | None]) ->
 
 
 def _fields(value: str | None) -> list[str]:
-    """Return the column names in a mapping's value: a plain name, or the names in braces."""
     if value is None:
         return []
     if "{" not in value:
@@ -185,7 +182,6 @@ def _filled(template: str, fields: Mapping[str, object]) -> str:
 
 
 def _reason(key: str, value: object) -> str | None:
-    """Return what is wrong with a column's value, or None."""
     if value is None:
         return "missing"
     if not isinstance(value, str):
@@ -198,7 +194,6 @@ def _reason(key: str, value: object) -> str | None:
 
 
 def _options_reason(options: object, completion: object) -> str | None:
-    """Return what is wrong with the completions to choose from, or None."""
     if options is None:
         return None
     if not isinstance(options, list):

@@ -40,9 +40,7 @@ def is_source(path: str | Path) -> bool:
     Sources are in `SOURCES`, but for the scores that runs keep; so is the reference.
     """
     path, root = resolve(path).resolve(), ROOT.resolve()
-    if root.is_relative_to(path):
-        return True
-    if is_reference(path):
+    if root.is_relative_to(path) or is_reference(path):
         return True
     if path.is_relative_to(root / "data" / "scores"):
         return False
@@ -60,9 +58,7 @@ def shown(path: str | Path) -> str:
 def replacing(file: Path, keep: bool = False) -> Iterator[Path]:
     """Yield a name to write a file under; once it is whole, it appears as `file`, at once.
 
-    Args:
-        file: The file; its folder is made.
-        keep: Leave a file that is there already, instead of replacing it.
+    The folder is made. `keep` leaves a file that is there already, instead of replacing it.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f"{file.name}.{uuid.uuid4().hex}.tmp")

@@ -12,17 +12,10 @@ from typing import Annotated, Literal
 
 import numpy as np
 import yaml
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    PositiveInt,
-    ValidationError,
-)
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from icprobe.data import assets, paths
-from icprobe.data.base import DataError, close_names, plain_text
+from icprobe.data.base import DataError, close_names
 
 SPLITS = ("train", "query", "evaluation")
 _CANDIDATES = 80  # examples looked at per row that a task is to give: enough, and quick
@@ -32,32 +25,11 @@ _LABELS = 10
 
 
 def suites() -> list[str]:
-    """Return the names of all suites."""
+    """Return all names."""
     return sorted(file.stem for file in paths.SUITES.glob("*.yaml"))
 
 
-def _is_pattern(text: str) -> str:
-    try:
-        re.compile(text)
-    except re.error as error:
-        raise ValueError(f"{text!r} is no regular expression: {error}") from None
-    return text
-
-
-def _is_range(limits: list[int]) -> list[int]:
-    if limits[0] > limits[1]:
-        raise ValueError("expected [least, most]")
-    return limits
-
-
-def _is_label(text: str) -> str:
-    if not text.strip() or text != text.rstrip():
-        raise ValueError("it is empty or ends in white space")
-    return text
-
-
-Pattern = Annotated[str, AfterValidator(_is_pattern)]
-Range = Annotated[list[PositiveInt], Field(min_length=2, max_length=2), AfterValidator(_is_range)]
+Range = Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]
 Splits = Annotated[dict[Literal[SPLITS], PositiveInt], Field(min_length=len(SPLITS))]
 
 
@@ -69,7 +41,7 @@ class _Frame(_Schema):
     """What stands before and after a task's input."""
 
     instruction: str
-    label: Annotated[str, AfterValidator(_is_label)]
+    label: Annotated[str, Field(pattern=r"\S$")]
 
 
 class _Choice(_Schema):
@@ -77,8 +49,8 @@ class _Choice(_Schema):
 
     input_chars: Range
     completion_chars: Range
-    passage: Pattern = r"(?s).+"
-    drop: Pattern = ""
+    passage: re.Pattern = re.compile(r"(?s).+")
+    drop: re.Pattern | None = None
     balance: bool = False
     splits: Splits
 
@@ -93,8 +65,8 @@ class Task(_Frame, _Choice):
     def example(self, raw: dict) -> dict[str, str]:
         """Return prompt, completion and passage of one entry of a task.json."""
         lines = (line.rstrip() for line in raw["input"].strip().splitlines())
-        text = "\n".join(line for line in lines if not (self.drop and re.match(self.drop, line)))
-        found = re.search(self.passage, text)
+        text = "\n".join(line for line in lines if not (self.drop and self.drop.match(line)))
+        found = self.passage.search(text)
         return {
             "prompt": f"{self.instruction}\n{text}\n{self.label}",
             "completion": f" {_target(raw)}",
@@ -110,7 +82,7 @@ class Task(_Frame, _Choice):
 
 
 class _File(_Choice):
-    """A suite's YAML; its tasks are checked when their defaults are filled in."""
+    """A suite's YAML; tasks are checked when their defaults are filled in."""
 
     description: str
     seed: int
@@ -123,18 +95,13 @@ class Suite:
     """A suite: named tasks and the seed that deals their passages out to the splits."""
 
     name: str
-    description: str
     seed: int
     splits: dict[str, int]
     tasks: dict[str, Task]
 
 
 def read_suite(name: str) -> Suite:
-    """Read and check data/suites/NAME.yaml.
-
-    Raises:
-        DataError: If keys are unknown, missing or of the wrong kind; names file and keys.
-    """
+    """Read data/suites/NAME.yaml; DataError names keys that are unknown, missing or wrong."""
     return parse_suite(name, suite_file(name).read_bytes())
 
 
@@ -142,40 +109,37 @@ def parse_suite(name: str | Path, content: bytes) -> Suite:
     """Check what a suite's file holds; for errors see `read_suite`."""
     where = paths.shown(suite_file(name))
     try:
-        file = _File.model_validate(yaml.safe_load(content.decode("utf-8")))
+        given = yaml.safe_load(content.decode("utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise DataError(f"{where}: not readable as YAML: {error}") from error
-    except ValidationError as error:
-        raise DataError(_as_text(error, where)) from None
+    file = _checked(_File, given, where)
     shared, tasks = file.model_dump(include=set(_Choice.model_fields)), {}
-    for key in sorted(file.tasks):  # sorted: the order in the file must not matter
-        own, at = file.tasks[key], f"{where}: tasks.{key}"
-        if own.get("type") in file.types:
-            frame = file.types[own["type"]].model_dump()
-        elif "type" in own:
-            near = close_names(str(own["type"]), file.types)
-            raise DataError(f"{at}.type: no type {own['type']!r}{near}")
-        else:
-            frame = {}
-        try:
-            tasks[key] = Task.model_validate({**shared, **frame, **own})
-        except ValidationError as error:
-            raise DataError(_as_text(error, at)) from None
-    return Suite(str(name), file.description, file.seed, file.splits, tasks)
+    for key, own in sorted(file.tasks.items()):  # sorted: the order in the file must not matter
+        kind, at, frame = own.get("type"), f"{where}: tasks.{key}", {}
+        if kind in file.types:
+            frame = file.types[kind].model_dump()
+        elif kind is not None:
+            raise DataError(f"{at}.type: no type {kind!r}{close_names(str(kind), file.types)}")
+        tasks[key] = _checked(Task, {**shared, **frame, **own}, at)
+    return Suite(str(name), file.seed, file.splits, tasks)
 
 
-def _as_text(error: ValidationError, where: str) -> str:
-    """Return a line for each key that is wrong, with the value given."""
-    lines = []
-    for one in error.errors():
-        key = ".".join(str(part) for part in one["loc"] if part != "[key]")
-        given = "" if one["type"] in ("missing", "extra_forbidden") else f", got {one['input']!r}"
-        lines.append(f"{where}: {key}: {one['msg']}{given}")
-    return "\n".join(lines)
+def _checked(kind: type[BaseModel], given: object, where: str) -> BaseModel:
+    """Return the model, or raise DataError with a line for each key that is wrong."""
+    try:
+        return kind.model_validate(given)
+    except ValidationError as errors:
+        lines = []
+        for one in errors.errors():
+            key = ".".join(str(part) for part in one["loc"] if part != "[key]")
+            known = one["type"] in ("missing", "extra_forbidden")
+            value = "" if known else f", got {one['input']!r}"
+            lines.append(f"{where}: {key}: {one['msg']}{value}")
+        raise DataError("\n".join(lines)) from None
 
 
 def suite_rows(suite: Suite, split: str, seed: int) -> list[dict]:
-    """Return all rows of one split, taking turns over the tasks."""
+    """Return all rows of a split, taking turns over the tasks."""
     files = assets.bigbench_tasks({task.bigbench for task in suite.tasks.values()})
     pools: dict[str, dict[str, list[dict]]] = {split: {} for split in SPLITS}
     prompts: set[str] = set()
@@ -183,7 +147,6 @@ def suite_rows(suite: Suite, split: str, seed: int) -> list[dict]:
         raw = json.loads(files[task.bigbench].read_bytes())["examples"]
         for part, rows in _deal(suite, name, raw, prompts).items():
             pools[part][name] = rows
-    _check_pools(suite, pools)
     ordered = []
     for name, rows in pools[split].items():
         order = _rng(seed, name).permutation(len(rows))
@@ -231,18 +194,6 @@ def _split_of(suite: Suite, passage: str) -> str:
     return next(split for split, edge in zip(SPLITS, edges, strict=True) if point < edge)
 
 
-def _check_pools(suite: Suite, pools: dict[str, dict[str, list[dict]]]) -> None:
-    """Raise DataError if a text of the suite is in two splits, or a prompt twice in one."""
-    seen: dict[str, str] = {}
-    for split, tasks in pools.items():
-        rows = [row for rows in tasks.values() for row in rows]
-        if len({row["prompt"] for row in rows}) < len(rows):
-            raise DataError(f"suite {suite.name}: equal prompts in the {split} split")
-        for row in rows:
-            if seen.setdefault(plain_text(row), split) != split:
-                raise DataError(f"suite {suite.name}: {row['id']} is in two splits")
-
-
 def _target(raw: dict) -> str:
     """Return the answer: the best-scored option, else the first target that is not empty."""
     if raw.get("target_scores"):
@@ -267,7 +218,6 @@ def _options(raw: dict, labels: list[str]) -> list[str] | None:
 
 
 def _take_turns(rows: list[dict], balance: bool) -> list[dict]:
-    """Order rows so that the completions take turns, if they should."""
     if not balance:
         return rows
     groups = defaultdict(list)
@@ -277,7 +227,6 @@ def _take_turns(rows: list[dict], balance: bool) -> list[dict]:
 
 
 def _interleave(groups: list[list[dict]]) -> list[dict]:
-    """Take one of each group in turn, as long as it has one."""
     return [row for turn in itertools.zip_longest(*groups) for row in turn if row is not None]
 
 
@@ -286,13 +235,5 @@ def _rng(seed: int, name: str) -> np.random.Generator:
 
 
 def suite_file(name: str | Path) -> Path:
-    """Return the file of a suite of this name, whether or not it is there."""
+    """Return the file of a suite, whether or not it is there."""
     return paths.SUITES / f"{name}.yaml"
-
-
-def check_split(source: str | Path, split: str | None, columns: object) -> None:
-    """Raise DataError if a suite has no such split, or is to have other columns."""
-    if split not in SPLITS:
-        raise DataError(f"suite {source}: split should be one of {SPLITS}, got {split!r}")
-    if columns:
-        raise DataError(f"suite {source}: columns are for files and hub data sets")

@@ -7,11 +7,11 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["engines", "experiment", "method", "store"],
+    submodules=["experiment", "method", "store"],
     submod_attrs={
         "experiment": ["Experiment"],
-        "method": ["Examples", "Method", "Output", "compute", "setting"],
-        "run": ["load", "score", "variants"],
+        "method": ["Examples", "Method", "Output", "setting"],
+        "run": ["compute", "load", "score", "variants"],
         "store": ["ScoreStore", "ScoresNotFound", "StoreError"],
     },
 )

@@ -29,22 +29,12 @@ _CHANGED = "was changed since it was first read: start again (in Jupyter, restar
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """A model, N training examples and M queries.
+    """A model (see `models.load`), N training examples and M queries (see `data.load`).
 
     Attributes:
         scores_dir: Folder of the score stores.
-        model: A model's name or folder, see `models.load`.
-        train: Source of the training pool, see `data.load`.
-        queries: Source of the queries.
-        train_split: Split of the pool, for suites and hub data sets; see `data.load`.
-        query_split: The same for the queries.
-        n_train: N, or None for the whole pool.
-        n_query: M, or None for all queries.
-        seed: Which examples are sampled.
-        dtype: The model's, see `models.load`.
+        n_train: N, None for all of the pool; n_query: M, None for all.
         max_length: Most tokens of one example, see `models.encode`.
-        train_columns: Column mapping of the pool, see `data.load`.
-        query_columns: The same for the queries.
     """
 
     scores_dir: str
@@ -62,34 +52,54 @@ class Experiment:
     query_columns: Mapping[str, str | None] | None = None
 
     @property
-    def _sources(self) -> dict[str, tuple]:
-        """The arguments of `data.load` for the pool and for the queries."""
-        pool = self.train, self.train_split, self.n_train
-        queries = self.queries, self.query_split, self.n_query
-        return {
-            "train": (*pool, self.seed, self.train_columns),
-            "queries": (*queries, self.seed, self.query_columns),
-        }
+    def _sources(self) -> dict[str, data.Source]:
+        pool = self.train, self.train_split, self.n_train, self.seed, self.train_columns
+        queries = self.queries, self.query_split, self.n_query, self.seed, self.query_columns
+        return {"train": data.Source(*pool), "queries": data.Source(*queries)}
 
     def load_data(self) -> tuple[datasets.Dataset, datasets.Dataset]:
         """Return the training pool (N rows) and the queries (M rows); loaded once.
 
-        Raises:
-            data.DataError: If the data are bad. A query that is also a training example is an error
-                in a suite and a warning in one's own data.
+        Raises data.DataError if they are bad. A query that is also a training example is an error
+        in a suite and a warning in one's own data.
         """
         return tuple(rows for rows, _ in self._loaded.values())
 
     @cached_property
     def _loaded(self) -> dict[str, tuple[datasets.Dataset, dict]]:
         """The rows and the identity of the pool and of the queries."""
-        found = {name: data.load_with_identity(*one) for name, one in self._sources.items()}
+        found = {name: source.load() for name, source in self._sources.items()}
         for name, (_, who) in found.items():
             if "identity" in vars(self) and self.identity[name] != who:
                 raise data.DataError(f"{getattr(self, name)} {_CHANGED}")
         suites = data.is_suite(self.train) and data.is_suite(self.queries)
         data.check_disjoint(*(rows for rows, _ in found.values()), warn=not suites)
         return found
+
+    @cached_property
+    def identity(self) -> dict:
+        """Everything that determines the scores but the method's own options."""
+        if "_loaded" in vars(self):  # of the bytes that were read, whatever the file is by now
+            sources = {name: who for name, (_, who) in self._loaded.items()}
+        else:
+            sources = {name: source.identity() for name, source in self._sources.items()}
+        return {
+            "template": TEMPLATE_VERSION,
+            "model": model_identity(self.model, self.dtype),
+            "max_length": self.max_length,
+            **sources,
+        }
+
+    def load_model(self) -> LM:
+        from icprobe import models
+
+        return models.load(self.model, self.dtype)
+
+    def examples(self, lm: LM) -> tuple[Examples, Examples]:
+        """Return pool and queries as text and tokens; ValueError if the model is another one."""
+        if lm.identity != self.identity["model"]:
+            raise ValueError(f"model {lm.identity} is not {self.identity['model']}")
+        return tuple(Examples.of(lm, rows, self.max_length) for rows in self.load_data())
 
     def held_out(
         self,
@@ -98,34 +108,22 @@ class Experiment:
         n: int | None = None,
         columns: Mapping[str, str | None] | None = None,
     ) -> tuple[np.ndarray, datasets.Dataset]:
-        """Return which queries may select training data, and others to evaluate models on.
+        """Return column numbers of the queries that may select data, and Q others to evaluate on.
 
-        No text of an evaluation query is in the pool, or among the queries that may select; and of
-        own queries, those with equal prompts are on one side.
-
-        Args:
-            evaluation: Source of the evaluation queries, see `data.load`. By default, of a suite
-                its evaluation split; of other queries a random half, which then does not select.
-            split: Split of the evaluation queries, for suites and hub data sets.
-            n: How many evaluation queries (of a half at most so many), None for all.
-            columns: Column mapping of the evaluation queries.
-
-        Returns:
-            Column numbers of the queries that may select, and Q evaluation queries.
+        Those are of the source `evaluation`, see `data.load`; by default, of a suite its evaluation
+        split, of other queries a random half (at most n of it), which then does not select. Of own
+        queries, those with equal prompts are on one side.
 
         Raises:
-            data.DataError: If an evaluation query is also in the pool or selects, there are too few
-                queries to halve, or as `data.load`.
+            data.DataError: If the text of an evaluation query is also in the pool or selects, there
+                are too few queries to halve, or as `data.load`.
         """
         pool, queries = self.load_data()
         selecting = np.arange(len(queries))
         if evaluation is None and not data.is_suite(self.queries):
-            if n is not None and n < 1:
-                raise data.DataError(f"{self.queries}: {n} evaluation queries asked for")
             evaluating, selecting = _halves(queries["prompt"], self.seed)
             if not len(evaluating):
                 raise data.DataError(f"{self.queries}: one query cannot both select and evaluate")
-            selecting = np.sort(selecting)
             found = queries.select(np.sort(evaluating[:n]))
         else:
             found = data.load(evaluation or self.queries, split, n, self.seed, columns)
@@ -133,29 +131,25 @@ class Experiment:
             data.check_disjoint(rows, found, names=(name, "evaluation query"))
         return selecting, found
 
-    def on(self, suite: str, n_train: int, n_query: int) -> Experiment:
-        """Return the same on other examples: n_train and n_query of a suite's."""
-        changes = {"train": suite, "queries": suite, "n_train": n_train, "n_query": n_query}
-        changes |= {"train_split": "train", "query_split": "query"}
-        return replace(self, **changes, train_columns=None, query_columns=None)
-
     def pools(self, condition_pools: Mapping[str, Sequence[int]]) -> dict[str, Experiment]:
-        """Return the same on each of several suites, by the suite's name.
+        """Return the same on [N, M] training examples and queries of suites, by the suite's name.
 
-        Args:
-            condition_pools: By suite, how many of its training examples and queries: [N, M].
-
-        Raises:
-            ValueError: If a name is no suite, or a size no whole number from 1 or more than there
-                is. Found out before anything is scored.
+        Raises ValueError if a name is no suite, or a size no whole number from 1 or more than there
+        is: before anything is scored.
         """
-        _check_pools(condition_pools)
-        found = {suite: self.on(suite, *sizes) for suite, sizes in condition_pools.items()}
-        for other in found.values():
+        names = "scores_dir", "model", "seed", "dtype", "max_length"
+        found, same = {}, {name: getattr(self, name) for name in names}
+        for suite, sizes in condition_pools.items():
             try:
-                other.load_data()
-            except data.DataError as error:
-                raise ValueError(f"condition_pools: {error}") from error
+                N, M = sizes
+                if not data.is_suite(suite):
+                    raise ValueError("it is not a suite")
+                one = Experiment(**same, train=suite, queries=suite, n_train=N, n_query=M)
+                one.load_data()
+            except (TypeError, ValueError) as error:
+                where = f"condition_pools: {suite!r}: {sizes!r}"
+                raise ValueError(f"{where}, expected a suite and [N, M]: {error}") from error
+            found[suite] = one
         return found
 
     def part(self, n_train: int | None, n_query: int | None) -> Experiment:
@@ -173,8 +167,7 @@ class Experiment:
     def indices_in(self, whole: Experiment) -> tuple[np.ndarray, np.ndarray]:
         """Return where this experiment's examples are in a larger one: row and column numbers.
 
-        Raises:
-            ValueError: If some are not among the larger one's, or have other texts there.
+        Raises ValueError if some are not among the larger one's, or have other texts there.
         """
         found = []
         for mine, theirs in zip(self.load_data(), whole.load_data(), strict=True):
@@ -187,68 +180,16 @@ class Experiment:
         return tuple(found)
 
     def expand_to(self, whole: Experiment, scores: np.ndarray) -> np.ndarray:
-        """Return this experiment's scores [n, m] among all pairs of a larger one: float [N, M].
-
-        All other pairs are not a number.
-        """
+        """Return this experiment's scores [n, m] in NaN for all pairs of a larger one: [N, M]."""
         among = np.full([len(rows) for rows in whole.load_data()], np.nan)
         among[np.ix_(*self.indices_in(whole))] = scores
         return among
 
-    def examples(self, lm: LM) -> tuple[Examples, Examples]:
-        """Return the training pool (N) and the queries (M) as text and as the model's tokens.
-
-        Raises:
-            ValueError: If the model is not the experiment's.
-        """
-        self.check_model(lm)
-        return tuple(Examples.of(lm, rows, self.max_length) for rows in self.load_data())
-
-    def load_model(self) -> LM:
-        """Load the model."""
-        from icprobe import models
-
-        return models.load(self.model, self.dtype)
-
-    def check_model(self, lm: LM) -> None:
-        """Raise ValueError if the model is not the experiment's."""
-        if lm.identity != self.identity["model"]:
-            raise ValueError(f"model {lm.identity} is not {self.identity['model']}")
-
-    @cached_property
-    def identity(self) -> dict:
-        """Everything that determines the scores but the method's own options."""
-        if "_loaded" in vars(self):  # of the bytes that were read, whatever the file is by now
-            sources = {name: who for name, (_, who) in self._loaded.items()}
-        else:
-            sources = {name: data.identity(*source) for name, source in self._sources.items()}
-        return {
-            "template": TEMPLATE_VERSION,
-            "model": model_identity(self.model, self.dtype),
-            "max_length": self.max_length,
-            **sources,
-        }
-
 
 def _halves(prompts: Sequence[str], seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return two random halves of the row numbers; rows with equal prompts are in one of them."""
+    """Return two random halves of row numbers, the second in order; equal prompts are in one."""
     codes, different = pd.factorize(np.asarray(prompts))
     place = np.random.default_rng(seed).permutation(len(different)).argsort()[codes]
     order = np.argsort(place, kind="stable")
     half = np.searchsorted(place[order], len(different) // 2)
-    return order[:half], order[half:]
-
-
-def _check_pools(condition_pools: Mapping[str, Sequence[int]]) -> None:
-    """Raise ValueError if a name is no suite, or a size no two whole numbers from 1."""
-    if not isinstance(condition_pools, Mapping):
-        raise ValueError(
-            f"condition_pools is {condition_pools!r}, expected {{suite: [N, M]}}, {{}} for none"
-        )
-    for suite, sizes in condition_pools.items():
-        where = f"condition_pools: {suite!r}"
-        if suite not in data.suites():
-            raise ValueError(f"{where} is not a suite, there are: {', '.join(data.suites())}")
-        numbers = isinstance(sizes, Sequence) and [type(size) for size in sizes] == [int, int]
-        if not numbers or min(sizes) < 1:
-            raise ValueError(f"{where} has {sizes!r}, expected [N, M], two whole numbers")
+    return order[:half], np.sort(order[half:])

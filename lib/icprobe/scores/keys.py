@@ -4,7 +4,6 @@ import hashlib
 import json
 import re
 import reprlib
-from collections import Counter
 from collections.abc import Iterator
 
 
@@ -21,7 +20,7 @@ def key(method: str, identity: dict) -> str:
     """Return `<method>-<hash of method and identity>`.
 
     Raises:
-        StoreError: the method's name has other signs than letters, digits, dots, dashes.
+        StoreError: If the method's name has other signs than letters, digits, dots, dashes.
     """
     if not re.fullmatch(r"\w[\w.-]*", method, re.ASCII):
         raise StoreError(f"{method!r} is no method name: letters, digits, dots, dashes only")
@@ -39,11 +38,10 @@ def differences(stored, asked, path: str = "") -> Iterator[str]:
         for index, values in enumerate(zip(stored, asked, strict=True)):
             yield from differences(*values, f"{path}[{index}]")
     elif type(stored) is not type(asked) or stored != asked:  # 1, 1.0 and True are three things
-        yield f"{path}: stored {show(stored)}, asked {show(asked)}"
+        yield f"{path}: stored {_shown(stored)}, asked {_shown(asked)}"
 
 
-def show(value) -> str:
-    """Return a value for messages, shortened."""
+def _shown(value) -> str:
     if value is ...:
         return "nothing"
     short = reprlib.Repr()
@@ -56,15 +54,3 @@ def listed(differing: list[str]) -> str:
     """Return at most ten lines of `differences`, one below the other."""
     rest = [f"and {len(differing) - 10} more"] if len(differing) > 10 else []
     return "".join(f"\n  {line}" for line in differing[:10] + rest)
-
-
-def check_ids(name: str, ids: list[str]) -> None:
-    """Raise StoreError unless ids are unique strings, and there are some."""
-    if not ids:
-        raise StoreError(f"{name} is empty")
-    strange = [value for value in ids if not isinstance(value, str)]
-    if strange:
-        raise StoreError(f"{name} must be strings, not {show(strange)}")
-    if len(set(ids)) < len(ids):
-        repeated = [value for value, count in Counter(ids).items() if count > 1]
-        raise StoreError(f"duplicates in {name}: {show(repeated)}")

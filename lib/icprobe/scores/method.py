@@ -12,9 +12,10 @@ Nothing else of a method knows about stores, resuming, engines or progress.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -26,17 +27,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Examples:
-    """Training examples or queries, as text and as the model's tokens.
+    """n training examples or queries, as text and as the model's tokens."""
 
-    Attributes:
-        rows: n rows with id, prompt, completion, task, content and type.
-        tokens: The same n, encoded.
-        max_length: Most tokens of one, which longer prompts were cut to.
-    """
-
-    rows: list[dict]
+    rows: list[dict]  # with id, prompt, completion, task, content and type
     tokens: list[Encoded]
-    max_length: int | None = None
+    max_length: int | None = None  # most tokens of one, which longer prompts were cut to
 
     @classmethod
     def of(cls, lm: LM, rows: Iterable[Mapping], max_length: int | None = None) -> Examples:
@@ -48,7 +43,6 @@ class Examples:
 
     @property
     def ids(self) -> list[str]:
-        """The ids, in order."""
         return [row["id"] for row in self.rows]
 
     def __len__(self) -> int:
@@ -58,19 +52,21 @@ class Examples:
         return Examples(self.rows[part], self.tokens[part], self.max_length)
 
 
+class Inputs(NamedTuple):
+    """What methods work on."""
+
+    lm: LM
+    pool: Examples
+    queries: Examples
+
+
 @dataclass(frozen=True)
 class Output:
-    """One matrix of a method, which has a store of its own.
+    """One matrix of a method, which has a store of its own."""
 
-    Attributes:
-        name: The store's method.
-        options: All that determines the scores beside the experiment: JSON-able.
-        unit: Unit of a score, a semicolon, and what its sign means.
-    """
-
-    name: str
-    options: dict
-    unit: str
+    name: str  # the store's method
+    options: dict  # all that determines the scores beside the experiment: JSON-able
+    unit: str  # of a score, a semicolon, and what its sign means
 
 
 def setting(default: Any = None) -> Any:
@@ -78,7 +74,7 @@ def setting(default: Any = None) -> Any:
     return dataclasses.field(default=default, compare=False, metadata={"setting": True})
 
 
-class Method:
+class Method(ABC):
     """An attribution method; subclasses are frozen dataclasses, see the module.
 
     Attributes:
@@ -110,7 +106,7 @@ class Method:
 
     @property
     def options(self) -> dict:
-        """What of the scores' key is the method's: its version and its fields."""
+        """What of the scores' key is the method's, beside the name."""
         fields = [f.name for f in dataclasses.fields(self) if not f.metadata.get("setting")]
         return {"version": self.version, **{name: getattr(self, name) for name in fields}}
 
@@ -128,51 +124,38 @@ class Method:
         """Return the method without outputs that are not wanted, if that saves work."""
         return self
 
-    def check(self, lm: LM, pool: Examples, queries: Examples) -> None:
+    def check(self, lm: LM, pool: Examples, queries: Examples) -> None:  # noqa: B027 - optional
         """Raise ValueError where scoring would fail later; called before a store is made."""
 
     def prepare(self, lm: LM, queries: Examples, pool: Examples | None) -> Any:
         """Return what all blocks share; called once in each process."""
         return lm, queries
 
+    @abstractmethod
     def score(self, prepared: Any, train: Examples) -> np.ndarray | dict[str, np.ndarray]:
         """Return the scores [n, M] of n training examples, or several matrices by output.
 
-        Positive = the training example helps.
-
-        Args:
-            prepared: What `prepare` returned.
-            train: The block; of a method with a `single_row`, no example at all.
+        Positive = the training example helps. `prepared` is what `prepare` returned; a method with
+        a `single_row` gets no example at all.
         """
-        raise NotImplementedError
 
 
-def matrices(method: Method, scores: np.ndarray | dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return what `method.score` returned by output."""
-    if isinstance(scores, dict):
-        return scores
-    (name,) = method.outputs
-    return {name: scores}
+class Block(NamedTuple):
+    """Training examples to score at once: the block's number, and which outputs are wanted."""
+
+    number: int
+    outputs: Sequence[str]
+    train: Examples
 
 
-def compute(
-    method: Method,
-    lm: LM,
-    train: Iterable[Mapping],
-    queries: Iterable[Mapping],
-    max_length: int | None = None,
-) -> dict[str, np.ndarray]:
-    """Return a method's scores without any store: float32 [N, M] by output.
+Scored = Iterator[tuple[int, dict[str, np.ndarray]]]  # numbers of blocks, scores by output
 
-    Args:
-        method: The method.
-        lm: The model.
-        train: N rows with id, prompt, completion (and what else the method reads).
-        queries: M rows like them.
-        max_length: Most tokens of one example, see `models.encode`.
-    """
-    pool, asked = (Examples.of(lm, rows, max_length) for rows in (train, queries))
-    method.check(lm, pool, asked)
-    prepared = method.prepare(lm, asked, pool if method.needs_pool else None)
-    found = matrices(method, method.score(prepared, pool[:0] if method.single_row else pool))
-    return {name: np.asarray(scores, np.float32) for name, scores in found.items()}
+
+def score_block(method: Method, prepared: Any, block: Block) -> dict[str, np.ndarray]:
+    """Return the wanted scores [n, M] of a block, by output."""
+    method = method.only(block.outputs)
+    scores = method.score(prepared, block.train)
+    if not isinstance(scores, dict):
+        (name,) = method.outputs
+        return {name: scores}
+    return {name: scores[name] for name in block.outputs}

@@ -3,6 +3,8 @@
 A part's metadata ties it to its store and its place there; checksums find damage.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,16 +14,29 @@ from icprobe.scores.keys import StoreError
 COLUMNS = pa.schema({"train_id": pa.string(), "query_id": pa.string(), "score": pa.float32()})
 
 
-def encode(scores: np.ndarray, train_ids: list[str], query_ids: list[str], tag: dict) -> bytes:
-    """Return the file of a block's scores.
+class Place(NamedTuple):
+    """Where a part belongs: the store's name, the block's number, its n and M ids."""
 
-    Args:
-        scores: float32 [n, M].
-        train_ids: n ids.
-        query_ids: M ids.
-        tag: See `tag`.
-    """
-    columns = {**_ids(train_ids, query_ids), "score": scores.reshape(-1)}
+    store: str
+    block: int
+    train_ids: list[str]
+    query_ids: list[str]
+
+    @property
+    def tag(self) -> dict[bytes, bytes]:
+        return {b"icprobe.store": self.store.encode(), b"icprobe.block": str(self.block).encode()}
+
+    @property
+    def ids(self) -> dict[str, list[str]]:
+        """The id columns: every query in order for each training example."""
+        return {
+            "train_id": [train_id for train_id in self.train_ids for _ in self.query_ids],
+            "query_id": self.query_ids * len(self.train_ids),
+        }
+
+
+def encode(scores: np.ndarray, place: Place) -> bytes:
+    """Return the file of a block's scores, float32 [n, M]."""
     buffer = pa.BufferOutputStream()
     with pq.ParquetWriter(
         buffer,
@@ -32,49 +47,36 @@ def encode(scores: np.ndarray, train_ids: list[str], query_ids: list[str], tag: 
         write_statistics=False,  # a third of a small part, and nobody filters by them
         store_schema=False,
     ) as writer:
-        writer.write_table(pa.table(columns, schema=COLUMNS))
-        writer.add_key_value_metadata(tag)
+        writer.write_table(pa.table({**place.ids, "score": scores.reshape(-1)}, schema=COLUMNS))
+        writer.add_key_value_metadata(place.tag)
     return buffer.getvalue().to_pybytes()
 
 
-def decode(path, train_ids: list[str], query_ids: list[str], tag: dict) -> np.ndarray:
-    """Read and check a part: float32 [n, M]; arguments as for `encode`.
+def decode(path, place: Place) -> np.ndarray:
+    """Read and check a part: float32 [n, M].
 
     Raises:
         StoreError: If it is of another place or has other ids, or scores that are not finite.
         OSError: If it is damaged; or another error of pyarrow.
     """
     with pq.ParquetFile(path, page_checksum_verification=True) as file:
-        check_footer(file.metadata, len(train_ids) * len(query_ids), tag)
+        _check_footer(file.metadata, place)
         table = file.read(use_threads=False)
-    if not table.drop_columns("score").equals(pa.table(_ids(train_ids, query_ids))):
+    if not table.drop_columns("score").equals(pa.table(place.ids)):
         raise StoreError("its training or query ids are not those of the manifest")
     scores = table["score"].to_numpy()
     if not np.isfinite(scores).all():
         raise StoreError("it holds scores that are not finite")
-    return scores.reshape(-1, len(query_ids))
+    return scores.reshape(-1, len(place.query_ids))
 
 
-def check_footer(footer: pq.FileMetaData, n_rows: int, tag: dict) -> None:
-    """Raise StoreError if a part is of another place, or has other columns or another size."""
-    found = footer.metadata or {}
+def _check_footer(footer: pq.FileMetaData, place: Place) -> None:
+    found, tag = footer.metadata or {}, place.tag
     if any(found.get(name) != value for name, value in tag.items()):
         owner = " block ".join(found.get(name, b"(unknown)").decode() for name in tag)
         raise StoreError(f"it belongs to {owner}")
     if not footer.schema.to_arrow_schema().equals(COLUMNS):
         raise StoreError(f"its columns are not {', '.join(COLUMNS.names)} (float32)")
+    n_rows = len(place.train_ids) * len(place.query_ids)
     if footer.num_rows != n_rows:
         raise StoreError(f"it has {footer.num_rows} rows instead of {n_rows}")
-
-
-def tag(store: str, block: int) -> dict[bytes, bytes]:
-    """Return the metadata that ties a part to its store and its place there."""
-    return {b"icprobe.store": store.encode(), b"icprobe.block": str(block).encode()}
-
-
-def _ids(train_ids: list[str], query_ids: list[str]) -> dict[str, list[str]]:
-    """Return the id columns: every query in order for each training example."""
-    return {
-        "train_id": [train_id for train_id in train_ids for _ in query_ids],
-        "query_id": query_ids * len(train_ids),
-    }

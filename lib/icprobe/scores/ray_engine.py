@@ -10,13 +10,14 @@ import logging
 import os
 import socket
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 
+import numpy as np
 import torch
 
 from icprobe import models
 from icprobe.models import LM
-from icprobe.scores.experiment import Experiment
+from icprobe.scores.method import Block, Inputs, Method, Scored, score_block
 
 try:
     import ray
@@ -45,39 +46,46 @@ class Worker:
         self._lm = models.load(model, dtype)
         if self._lm.identity != identity:
             raise ValueError(f"this machine's model is {self._lm.identity}, expected {identity}")
-        self._of = self._score = None
+        self._of = self._method = self._prepared = None
 
     @ray.method(max_task_retries=ATTEMPTS - 1)
-    def prepare(self, start: Sequence = (None,)) -> None:
-        """Call the method's `start`, see `engines`; by default, free what another one holds."""
-        if start[0] != self._of:  # Ray would fetch a reference that is not in a sequence
-            self._of = self._score = None
-            gc.collect()
-            torch.cuda.empty_cache()
-            self._score, self._of = start[0] and ray.get(start[0])(self._lm), start[0]
+    def prepare(self, sent: list = (None,)) -> None:
+        """Prepare a method for its inputs; by default, free what another one holds."""
+        if sent[0] == self._of:  # Ray would fetch a reference that is not in a sequence
+            return
+        self._of = self._method = self._prepared = None
+        gc.collect()
+        torch.cuda.empty_cache()
+        if sent[0]:
+            self._method, *inputs = ray.get(sent[0])
+            self._prepared, self._of = self._method.prepare(self._lm, *inputs), sent[0]
 
     @ray.method(max_task_retries=0)  # another worker may be faster
-    def score(self, start: Sequence, arguments: tuple) -> Sequence:
+    def score(self, sent: list, block: Block) -> dict[str, np.ndarray]:
         """Score one block."""
-        self.prepare(start)  # anew, if this worker was restarted while it was idle
-        return self._score(*arguments)
+        self.prepare(sent)  # anew, if this worker was restarted while it was idle
+        return score_block(self._method, self._prepared, block)
 
 
-def score_blocks(
-    experiment: Experiment, lm: LM, start: Callable, arguments: Callable, gib: float,
-    wanted: Iterator[range], train_ids: Sequence[str],
-) -> Iterator[tuple[range, Sequence]]:  # fmt: skip
-    """Yield blocks and their scores as workers finish them; see `engines.fill`."""
+def score_blocks(model: str, method: Method, inputs: Inputs, blocks: Iterator[Block]) -> Scored:
+    """Yield numbers and scores of blocks as workers finish them; see `run.fill`.
+
+    Workers load `model`, a name or a folder.
+
+    Raises:
+        ClusterError: If there is no cluster, a worker cannot begin, or blocks have failed: at the
+            end, when all others are finished.
+    """
+    lm, pool, queries = inputs
     try:
-        failed = yield from _results(_start_workers(experiment, lm, gib), start, arguments, wanted)
+        workers = _start_workers(model, lm, method.worker_gib)
+        sent = [ray.put((method, queries, pool if method.needs_pool else None))]
+        failed = yield from _results(workers, sent, blocks)
     except BaseException:
         release()  # they may be in the middle of blocks that nobody wants any more
         raise
     if failed:
-        told = "".join(
-            f"\n  {train_ids[rows[0]]!r} to {train_ids[rows[-1]]!r}: {reason}"
-            for rows, reason in list(failed.items())[:5]
-        )
+        told = "".join(f"\n  {name}: {reason}" for name, reason in list(failed.items())[:5])
         raise ClusterError(f"{len(failed)} blocks failed, all others are kept; such as{told}")
 
 
@@ -104,7 +112,7 @@ def _join() -> None:
         raise ClusterError(f"no Ray cluster at RAY_ADDRESS={address} ({token}): {error}") from error
 
 
-def _start_workers(experiment: Experiment, lm: LM, gib: float) -> list:
+def _start_workers(model: str, lm: LM, gib: float) -> list:
     """Return the workers with this model; they are started unless they are there."""
     if not ray.is_initialized():
         _join()
@@ -119,31 +127,30 @@ def _start_workers(experiment: Experiment, lm: LM, gib: float) -> list:
     if key not in _workers:
         release()
         torch.cuda.empty_cache()  # a worker may be on the GPU of this process's model
-        source, who = experiment.model, lm.identity
+        who = lm.identity
         if "revision" in who:  # the driver's, where another machine might take a newer one
-            source = f"{who['name']}@{who['revision']}"
+            model = f"{who['name']}@{who['revision']}"
         hire = Worker.options(**each).remote
-        _workers[key] = [hire(source, who["dtype"], who) for _ in range(count)]
+        _workers[key] = [hire(model, who["dtype"], who) for _ in range(count)]
         print(f"ray: {count} workers, each with {'a GPU' if 'num_gpus' in each else 'one thread'}")
     return _workers[key]
 
 
-def _results(workers: list, start: Callable, arguments: Callable, wanted: Iterator) -> Iterator:
-    """Yield blocks and their scores; return why others have failed.
+def _results(workers: list, sent: list, blocks: Iterator[Block]) -> Iterator:
+    """Yield numbers of blocks and their scores; return why others have failed, by name.
 
     A block that raises, or whose worker dies, is tried again. A worker on which one raised rests
     while others work: a full disk on its machine would fail one block after the other.
     """
-    reference = [ray.put(start)]
-    calls = {worker.prepare.remote(reference): (worker, None) for worker in workers}
+    calls = {worker.prepare.remote(sent): (worker, None) for worker in workers}
     again, attempts, failed, idle, resting = deque(), Counter(), {}, [], []
     while True:
-        busy = any(rows for _, rows in calls.values())
+        busy = any(block for _, block in calls.values())
         if not (calls or idle):
             idle, resting = resting, []
-        while idle and (rows := again.popleft() if again else next(wanted, None)):
+        while idle and (block := again.popleft() if again else next(blocks, None)):
             worker = idle.pop()
-            calls[worker.score.remote(reference, arguments(rows))] = worker, rows
+            calls[worker.score.remote(sent, block)] = worker, block
             busy = True
         if idle and not busy:
             break  # nothing is left to hand out
@@ -152,28 +159,33 @@ def _results(workers: list, start: Callable, arguments: Callable, wanted: Iterat
             print("ray: no worker is ready yet (has another run taken the machines?)")
             idle, resting = resting, []
         for call in ready:
-            worker, rows = calls.pop(call)
+            worker, block = calls.pop(call)
             try:
                 scores = ray.get(call)
             except RayError as error:
                 raised = isinstance(error, RayTaskError)
                 reason = f"{type(error.cause).__name__}: {error.cause}" if raised else str(error)
-                if rows is None:
+                if block is None:
                     raise ClusterError(f"a worker cannot begin: {reason}") from error
                 if raised:
                     resting.append(worker)
                 else:  # it died, or its machine is gone: Ray restarts it where there is a place
-                    calls[worker.prepare.remote(reference)] = worker, None
-                attempts[rows] += 1
-                if attempts[rows] < ATTEMPTS:
-                    again.append(rows)
+                    calls[worker.prepare.remote(sent)] = worker, None
+                attempts[block.number] += 1
+                if attempts[block.number] < ATTEMPTS:
+                    again.append(block)
                 else:  # the block is to blame
-                    failed[rows] = reason if raised else "its worker died"
+                    failed[_name(block)] = reason if raised else "its worker died"
                     idle, resting = idle + resting, []
             else:
                 idle.append(worker)
-                if rows:
-                    yield rows, scores
+                if block:
+                    yield block.number, scores
     for worker in workers:
         worker.prepare.remote()  # frees what the method holds
     return failed
+
+
+def _name(block: Block) -> str:
+    ids = block.train.ids
+    return f"{ids[0]!r} to {ids[-1]!r}" if ids else "the only row"

@@ -1,28 +1,32 @@
 """Scores of an experiment: `score` fills the stores of any methods, `load` reads finished ones.
 
 Finished scores are looked for in the experiment's own folder, then among the committed reference
-scores, which are never written to.
+scores, which are never written to. Blocks of training examples are scored in this process or, with
+Ray, by workers (see `ray_engine`); only this process reads and writes stores.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from tqdm import tqdm  # as text, which a terminal shows too when a notebook runs there
 
 from icprobe.data import paths
-from icprobe.scores import engines, store
+from icprobe.scores import store
 from icprobe.scores.experiment import Experiment
-from icprobe.scores.method import Examples, Method, Output, matrices
+from icprobe.scores.method import Block, Examples, Inputs, Method, Output, Scored, score_block
 from icprobe.scores.store import ScoresNotFound, ScoreStore
 
 if TYPE_CHECKING:
     from icprobe.models import LM
 
+LOCAL, RAY = ENGINES = ("local", "ray")
 Methods = Method | Iterable[Method]
 
 
@@ -30,42 +34,49 @@ def score(
     experiment: Experiment,
     methods: Methods,
     lm: LM | None = None,
-    engine: str = engines.LOCAL,
+    engine: str = LOCAL,
     fresh: bool = False,
 ) -> dict[str, np.ndarray]:
     """Score all pairs of an experiment: finished blocks are reused, and finished scores only read.
 
-    Args:
-        experiment: What is scored (its pool of N, its M queries) and where the scores lie.
-        methods: One method or several.
-        lm: The experiment's model; loaded where something is missing, by default.
-        engine: "local" or "ray", see `engines`.
-        fresh: Compute everything anew, in the experiment's own folder.
+    The experiment's model is loaded where something is missing, unless it is given as `lm`. With
+    `fresh`, everything is computed anew, in the experiment's own folder.
 
     Returns:
         float32 [N, M] by output, see `Method.outputs`; [1, M] of a method with a `single_row`.
 
     Raises:
-        ValueError: If the engine is unknown, the model is not the experiment's, or a method cannot
-            score something, before anything is computed.
+        ValueError: If the engine is neither "local" nor "ray", the model is not the experiment's,
+            or a method cannot score something, before anything is computed.
         FloatingPointError: If a gradient or a log-likelihood is not finite; names the example.
         StoreError: If scores are not finite or have a wrong shape, or a part is damaged.
     """
-    engines.check(engine)
+    if engine not in ENGINES:
+        raise ValueError(f"engine is {engine!r}, expected {' or '.join(map(repr, ENGINES))}")
 
     @functools.cache
-    def inputs() -> tuple[LM, Examples, Examples]:
+    def inputs() -> Inputs:
         model = lm or experiment.load_model()
-        return model, *experiment.examples(model)
+        return Inputs(model, *experiment.examples(model))
 
-    found = {}
+    stores, unfinished = {}, []
     for method in _listed(methods):
         kept = {} if fresh else _finished(experiment, method)
         missing = [name for name in method.outputs if name not in kept]
         if missing:
-            kept |= _fill(experiment, method.only(missing), missing, inputs, engine, fresh)
-        found |= {name: kept[name].matrix() for name in method.outputs}
-    return found
+            opened = _open(experiment, method, missing, inputs(), fresh)
+            unfinished.append((method, opened))
+            kept |= opened
+        stores |= {name: kept[name] for name in method.outputs}
+    _print_reuse(stores.values())
+    for method, opened in unfinished:
+        score_blocks = _score_here
+        if engine == RAY and not method.local_only:
+            from icprobe.scores import ray_engine  # Ray is an extra
+
+            score_blocks = functools.partial(ray_engine.score_blocks, experiment.model)
+        _fill(method, opened, inputs(), score_blocks)
+    return {name: kept.matrix() for name, kept in stores.items()}
 
 
 def load(
@@ -73,21 +84,17 @@ def load(
 ) -> dict[str, np.ndarray]:
     """Return finished scores as `score` does; needs neither the model nor the data.
 
-    Args:
-        experiment: What was scored.
-        methods: One method or several.
-        how_to_make: What to run if scores are not there, for the message; by default the method's
-            notebook.
-
     Raises:
-        ScoresNotFound: If they are not there; says what to run, and names the nearest there are.
+        ScoresNotFound: If they are not there; says `how_to_make` them (by default, the method's
+            notebook), and names the nearest there are.
         StoreError: If a part is damaged.
     """
-    return {
-        name: _found(experiment, method, output, how_to_make).matrix()
-        for method in _listed(methods)
-        for name, output in method.outputs.items()
-    }
+    found = {}
+    for method in _listed(methods):
+        how = how_to_make or f"run notebook {method.notebook} with these parameters"
+        for name, key in _keys(experiment, method).items():
+            found[name] = store.find(_folders(experiment), *key, how).matrix()
+    return found
 
 
 def variants(experiment: Experiment, output: Output) -> Iterator[tuple[dict, np.ndarray]]:
@@ -96,107 +103,163 @@ def variants(experiment: Experiment, output: Output) -> Iterator[tuple[dict, np.
     seen = set()
     for folder in _folders(experiment):
         for kept in store.find_all(folder, output.name):
-            if kept.name not in seen and {**kept.identity, "options": None} == wanted:
-                seen.add(kept.name)
+            if kept.folder.name not in seen and {**kept.identity, "options": None} == wanted:
+                seen.add(kept.folder.name)
                 yield kept.identity["options"], kept.matrix()
+
+
+def compute(
+    method: Method,
+    lm: LM,
+    train: Iterable[Mapping],
+    queries: Iterable[Mapping],
+    max_length: int | None = None,
+) -> dict[str, np.ndarray]:
+    """Return a method's scores without any store: float32 [N, M] by output; for errors: `score`.
+
+    Training examples and queries are rows with id, prompt, completion (and what else the method
+    reads), of at most `max_length` tokens, see `models.encode`.
+    """
+    pool, asked = (Examples.of(lm, rows, max_length) for rows in (train, queries))
+    inputs = Inputs(lm, pool, asked)
+    method.check(*inputs)
+    rows, size = _rows(method, pool), _block_size(method, inputs)
+    starts = range(0, 1 if method.single_row else len(pool), size)
+    blocks = [Block(k, list(method.outputs), rows[k : k + size]) for k in starts]
+    blocks = tqdm(blocks, desc=method.name, unit=" blocks", leave=False)
+    parts = [found for _, found in _score_here(method, inputs, blocks)]
+    return {
+        name: np.concatenate([part[name] for part in parts]).astype(np.float32)
+        for name in method.outputs
+    }
+
+
+def fill(
+    stores: Mapping[str, ScoreStore],
+    train: Sequence,
+    score_blocks: Callable[[Iterator[Block]], Scored],
+) -> None:
+    """Compute the missing blocks of stores with the same rows and block size, by output.
+
+    Each block is written as it comes. Several processes that fill the same stores share the blocks:
+    each skips what others have finished.
+
+    Args:
+        stores: By output.
+        train: What has a slice for each block.
+        score_blocks: Takes blocks as they are wanted (it may read ahead), and yields their numbers
+            and scores, in any order.
+    """
+    kept = list(stores.values())
+    first, (N, M) = kept[0], kept[0].shape
+    left = sorted({block for one in kept for block in one.missing()}, reverse=True)
+    there = N - sum(len(first.rows(block)) for block in left)
+
+    def wanted() -> Iterator[Block]:
+        while left:
+            block = left.pop()
+            rows = first.rows(block)
+            names = [name for name, one in stores.items() if not one.finished(block)]
+            if names:
+                yield Block(block, names, train[rows.start : rows.stop])
+            else:  # another process was faster
+                bar.update(len(rows) * M)
+
+    size = {"total": N * M, "initial": there * M, "unit": " pairs"}
+    with tqdm(desc=_names(kept), disable=not left, **size) as bar:
+        for block, found in score_blocks(wanted()) if left else ():
+            if all(one.finished(block) for one in kept):
+                # shuffle, so that two processes rarely compute the same block
+                np.random.default_rng().shuffle(left)
+            for name, scores in found.items():
+                stores[name].write(block, scores)
+            bar.update(len(first.rows(block)) * M)
+    for one in kept:
+        one.tidy()
 
 
 def _listed(methods: Methods) -> list[Method]:
     return [methods] if isinstance(methods, Method) else list(methods)
 
 
-def _identity(experiment: Experiment, method: Method, output: Output) -> dict:
-    """Return everything that determines an output's scores."""
-    unused = "train" if method.single_row else None
-    parts = {name: part for name, part in experiment.identity.items() if name != unused}
-    return {**parts, "options": output.options}
-
-
 def _folders(experiment: Experiment) -> list[Path]:
     return [paths.resolve(experiment.scores_dir), paths.REFERENCE_SCORES]
 
 
-def _found(
-    experiment: Experiment, method: Method, output: Output, how_to_make: str | None
-) -> ScoreStore:
-    """Return the finished store of an output.
-
-    Raises:
-        ScoresNotFound: If there is none.
-    """
-    identity = _identity(experiment, method, output)
-    if how_to_make is None:
-        how_to_make = f"run notebook {method.notebook} with these parameters"
-    return store.find(_folders(experiment), output.name, identity, how_to_make)
+def _keys(experiment: Experiment, method: Method) -> dict[str, tuple[str, dict]]:
+    """Return by output all that determines its scores: the store's method and identity."""
+    same = dict(experiment.identity)
+    if method.single_row:
+        del same["train"]
+    return {
+        name: (output.name, {**same, "options": output.options})
+        for name, output in method.outputs.items()
+    }
 
 
 def _finished(experiment: Experiment, method: Method) -> dict[str, ScoreStore]:
-    """Return the finished stores by output."""
     found = {}
-    for name, output in method.outputs.items():
+    for name, key in _keys(experiment, method).items():
         with suppress(ScoresNotFound):
-            found[name] = _found(experiment, method, output, "")
-            engines.report(found[name])
+            found[name] = store.find(_folders(experiment), *key)
     return found
 
 
-def _fill(
-    experiment: Experiment,
-    method: Method,
-    names: Sequence[str],
-    inputs: Callable[[], tuple[LM, Examples, Examples]],
-    engine: str,
-    fresh: bool,
+def _open(
+    experiment: Experiment, method: Method, names: Sequence[str], inputs: Inputs, fresh: bool
 ) -> dict[str, ScoreStore]:
-    """Fill the stores of some outputs, and return them by output."""
-    lm, pool, queries = inputs()
-    method.check(lm, pool, queries)
-    train_ids = [method.single_row] if method.single_row else pool.ids
-    block_size = engines.block_size(method, lm, len(pool))
-    stores = {}
-    for name in names:
-        output = method.outputs[name]
-        stores[name] = store.open(
-            experiment.scores_dir,
-            output.name,
-            _identity(experiment, method, output),
-            train_ids,
-            queries.ids,
-            block_size=block_size,
-            fresh=fresh,
-            description=output.unit,
+    """Return the unfinished stores of some outputs; checks first that they can be filled."""
+    method.check(*inputs)
+    keys, size = _keys(experiment, method), _block_size(method, inputs)
+    ids = [method.single_row] if method.single_row else inputs.pool.ids, inputs.queries.ids
+    return {
+        name: store.open(
+            experiment.scores_dir, *keys[name], *ids, size, fresh, method.outputs[name].unit
         )
-        block_size = stores[name].block_size  # one that was there keeps its own
-
-    def arguments(rows: range) -> tuple[Examples, list[str]]:
-        wanted = [name for name, kept in stores.items() if not kept.finished(rows)]
-        return pool[rows.start : rows.stop][: 0 if method.single_row else None], wanted
-
-    started = functools.partial(start, method, queries, pool if method.needs_pool else None, names)
-    scorer = engines.scorer(
-        engines.LOCAL if method.local_only else engine,
-        experiment,
-        lm,
-        started,
-        arguments,
-        train_ids,
-        method.worker_gib,
-    )
-    engines.fill(list(stores.values()), scorer)
-    return stores
+        for name in names
+    }
 
 
-def start(
-    method: Method, queries: Examples, pool: Examples | None, names: Sequence[str], lm: LM
-) -> Callable[[Examples, list[str]], list[np.ndarray | None]]:
-    """Prepare a method in this process; return the function that scores blocks."""
-    prepared = method.prepare(lm, queries, pool)
+def _block_size(method: Method, inputs: Inputs) -> int:
+    size = method.block_size
+    if isinstance(size, Mapping):
+        size = size.get(inputs.lm.device.type, size["cpu"])
+    return len(inputs.pool) if size is None else size
 
-    def score_block(train: Examples, wanted: list[str]) -> list[np.ndarray | None]:
-        if not wanted:  # another process was faster
-            return [None] * len(names)
-        asked = method.only(wanted)
-        found = matrices(asked, asked.score(prepared, train))
-        return [found[name] if name in wanted else None for name in names]
 
-    return score_block
+def _rows(method: Method, pool: Examples) -> Examples:
+    """Return what `method.score` gets the blocks of."""
+    return pool[:0] if method.single_row else pool
+
+
+def _fill(
+    method: Method, opened: Mapping[str, ScoreStore], inputs: Inputs, score_blocks: Callable
+) -> None:
+    """Fill stores by output; those that were begun may have other block sizes."""
+    by_size = defaultdict(dict)
+    for name, kept in opened.items():
+        by_size[kept.block_size][name] = kept
+    for stores in by_size.values():
+        score = functools.partial(score_blocks, method.only(list(stores)), inputs)
+        fill(stores, _rows(method, inputs.pool), score)
+
+
+def _score_here(method: Method, inputs: Inputs, blocks: Iterable[Block]) -> Scored:
+    """Yield numbers and scores of blocks, made in this process."""
+    lm, pool, queries = inputs
+    prepared = method.prepare(lm, queries, pool if method.needs_pool else None)
+    for block in blocks:
+        yield block.number, score_block(method, prepared, block)
+
+
+def _names(stores: Iterable[ScoreStore]) -> str:
+    names = list(dict.fromkeys(kept.method for kept in stores))
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{', '.join(names[:3])}{more}"
+
+
+def _print_reuse(stores: Collection[ScoreStore]) -> None:
+    there = sum(kept.n_finished() for kept in stores)
+    total = sum(len(kept.train_ids) for kept in stores)
+    where = ", ".join(dict.fromkeys(paths.shown(kept.folder.parent) for kept in stores))
+    print(f"{_names(stores)}: {there} of {total} rows were there ({where})")

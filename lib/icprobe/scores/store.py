@@ -18,20 +18,19 @@ import os
 import platform
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from icprobe import __version__
 from icprobe.data import paths
 from icprobe.data.paths import resolve, shown
 from icprobe.scores import parts
-from icprobe.scores.keys import StoreError, check_ids, differences, key, listed, plain, show
+from icprobe.scores.keys import StoreError, differences, key, listed, plain
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -46,19 +45,13 @@ class ScoresNotFound(StoreError, FileNotFoundError):  # noqa: N818 - reads like 
 
 @dataclass(frozen=True)
 class ScoreStore:
-    """The score matrix [N, M] of one method, in blocks of `block_size` training examples.
-
-    Made by `open` or `find`. Several processes may use one store at the same time.
+    """The score matrix [N, M] of one method; made by `open` or `find`.
 
     Attributes:
-        folder: where the manifest and the parts lie.
-        method: name of the attribution method.
-        identity: nested JSON-able dictionary of everything that determines the scores.
-        train_ids: ids of the N rows.
-        query_ids: ids of the M columns.
-        block_size: training examples in one part (the last part may have fewer).
-        description: unit and sign of a score, for readers of the manifest.
-        parts_of: name of the store that the parts were written for, where it has been renamed.
+        identity: Nested JSON-able dictionary of everything that determines the scores.
+        block_size: Training examples in one part (the last part may have fewer).
+        description: Unit and sign of a score, for readers of the manifest.
+        parts_of: Name of the store that the parts were written for, where it has been renamed.
     """
 
     folder: Path
@@ -70,69 +63,42 @@ class ScoreStore:
     description: str = ""
     parts_of: str = ""
 
-    def __post_init__(self):
-        if not isinstance(self.identity, dict):
-            raise StoreError(f"identity must be a dictionary, not {show(self.identity)}")
-        if type(self.block_size) is not int or self.block_size < 1:
-            raise StoreError(f"block_size must be a positive integer, not {self.block_size!r}")
-        for name in ("train_ids", "query_ids"):
-            check_ids(name, getattr(self, name))
-
-    @property
-    def name(self) -> str:
-        """The folder's name, `<method>-<key>`."""
-        return self.folder.name
-
     @property
     def shape(self) -> tuple[int, int]:
-        """(N, M)."""
         return len(self.train_ids), len(self.query_ids)
 
     @property
     def n_blocks(self) -> int:
-        """Number of parts of the finished store."""
         return -(-len(self.train_ids) // self.block_size)
 
-    @property
-    def complete(self) -> bool:
-        """Whether every block is finished."""
-        return not self.missing()
-
     def rows(self, block: int) -> range:
-        """Return the row numbers of a block.
-
-        Raises:
-            IndexError: there is no such block.
-        """
-        if not 0 <= block < self.n_blocks:
-            raise IndexError(f"block {block} of a store with {self.n_blocks} blocks")
         start = block * self.block_size
         return range(start, min(start + self.block_size, len(self.train_ids)))
 
     def part(self, block: int) -> Path:
-        """Return the path of a block's part, whether or not it is there."""
         return self.folder / f"part-{block:05d}.parquet"
 
-    def finished(self, rows: range) -> bool:
-        """Return whether the block of these rows, as `rows` gives them, is finished."""
-        return self.part(rows.start // self.block_size).exists()
+    def finished(self, block: int) -> bool:
+        # Parts appear whole under their names, so a name is enough to know that a block is done.
+        return self.part(block).exists()
 
     def missing(self) -> list[int]:
         """Return the unfinished blocks; one look at the folder, no part is opened."""
-        # Parts appear whole under their names, so a name is enough to know that a block is done.
         there = {path.name for path in self.folder.iterdir()}
         return [block for block in range(self.n_blocks) if self.part(block).name not in there]
 
+    @property
+    def complete(self) -> bool:
+        return not self.missing()
+
+    def n_finished(self) -> int:
+        return len(self.train_ids) - sum(len(self.rows(block)) for block in self.missing())
+
     def write(self, block: int, scores: np.ndarray) -> None:
-        """Write the scores of one block; a block that is already finished is left as it is.
+        """Write the scores [n, M] of one block; one that is already finished is left as it is.
 
-        Args:
-            block: number of the block.
-            scores: [len(rows(block)), M], converted to float32.
-
-        Raises:
-            StoreError: wrong shape, scores that are not finite in float32, or a disk that is
-                full or read-only.
+        Raises StoreError for a wrong shape, scores that are not finite in float32, or a disk that
+        is full or read-only.
         """
         rows, M = self.rows(block), len(self.query_ids)
         with np.errstate(over="ignore"):  # beyond float32 becomes inf, refused below
@@ -144,46 +110,35 @@ class ScoreStore:
             )
         bad = np.argwhere(~np.isfinite(scores))
         if len(bad):
-            pairs = "; ".join(
-                f"{scores[i, j]} for training example {self.train_ids[rows[i]]!r} "
-                f"and query {self.query_ids[j]!r}"
-                for i, j in bad[:3]
-            )
+            i, j = bad[0]
             raise StoreError(
-                f"{self.method}: {len(bad)} scores of block {block} are not finite: {pairs}"
+                f"{self.method}: {len(bad)} scores of block {block} are not finite, such as for "
+                f"training example {self.train_ids[rows[i]]!r} and query {self.query_ids[j]!r}"
             )
-        publish(self.part(block), parts.encode(scores, *self._place(block)))
+        publish(self.part(block), parts.encode(scores, self._place(block)))
 
     def matrix(self) -> np.ndarray:
-        """Read all scores, checking every part's checksums, ids and values.
+        """Read all scores, float32 [N, M].
 
-        Returns:
-            float32 [N, M].
-
-        Raises:
-            StoreError: unfinished blocks, or a part that is truncated, damaged or foreign.
+        Raises StoreError for unfinished blocks, or a part that is truncated, damaged or foreign.
         """
-        missing = self.missing()
-        if missing:
-            raise StoreError(f"{shown(self.folder)} is incomplete: {self.progress(missing)}")
-        scores = np.empty(self.shape, dtype=np.float32)
-        for block in range(self.n_blocks):
-            rows = self.rows(block)
-            with self._blaming(block):
-                scores[rows.start : rows.stop] = parts.decode(self.part(block), *self._place(block))
-        return scores
+        if not self.complete:
+            raise StoreError(f"{shown(self.folder)} is incomplete: {self.progress()}")
+        return np.concatenate([self._read(block) for block in range(self.n_blocks)])
 
-    def check(self) -> None:
-        """Look at the footers of finished parts: cheap, so that damage shows before the work.
-
-        Raises:
-            StoreError: a part is truncated, foreign or of the wrong size.
-        """
-        for block in sorted(set(range(self.n_blocks)).difference(self.missing())):
-            with self._blaming(block):
-                train_ids, query_ids, tag = self._place(block)
-                footer = pq.read_metadata(self.part(block))
-                parts.check_footer(footer, len(train_ids) * len(query_ids), tag)
+    def _read(self, block: int) -> np.ndarray:
+        """Read a part; name it in whatever goes wrong, and say what to do."""
+        try:
+            return parts.decode(self.part(block), self._place(block))
+        except (OSError, ValueError, pa.ArrowException) as error:
+            # With an errno it is the system's fault (permissions, open files), not the part's.
+            if getattr(error, "errno", None):
+                raise
+            reason = " ".join(str(error).split()).rstrip(".")
+            raise StoreError(
+                f"{shown(self.part(block))} is damaged or foreign: {reason}. "
+                "Delete this file and run again; only its rows will be computed."
+            ) from error
 
     def tidy(self) -> None:
         """Remove temporary files that killed processes left behind, without harming live ones."""
@@ -202,18 +157,12 @@ class ScoreStore:
         for path in sorted(ours, key=lambda path: (path.name == MANIFEST, path.name)):
             path.unlink(missing_ok=True)
 
-    def n_finished(self, missing: list[int]) -> int:
-        """Return how many rows are finished where these blocks are not."""
-        return len(self.train_ids) - sum(len(self.rows(block)) for block in missing)
+    def progress(self) -> str:
+        return f"{self.n_finished()} of {len(self.train_ids)} rows are finished"
 
-    def progress(self, missing: list[int]) -> str:
-        """Return the same as text."""
-        return f"{self.n_finished(missing)} of {len(self.train_ids)} rows are finished"
-
-    def _place(self, block: int) -> tuple[list[str], list[str], dict[bytes, bytes]]:
-        """Return the training ids, query ids and tag of a part, see `parts`."""
+    def _place(self, block: int) -> parts.Place:
         train_ids = [self.train_ids[row] for row in self.rows(block)]
-        return train_ids, self.query_ids, parts.tag(self.parts_of or self.name, block)
+        return parts.Place(self.parts_of or self.folder.name, block, train_ids, self.query_ids)
 
     def _manifest(self) -> bytes:
         fields = {
@@ -228,21 +177,6 @@ class ScoreStore:
         }
         return (json.dumps(fields, indent=1) + "\n").encode()
 
-    @contextmanager
-    def _blaming(self, block: int) -> Iterator[None]:
-        """Name the part in whatever goes wrong while reading it, and say what to do."""
-        try:
-            yield
-        except (OSError, ValueError, pa.ArrowException) as error:
-            # With an errno it is the system's fault (permissions, open files), not the part's.
-            if getattr(error, "errno", None):
-                raise
-            reason = " ".join(str(error).split()).rstrip(".")
-            raise StoreError(
-                f"{shown(self.part(block))} is damaged or foreign: {reason}. "
-                "Delete this file and run again; only its rows will be computed."
-            ) from error
-
 
 def open(
     scores_dir: str | Path,
@@ -256,39 +190,27 @@ def open(
 ) -> ScoreStore:
     """Create a store, or return to the one these parameters have already made.
 
-    Args:
-        scores_dir: folder of the store's folder; a relative one starts at the repository root.
-        method: name of the attribution method; letters, digits, dots, dashes and underscores.
-        identity: JSON-able, nested dictionary of everything that determines the scores.
-        train_ids: N unique ids, in the order of the rows.
-        query_ids: M unique ids, in the order of the columns.
-        block_size: training examples in one part; a store that exists keeps its own.
-        fresh: delete this store's files first, so that everything is computed anew. Not for use
-            while another process fills the same store.
-        description: unit and sign of a score, written to a new manifest.
+    One that exists keeps its block size. With `fresh`, its files are deleted first, so that
+    everything is computed anew; not for use while another process fills the same store.
 
     Raises:
-        StoreError: empty or duplicate ids, a manifest that is damaged or made for something else
-            (the fields that differ are named), or a folder that cannot be written or is of the
-            reference.
+        StoreError: A manifest that is damaged or made for something else (the fields that differ
+            are named), or a folder that cannot be written or is of the reference.
     """
     folder = resolve(scores_dir) / key(method, identity)
     if paths.is_reference(folder):
         raise StoreError(f"{shown(folder)}: reference scores are only read, take another folder")
-    ids = plain(list(train_ids)), plain(list(query_ids))
+    ids = list(train_ids), list(query_ids)
     asked = ScoreStore(folder, method, plain(identity), *ids, block_size, description)
     if fresh:
         asked.clear()
     if not (folder / MANIFEST).exists():
         publish(folder / MANIFEST, asked._manifest())
     stored = load(folder)  # even if just written: another process may have been faster
-    _require_same(
-        stored,
-        method=method,
-        identity=asked.identity,
-        train_ids=asked.train_ids,
-        query_ids=asked.query_ids,
-    )
+    same = ("method", "identity", "train_ids", "query_ids")
+    found = list(differences(*({name: getattr(s, name) for name in same} for s in (stored, asked))))
+    if found:
+        raise StoreError(f"{shown(folder / MANIFEST)} is of other scores:{listed(found)}")
     stored.tidy()
     return stored
 
@@ -296,32 +218,22 @@ def open(
 def find(
     folders: Sequence[str | Path], method: str, identity: dict, how_to_make: str = ""
 ) -> ScoreStore:
-    """Return the complete store of these parameters; needs neither the model nor the data.
-
-    Args:
-        folders: where stores lie; the first folder that has it complete counts.
-        method: name of the attribution method.
-        identity: the identity the scores were made with.
-        how_to_make: for the error message, such as "run notebook 01".
+    """Return the complete store of these parameters, in the first folder that has it.
 
     Raises:
-        ScoresNotFound: there is no such store (the message names the nearest ones and the fields
-            that differ), or it is incomplete.
-        StoreError: its manifest is damaged.
+        ScoresNotFound: There is no such store (the message names the nearest ones and the fields
+            that differ, and `how_to_make` it), or it is incomplete.
+        StoreError: Its manifest is damaged.
     """
     folders, name = [resolve(folder) for folder in folders], key(method, identity)
     hint = f"\nTo make them: {how_to_make}" if how_to_make else ""
-    unfinished = []
-    for folder in folders:
-        if (folder / name / MANIFEST).exists():
-            stored = load(folder / name)
-            _require_same(stored, method=method, identity=plain(identity))
-            missing = stored.missing()
-            if not missing:
-                return stored
-            unfinished.append(f"{stored.progress(missing)} in {shown(stored.folder)}")
-    if unfinished:
-        raise ScoresNotFound(f"incomplete scores: {unfinished[0]}{hint}")
+    there = [load(one / name) for one in folders if (one / name / MANIFEST).exists()]
+    for stored in there:
+        if stored.complete:
+            return stored
+    if there:
+        where = shown(there[0].folder)
+        raise ScoresNotFound(f"incomplete scores: {there[0].progress()} in {where}{hint}")
     nearest = _nearest(folders, method, identity)
     raise ScoresNotFound(f"no {method} scores at {shown(folders[0] / name)}{nearest}{hint}")
 
@@ -360,34 +272,23 @@ def made_with() -> dict[str, str]:
     return versions
 
 
-def _require_same(stored: ScoreStore, **asked) -> None:
-    differing = list(differences({name: getattr(stored, name) for name in asked}, asked))
-    if differing:
-        manifest = shown(stored.folder / MANIFEST)
-        raise StoreError(f"{manifest} is of other scores:{listed(differing)}")
-
-
 def _nearest(folders: Sequence[Path], method: str, identity: dict) -> str:
-    """Describe the stores of this method that differ least from what was asked for."""
+    """Describe the store of this method that differs least from what was asked for."""
     found = []
     for manifest in (path for f in folders for path in f.glob(f"{method}-*/{MANIFEST}")):
         with suppress(StoreError):  # damaged, or of another format: not what the user looks for
             stored = load(manifest.parent)
             if stored.method == method:
                 differing = list(differences(stored.identity, plain(identity), "identity"))
-                found.append((len(differing), stored.name, stored, differing))
-    text = "" if found else f"\nThere are no {method} scores in {shown(folders[0])}."
-    for _, name, stored, differing in sorted(found, key=lambda entry: entry[:2])[:3]:
-        text += f"\nNear: {name} ({stored.progress(stored.missing())}), where{listed(differing)}"
-    return text
+                found.append((len(differing), stored.folder.name, stored, differing))
+    if not found:
+        return f"\nThere are no {method} scores in {shown(folders[0])}."
+    _, name, stored, differing = min(found, key=lambda one: one[:2])
+    return f"\nNear: {name} ({stored.progress()}), where{listed(differing)}"
 
 
 def publish(path: Path, data: bytes) -> None:
-    """Let a file appear whole under its name, at once; if it is there already, leave that one.
-
-    Raises:
-        StoreError: the disk is full or read-only.
-    """
+    """Let a file appear whole under its name, at once; if it is there already, leave that one."""
     try:
         with paths.replacing(path, keep=True) as temporary, temporary.open("xb") as file:
             file.write(data)
