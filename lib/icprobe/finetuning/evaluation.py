@@ -39,7 +39,7 @@ def evaluate(
     n_answered: int | None = None,
     answer_tokens: int = ANSWER_TOKENS,
 ) -> pd.DataFrame:
-    """Return the measures of Q queries, one row each, by id; see the module.
+    """Return the measures of Q queries, one row each, by id.
 
     Args:
         lm: The model.
@@ -55,8 +55,7 @@ def evaluate(
         answer, the text generated, or None.
 
     Raises:
-        ValueError: As `models.log_likelihoods`.
-        FloatingPointError: As these.
+        ValueError, FloatingPointError: As `models.log_likelihoods`.
     """
     queries = list(queries)
     encoded = models.encode(lm, queries, max_length)
@@ -98,14 +97,7 @@ def answers(
     new_tokens: int = ANSWER_TOKENS,
     several_lines: bool = False,
 ) -> list[str]:
-    """Return the model's greedy answer to each query's prompt.
-
-    Args:
-        lm: The model.
-        queries: Q encoded queries, those of like length together.
-        new_tokens: Most tokens of an answer.
-        several_lines: Whether an answer may have more than one.
-    """
+    """Return the model's greedy answer to each of Q prompts, of so many new tokens at most."""
     found = [""] * len(queries)
     order = sorted(range(len(queries)), key=lambda k: len(queries[k].prompt))
     for start in range(0, len(order), ANSWERS_AT_ONCE):
@@ -166,12 +158,7 @@ def _compared(answer: str, completion: str) -> dict[str, float]:
 
 
 def by_task(results: pd.DataFrame, tasks: Sequence[str]) -> pd.DataFrame:
-    """Return means over each task's queries, as they come, and over all in a last row.
-
-    Args:
-        results: Q rows, see `evaluate`.
-        tasks: [Q].
-    """
+    """Return means of `evaluate` over the queries of each of tasks [Q], and over all at last."""
     results = results[list(MEASURES)]
     table = results.groupby(np.asarray(tasks), sort=False).mean()
     return pd.concat([table, results.mean().to_frame("all").T])

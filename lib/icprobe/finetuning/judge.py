@@ -19,7 +19,7 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError
 from tqdm import tqdm
 
 from icprobe import statistics
-from icprobe.data.paths import resolve, shown
+from icprobe.data.paths import resolve
 from icprobe.finetuning.training_runs import RunResult
 
 # one message, because some chat templates refuse a system role
@@ -53,11 +53,11 @@ KEY_VARIABLE = "ICPROBE_JUDGE_KEY"  # so that the key appears in no notebook
 TIMEOUT = 60.0  # seconds to wait for a reply
 RETRIES = 3  # where the server is unreachable or busy, after 1, 2, 4 seconds
 MAX_TOKENS = 8  # some models begin with a space or a line break, or set the letter in bold
-LINE = re.compile(rb'\{"key": "([0-9a-f]{64})", "verdict": "([ABT])"\}')
+LINE = re.compile(r'^\{"key": "([0-9a-f]{64})", "verdict": "([ABT])"\}$', re.M)
 
 
 class JudgeError(RuntimeError):
-    """The judge does not answer, its reply is no verdict, or the cache of verdicts is damaged."""
+    """The judge does not answer, or its reply is no verdict."""
 
 
 class Judge:
@@ -69,13 +69,12 @@ class Judge:
         url: Of the endpoint, such as "http://localhost:8000/v1"; "/chat/completions" is added
             where it is missing, and "/v1" where the path ends in neither.
         model: The model's name there.
-        cache: File that each verdict is appended to as soon as it is given; what is in it is not
-            asked again. It has hashes of the questions and verdicts, no text.
+        cache: File to which each verdict is appended as soon as it is given, with a hash of the
+            question and no text; what is in it is not asked again.
         fresh: Delete this file first.
 
     Raises:
         ValueError: If the url is none, or there is no model; names the notebook's parameter.
-        JudgeError: If a line of the cache is damaged (an unfinished last one is asked again).
     """
 
     def __init__(self, url: str, model: str, cache: str | Path, fresh: bool = False) -> None:
@@ -87,7 +86,9 @@ class Judge:
         self.url, self.model, self.cache = url, model, resolve(cache)
         if fresh:
             self.cache.unlink(missing_ok=True)
-        self.verdicts = _read(self.cache)
+        content = self.cache.read_text("utf-8", "replace") if self.cache.exists() else ""
+        self.verdicts = dict(LINE.findall(content))  # what is damaged is asked again
+        self.unfinished = content[-1:] not in ("", "\n")
 
     def wins(self, query: Mapping[str, str], first: str, second: str) -> float:
         """Return what the first answer wins: 0, 0.25, ..., 1, the mean over both orders.
@@ -115,8 +116,9 @@ class Judge:
             self.verdicts[key] = self._ask(question)
             line = json.dumps({"key": key, "verdict": self.verdicts[key]}) + "\n"
             self.cache.parent.mkdir(parents=True, exist_ok=True)
-            with self.cache.open("ab") as file:  # closed, so flushed
-                file.write(line.encode())
+            with self.cache.open("a", encoding="utf-8") as file:  # closed, so flushed
+                file.write("\n" * self.unfinished + line)
+            self.unfinished = False
         return self.verdicts[key]
 
     def _ask(self, question: str) -> str:
@@ -157,7 +159,6 @@ class Judge:
 
 
 def _passing(error: Exception) -> bool:
-    """Return whether a failed request may succeed later."""
     if isinstance(error, HfHubHTTPError):
         return error.response.status_code in (408, 429, 500, 502, 503, 504)
     return isinstance(error, HTTPError)  # no answer; others are the client's, as its offline mode
@@ -187,7 +188,7 @@ def win_rates(
 
     Raises:
         ValueError: If no open query was answered.
-        JudgeError: See `Judge.wins`; finished verdicts are kept.
+        JudgeError: As `Judge.wins`; finished verdicts are kept.
     """
     answers = {name: [run.answers for run in runs if run.answers] for name, runs in results.items()}
     answered = [texts for of_seeds in answers.values() for texts in of_seeds]
@@ -206,21 +207,3 @@ def win_rates(
         rows.append((first, second, *found, *won.shape))
     names = ["first", "second", "estimate", "low", "high", "seeds", "queries"]
     return pd.DataFrame(rows, columns=names)
-
-
-def _read(cache: Path) -> dict[str, str]:
-    """Return the verdicts of a cache by key; cut off a line that was not written to its end."""
-    content = cache.read_bytes() if cache.exists() else b""
-    *lines, rest = content.split(b"\n")
-    verdicts = {}
-    for number, line in enumerate(lines, 1):
-        found = LINE.fullmatch(line)
-        if not found:
-            raise JudgeError(
-                f"{shown(cache)}, line {number} is no verdict: {line[:100]!r}. Delete this line "
-                "and run again; only its question will be asked"
-            )
-        verdicts[found[1].decode()] = found[2].decode()
-    if rest:
-        os.truncate(cache, len(content) - len(rest))
-    return verdicts
