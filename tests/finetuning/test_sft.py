@@ -218,31 +218,24 @@ def test_training_lowers_the_loss_and_leaves_the_model_as_it_was(tiny, tmp_path,
 
 @pytest.mark.parametrize(
     ("family", "dtype", "rank"),
-    [("llama", "float32", 0), ("llama", "float32", 2), ("llama", "bfloat16", 0),
-     ("llama", "float64", 2), ("mixtral", "float32", 0)],
+    [("llama", "float32", 2), ("llama", "bfloat16", 0), ("mixtral", "float64", 0)],
 )  # fmt: skip
 def test_nothing_of_the_trainer_is_left_on_the_trained_model(tiny, family, dtype, rank):
-    """Its passes are the model's own in float32, those of a copy are the copy's."""
+    """It is trained again like a model of the same weights that was never trained."""
     lm = tiny(family, dtype=dtype)
     recipe = dataclasses.replace(RECIPE, lora_rank=rank)
-    found = sft.train(lm, examples(5, 1), recipe)
-    trained = found.lm
-    assert found.checkpoints == [] and found.curve.shape == (2, 3)
+    trained, curve, checkpoints = sft.train(lm, examples(5, 1), recipe)
+    assert checkpoints == [] and curve.shape == (2, 3)
     assert not any(module.training for module in trained.model.modules())
     for weight in trained.model.parameters():
         assert weight.grad is None and weight.requires_grad and weight.dtype == torch.float32
     assert type(trained.model) is type(lm.model) and trained.identity["dtype"] == "float32"
     assert trained.identity["name"] != lm.identity["name"] and lm.identity["dtype"] == dtype
-    assert (sft.as_float32(lm) is lm) == (dtype == "float32")
     own = type(trained.model)(lm.model.config).float().eval()
     own.load_state_dict(weights(trained))
     own = models.LM(own, lm.tokenizer, lm.identity)
     queries = encoded(lm, 3, seed=2)
     np.testing.assert_array_equal(losses(trained, queries), losses(own, queries))
-    copied = copy.deepcopy(trained.model)
-    for weight in copied.parameters():
-        weight.data.zero_()
-    assert not copied(torch.tensor([queries[0].ids])).logits.any()
     again = [sft.train(start, examples(5, 3), recipe).lm for start in (trained, own)]
     assert same(*map(weights, again))
 

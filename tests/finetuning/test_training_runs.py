@@ -164,17 +164,21 @@ def test_answers_are_kept_where_they_are_asked_for(bench, calls):
     assert len(calls) == 3 and files(bench) == now
 
 
-@pytest.mark.slow
-def test_models_of_the_first_seed_answer(bench):
-    for n, expected in ((None, 2), (1, 1), (9, 2)):
-        what = replace(bench, n_answered=n)
-        results = [what.untouched(), *what.run([ONE, ONE])["one"]]
-        counts = [result.measures["rouge_l"].count() for result in results]
-        assert counts == [expected, expected, 0]
-    short = replace(bench, answer_tokens=1, keep_answers=True)
-    (result,) = short.run([ONE])["one"]
-    found = {len(models.text_ids(bench.lm, text)) for text in result.answers.values()}
-    assert len(result.answers) == 2 and max(found) <= 3, "one token, or the sign for half a letter"
+def test_as_many_answers_of_as_many_tokens_as_asked_for(bench):
+    for n, expected in ((1, 1), (9, 2)):
+        result = replace(bench, n_answered=n).untouched()
+        assert result.measures["rouge_l"].count() == expected
+    short = replace(bench, answer_tokens=1, keep_answers=True).untouched()
+    found = {len(models.text_ids(bench.lm, text)) for text in short.answers.values()}
+    assert len(short.answers) == 2 and max(found) <= 3, "one token, or the sign for half a letter"
+
+
+def test_the_untouched_model_is_evaluated_in_float32(bench, tiny):
+    lm = tiny(dtype="bfloat16")
+    coarse = replace(bench, lm=lm).untouched()
+    exact = models.LM(lm.model.float(), lm.tokenizer, {})
+    expected = evaluation.evaluate(exact, bench.queries)["nats_per_token"]
+    np.testing.assert_allclose(coarse.measures["nats_per_token"], expected, rtol=RTOL, atol=ATOL)
 
 
 # ------------------------------------------------------------------------------------------- keys

@@ -14,8 +14,7 @@ resampled seeds would give (S - 1) / S of the variance, and few say little of it
 `MIN_SEEDS` there is no verdict. Verdicts are not corrected for the number of pairs.
 
 Intervals are for new queries of the same tasks. Where differences are some tasks' alone, new tasks
-may turn them round: beside each verdict stands the interval from resampling tasks, too, and
-`by_task` has what each contributes.
+may turn them round: so there is an interval from resampling tasks, too.
 """
 
 from collections.abc import Mapping, Sequence
@@ -62,9 +61,8 @@ def summary(
 ) -> pd.DataFrame:
     """Return what each selection brings, with 95 % intervals over seeds and queries.
 
-    One row for each of `gains`: selection, estimate, low, high (not numbers with fewer than
-    `MIN_QUERIES`), seed_sd, seeds, queries. seed_sd is the standard deviation between seeds of the
-    mean over queries; with one seed it is not known, and not in the interval.
+    There is none with fewer than `MIN_QUERIES`. seed_sd is the standard deviation between seeds of
+    the mean over queries; with one seed it is not known, and not in the interval.
     """
     measure, (S, Q) = _means(gains)
     estimate, low, high = statistics.bootstrap_ci(measure, (S, Q), rng, resamples)
@@ -101,8 +99,8 @@ def differences(
         resamples, wider, up to no 95 % and an infinite 90 %); p_equivalent, of TOST; verdict:
         "better" or "worse" where the 95 % interval does not hold zero, "equivalent" where TOST's
         p is below 5 %, both, or "undecided"; tasks_low and tasks_high, the 95 % interval of share
-        where tasks are drawn, too (not a number with a single task). With fewer than `MIN_SEEDS`
-        or `MIN_QUERIES` all are undecided, and intervals of fractions and p not numbers.
+        where tasks are drawn, too. With fewer than `MIN_SEEDS` or `MIN_QUERIES` all are undecided,
+        and intervals of fractions and p not numbers.
     """
     means, shape = _means(gains)
     names = list(gains)
@@ -137,7 +135,7 @@ def differences(
 
 
 def _means(gains: Mapping[str, np.ndarray]):
-    """Return the measure of all mean gains at once, with the few-seed correction, and (S, Q)."""
+    """Return the measure of all mean gains, with the few-seed correction, and (S, Q)."""
     values = np.stack(list(gains.values()))
     _, S, Q = values.shape
 
@@ -156,8 +154,7 @@ def _means(gains: Mapping[str, np.ndarray]):
 def _tested(estimate: np.ndarray, values: np.ndarray, level: float) -> tuple:
     """Return low and high [P]: `tost` has p below a level where a margin is wider than both.
 
-    Resamples [resamples, P] in which the value is unknown are on both sides, so that too many of
-    them make the interval infinite.
+    Unknown values [resamples, P] are on both sides: too many of them make the interval infinite.
     """
     steps = int(level * len(values))  # of 1 / (1 + resamples) each: the highest p below the level
     outer = np.full((1, *estimate.shape), -np.inf)
@@ -223,10 +220,9 @@ def by_task(
 def findings(table: pd.DataFrame, margin: float, n: int) -> pd.DataFrame:
     """Return `differences` as findings that claims are judged by, over n evaluation queries.
 
-    For each pair "<first> less <second>" with its 95 % interval, and "room within the margin" of
-    this difference: how far inside +-margin it is, the 90 % interval's nearer end as the low one,
-    so that this is above zero where TOST finds equivalence. As fractions of what the full pool
-    brings: quantity, unit, estimate, low, high, n.
+    For each pair "<first> less <second>" and its "room within the margin": how far inside +-margin
+    it is, the 90 % interval's nearer end as the low one, so that this is above zero where TOST
+    finds equivalence. As fractions of what the full pool brings.
     """
     rows = []
     for row in table.itertuples():

@@ -50,7 +50,7 @@ def select(
         columns: Numbers of the queries whose mean counts; all by default.
 
     Raises:
-        ValueError: If ids differ (names the first), n or fraction is out of range, or as `values`.
+        ValueError: If ids differ (names the first), or another argument is out of range.
     """
     if isinstance(scores, pd.DataFrame) and list(scores.index) != list(pool["id"]):
         pairs = itertools.zip_longest(pool["id"], scores.index)
@@ -70,19 +70,14 @@ def select(
 
 
 def values(scores: np.ndarray, N: int, columns: Sequence[int] | None = None) -> np.ndarray:
-    """Return what ranks a pool of N: the mean [N] of scores [N, M] over some queries, or all.
-
-    Raises:
-        ValueError: If the scores do not cover the pool or the queries, or are not finite.
-    """
+    """Return what ranks a pool of N: the mean [N] of scores [N, M] over some queries, or all."""
     scores = np.asarray(scores, dtype=np.float64)
     if scores.ndim != 2 or len(scores) != N:
         raise ValueError(f"scores have shape {scores.shape}, expected [{N}, M], a row an example")
-    columns = np.arange(scores.shape[1]) if columns is None else np.asarray(columns, dtype=int)
-    if not len(columns) or columns.min() < 0 or columns.max() >= scores.shape[1]:
-        raise ValueError(
-            f"columns are {columns.tolist()}, expected some from 0 to {scores.shape[1] - 1}"
-        )
+    M = scores.shape[1]
+    columns = list(range(M) if columns is None else map(int, columns))
+    if not columns or min(columns) < 0 or max(columns) >= M:
+        raise ValueError(f"columns are {columns}, expected some from 0 to {M - 1}")
     chosen = scores[:, columns]
     if not np.isfinite(chosen).all():
         row, column = np.argwhere(~np.isfinite(chosen))[0]
@@ -125,11 +120,8 @@ def best(
     """Return the row numbers of the highest values [N] within a budget, ties in random order.
 
     Of a budget of tokens [N], examples are taken from the highest down, and one that no longer fits
-    is left out: no selection is above the budget, and none far below it. One of examples takes at
-    least one.
-
-    Raises:
-        ValueError: If a budget of tokens is too small for any example.
+    is left out: no selection is above the budget, and none far below it. If no example fits, that
+    is a ValueError; a budget of examples takes at least one.
     """
     order = np.lexsort((rng.random(len(values)), -values))
     if budget.unit == "examples":
@@ -202,16 +194,16 @@ def choose(
     """Return the row numbers of all selections that are compared, by name.
 
     These are "full pool", "random", "<method>, top" (the best), "<method>, in turn" and, of
-    contrasted methods, "<method>, bottom" (the worst) and "random, as long as <method>".
+    contrasted methods, "<method>, bottom" (the worst) and "random, as long as <method>" (as many as
+    its best, and about as many tokens).
 
     Args:
         methods: By name, what ranks the pool [N], see `values`.
-        contrasted: Methods whose worst, and random examples as long as whose best, are wanted, too.
-        turns: By name, scores [N, M] by which queries choose in turn, see `in_turn`.
+        contrasted: Names of methods.
+        turns: By name, scores [N, M] by which queries choose in turn.
         tokens: [N] of which a budget of tokens is.
         lengths: [N] in which random examples are matched.
-        budget: Of all selections but the full pool; those of matched lengths have as many examples,
-            and about the same tokens.
+        budget: Of all selections but the full pool.
         seed: Breaks ties and draws; each selection has a stream of its own, so that leaving one out
             changes no other.
     """
@@ -254,16 +246,9 @@ def write(
 ) -> None:
     """Write each selection to <name>.jsonl, in the place of those that were written here earlier.
 
-    `WRITTEN` in the folder lists them; of other files, none is removed or replaced.
-
-    Args:
-        examples: The pool, N rows.
-        selections: Row numbers by name, see `choose`.
-        ranked: By method, what ranks the pool [N]: lines of its best and worst have a score.
-        folder: Where to; a relative path starts at the repository root.
-
-    Raises:
-        FileExistsError: If a file of somebody else has a selection's name.
+    `WRITTEN` in the folder lists them; of other files, none is removed, and one with the name of a
+    selection is a FileExistsError. Lines of a method's best and worst have a score: what ranks the
+    pool [N] by it.
     """
     folder = paths.resolve(folder)
     files = {

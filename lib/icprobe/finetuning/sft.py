@@ -38,15 +38,11 @@ TOKENS_KEPT = 2048
 
 
 class Trained(NamedTuple):
-    """What a run of fine-tuning leaves.
+    """A trained model (adapters merged), its learning curve and its checkpoints.
 
-    Attributes:
-        lm: The trained model, adapters merged, in evaluation mode.
-        curve: One row a step: step (from 1), loss (nats per token, of the batch before the step),
-            rate.
-        checkpoints: Folder and learning rate of each checkpoint, the start first, as
-            `gradient.tracin` takes them. The rate is the mean over the steps that led there, the
-            start's that of the first step.
+    The curve has a row for each step: step (from 1), loss (nats per token, of the batch before the
+    step), rate. Checkpoints are folders and learning rates, as `gradient.tracin` takes them: the
+    rate is the mean over the steps that led there, the start's that of the first step.
     """
 
     lm: LM
@@ -76,9 +72,8 @@ def train(
         loss_on: "completion", or "text" to train on the prompt, too.
 
     Raises:
-        ValueError: If there are no examples, loss_on is unknown, there are fewer steps than
-            checkpoints, no folder for them or adapters to save, or an example has no completion
-            tokens.
+        ValueError: If there are no examples, an example has no completion tokens, loss_on is
+            unknown, or the recipe's checkpoints cannot be saved.
         FloatingPointError: If the loss is not finite; names the first such step.
     """
     rows = _rows(lm, examples, loss_on)
@@ -115,14 +110,6 @@ def train(
     parts = np.split(curve["rate"].to_numpy(), save_steps[:-1])
     rates = [float(np.mean(part)) for part in (parts[0][:1], *parts)]
     return Trained(trained, curve, list(zip(names, rates, strict=True)))
-
-
-def as_float32(lm: LM) -> LM:
-    """Return the model in float32, as trained ones are: itself if it is, else a copy."""
-    if lm.model.dtype == torch.float32:
-        return lm
-    model = copy.deepcopy(lm.model).float()
-    return LM(model, lm.tokenizer, {**lm.identity, "dtype": "float32"})
 
 
 def batches(
@@ -259,11 +246,7 @@ def _mean_loss(lm: LM, inputs: dict, count: torch.Tensor | int | None) -> torch.
 
 @contextmanager
 def _quietly():
-    """Hide the progress bars of datasets and transformers, and what the latter warns of.
-
-    The trainer fits the copied model's special tokens to its tokenizer's and says so; they only
-    matter to text generation.
-    """
+    """Hide the progress bars of datasets and transformers, and what the latter warns of."""
     shown = not datasets.are_progress_bars_disabled(), logging.is_progress_bar_enabled()
     verbosity = logging.get_verbosity()
     datasets.disable_progress_bars()

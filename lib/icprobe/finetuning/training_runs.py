@@ -8,6 +8,7 @@ a selection that several methods make is trained on once, and a run that stops g
 training. Records hold ids and numbers, no text: answers may repeat the data set's.
 """
 
+import copy
 import gc
 import hashlib
 import json
@@ -19,6 +20,7 @@ from typing import NamedTuple
 import datasets
 import numpy as np
 import pandas as pd
+import torch
 from tqdm import tqdm
 
 from icprobe import models
@@ -35,10 +37,8 @@ VERSION = 1  # raise it when the same recipe begins to train in another way
 class RunResult(NamedTuple):
     """What a training gave.
 
-    Attributes:
-        curve: See `sft.Trained`; no rows for the untouched model.
-        measures: See `evaluation.evaluate`; Q rows.
-        answers: Of open queries by id, if they were to be kept.
+    The learning curve (see `sft.Trained`; no rows for the untouched model), the measures of Q
+    queries (see `evaluation.evaluate`) and answers of open queries by id, if they were to be kept.
     """
 
     curve: pd.DataFrame
@@ -64,8 +64,8 @@ class Runs:
         recipe: The seed is each training's own.
         loss_on: See `sft.train`.
         max_length: See `models.encode`.
-        n_answered: See `evaluation.evaluate`; of the first seed's models. Those of other seeds do
-            not answer, which takes as long as a small training.
+        n_answered: Of how many open queries the first seed's models give answers; all by default.
+            Those of other seeds do not answer, which takes as long as a small training.
         answer_tokens: See `evaluation.evaluate`.
         keep_answers: Whether the texts of answers are wanted, too.
     """
@@ -176,7 +176,13 @@ class Runs:
 
     def _make(self, key: str, training: _Training) -> None:
         """Train, evaluate, and write the record."""
-        lm, curve = self._trained(training)
+        lm, curve = self.lm, pd.DataFrame()
+        if training.rows:
+            recipe = replace(self.recipe, seed=training.seed)
+            examples = models.encode(lm, self._examples(training), self.max_length)
+            lm, curve, _ = sft.train(lm, examples, recipe, loss_on=self.loss_on)
+        elif lm.model.dtype != torch.float32:  # as trained ones are
+            lm = replace(lm, model=copy.deepcopy(lm.model).float())
         n = self._n_answered(training)
         measures = evaluation.evaluate(lm, self.queries, self.max_length, n, self.answer_tokens)
         del lm  # in a kernel it refers to itself: many models would fill the memory
@@ -198,15 +204,6 @@ class Runs:
             lines = [json.dumps({"id": query, "answer": text}) for query, text in answers]
             store.publish(file.with_suffix(".jsonl"), "\n".join(lines).encode())
         store.publish(file, (json.dumps(record) + "\n").encode())
-
-    def _trained(self, training: _Training) -> tuple[LM, pd.DataFrame]:
-        """Return the model after training, in float32, and its learning curve."""
-        if not training.rows:
-            return sft.as_float32(self.lm), pd.DataFrame()
-        recipe = replace(self.recipe, seed=training.seed)
-        examples = models.encode(self.lm, self._examples(training), self.max_length)
-        trained = sft.train(self.lm, examples, recipe, loss_on=self.loss_on)
-        return trained.lm, trained.curve
 
     def _read(self, file: Path) -> RunResult:
         """Read a record, or raise StoreError if it is damaged."""
