@@ -39,8 +39,7 @@ def gains(
 ) -> dict[str, np.ndarray]:
     """Return what each selection's models gain on each query: [S, Q] by name, positive = better.
 
-    Queries that the measure (of `evaluation.MEASURES`) does not apply to are left out of Q, and
-    seeds whose models it was not taken of out of S.
+    Left out are queries that the measure does not apply to, and seeds that it was not taken of.
     """
     before = untouched.measures[measure].dropna()
     found = {}
@@ -96,11 +95,10 @@ def differences(
         One row a pair: first, second; estimate, low, high (95 %) of the difference; share,
         share_low, share_high (95 %), tost_low, tost_high (90 %), the same as fractions of what the
         full pool brings, not a number where that is not positive (and where it is not in some
-        resamples, wider, up to no 95 % and an infinite 90 %); p_equivalent, of TOST; verdict:
-        "better" or "worse" where the 95 % interval does not hold zero, "equivalent" where TOST's
-        p is below 5 %, both, or "undecided"; tasks_low and tasks_high, the 95 % interval of share
-        where tasks are drawn, too. With fewer than `MIN_SEEDS` or `MIN_QUERIES` all are undecided,
-        and intervals of fractions and p not numbers.
+        resamples, wider, up to no 95 % and an infinite 90 %); p_equivalent, of TOST; verdict, by
+        the 95 % interval and p, or "undecided"; tasks_low and tasks_high, the 95 % interval of
+        share where tasks are drawn, too. With fewer than `MIN_SEEDS` or `MIN_QUERIES` all are
+        undecided, and intervals of fractions and p not numbers.
     """
     means, shape = _means(gains)
     names = list(gains)
@@ -199,10 +197,10 @@ def _verdict(row) -> str:
 def by_task(
     gains: Mapping[str, np.ndarray], pairs: Sequence[tuple[str, str]], tasks: Sequence[str]
 ) -> pd.DataFrame:
-    """Return what each task contributes to differences of selections; arguments of `differences`.
+    """Return what each task contributes to `differences`: a row a pair and task.
 
-    One row a pair and task: first, second, task, queries, estimate (mean difference there), and
-    contribution, as a fraction of what the full pool brings: these sum to the pair's.
+    The estimate is the mean difference there; the contribution is a fraction of what the full pool
+    brings, and these sum to the pair's.
     """
     tasks = np.asarray(tasks)
     full = np.mean(gains[FULL])
@@ -238,10 +236,9 @@ def findings(table: pd.DataFrame, margin: float, n: int) -> pd.DataFrame:
 
 
 def by_size(summaries: Sequence[pd.DataFrame], names: Sequence[str]) -> pd.DataFrame:
-    """Return what some selections bring at each size, with the full pool as the end of each.
+    """Return rows of `summary`, by method, at each size, with the full pool as the end of each.
 
-    Summaries have a column examples, too; the first one has the full pool. One row each: method,
-    examples, estimate, low, high, seeds, queries.
+    Summaries have a column examples, too; the first one has the full pool.
     """
     table = pd.concat(summaries, ignore_index=True).rename(columns={"selection": "method"})
     full = table[table["method"] == FULL]

@@ -63,15 +63,10 @@ class JudgeError(RuntimeError):
 class Judge:
     """A chat model that compares answers. Models that think aloud first must have that turned off.
 
-    Its API key, if it needs one, is in the environment variable `KEY_VARIABLE`.
-
-    Args:
-        url: Of the endpoint, such as "http://localhost:8000/v1"; "/chat/completions" is added
-            where it is missing, and "/v1" where the path ends in neither.
-        model: The model's name there.
-        cache: File to which each verdict is appended as soon as it is given, with a hash of the
-            question and no text; what is in it is not asked again.
-        fresh: Delete this file first.
+    The url is an endpoint's, such as "http://localhost:8000/v1"; "/chat/completions" is added where
+    it is missing, and "/v1" where the path ends in neither. An API key, if it needs one, is in the
+    environment variable `KEY_VARIABLE`. Each verdict is appended to the cache as soon as it is
+    given, with a hash of the question and no text; what is in it is not asked again, unless fresh.
 
     Raises:
         ValueError: If the url is none, or there is no model; names the notebook's parameter.
@@ -108,7 +103,6 @@ class Judge:
         return (there + 1 - back) / 2
 
     def _verdict(self, question: str) -> str:
-        """Return the cached verdict on a question, or ask and append it to the cache."""
         # the question has the template in it, so a new wording is a new question
         asked = json.dumps([self.url, self.model, question])
         key = hashlib.sha256(asked.encode()).hexdigest()
@@ -133,7 +127,7 @@ class Judge:
         )
 
     def _reply(self, question: str) -> str:
-        """Return what the model replies, or a description of a response that has no text."""
+        """Return the reply, or a description of a response that has no text."""
         key = os.environ.get(KEY_VARIABLE, "").strip()
         # without a key, the client would send the user's Hugging Face token
         client = InferenceClient(base_url=self.url, api_key=key or "none", timeout=TIMEOUT)
@@ -174,21 +168,11 @@ def win_rates(
 ) -> pd.DataFrame:
     """Return how often a judge prefers the first selection's answers, with 95 % intervals.
 
-    Args:
-        judge: Who decides.
-        queries: The evaluation queries.
-        results: By selection, one result a seed; those with answers are compared.
-        pairs: Names of the first and the second of each comparison.
-        rng: For the bootstrap over seeds and queries.
-        resamples: How many.
+    Results are by selection, one a seed; those with answers are compared, on the queries that all
+    of them answered. If there is none, that is a ValueError.
 
-    Returns:
-        One row a pair: first, second, estimate (fraction of wins, 0.5 = neither is better), low,
-        high, seeds, queries.
-
-    Raises:
-        ValueError: If no open query was answered.
-        JudgeError: As `Judge.wins`; finished verdicts are kept.
+    One row a pair: first, second, estimate (fraction of wins, 0.5 = neither is better), low, high
+    (over seeds and queries), seeds, queries.
     """
     answers = {name: [run.answers for run in runs if run.answers] for name, runs in results.items()}
     answered = [texts for of_seeds in answers.values() for texts in of_seeds]

@@ -34,10 +34,8 @@ DIFFERENCES = (
 def subsets(N: int, S: int, fraction: float, seed: int = 0) -> list[tuple[int, ...]]:
     """Return S random subsets of a pool of N as row numbers, each with a fraction of it.
 
-    The first ones stay the same when S grows.
-
-    Raises:
-        ValueError: If the fraction leaves nobody in or nobody out.
+    The first ones stay the same when S grows. A fraction that leaves nobody in, or nobody out, is a
+    ValueError.
     """
     size = round(fraction * N)
     if not 0 < size < N:
@@ -63,17 +61,11 @@ def scores(
 ) -> pd.DataFrame:
     """Return each method's LDS with 95 % intervals over subsets and queries.
 
-    Args:
-        methods: By name, scores [N, M], positive = helps.
-        subsets: S of them.
-        measured: [S, seeds, M].
-        rng: For the bootstrap.
-        resamples: How many.
+    Methods are scores [N, M] by name, positive = helps; measured is [S, seeds, M] of S subsets.
 
-    Returns:
-        One row a method: method, estimate, low, high, subsets, seeds, queries (those for which the
-        method's predictions differ at all; the others are left out of its average). And a row for
-        each of `DIFFERENCES`, "<one> less <other>", of the same resamples.
+    One row a method: method, estimate, low, high, subsets, seeds, queries (those for which the
+    method's predictions differ at all; the others are left out of its average). And a row for each
+    of `DIFFERENCES`, "<one> less <other>", of the same resamples.
     """
     S, seeds, M = measured.shape
     sums = [

@@ -195,17 +195,11 @@ def choose(
 
     These are "full pool", "random", "<method>, top" (the best), "<method>, in turn" and, of
     contrasted methods, "<method>, bottom" (the worst) and "random, as long as <method>" (as many as
-    its best, and about as many tokens).
+    its best, alike in lengths [N], and about as many tokens [N], of which a budget of tokens is).
+    A method is what ranks the pool [N], see `values`; in turns, scores [N, M].
 
-    Args:
-        methods: By name, what ranks the pool [N], see `values`.
-        contrasted: Names of methods.
-        turns: By name, scores [N, M] by which queries choose in turn.
-        tokens: [N] of which a budget of tokens is.
-        lengths: [N] in which random examples are matched.
-        budget: Of all selections but the full pool.
-        seed: Breaks ties and draws; each selection has a stream of its own, so that leaving one out
-            changes no other.
+    The seed breaks ties and draws. Each selection has a stream of its own, so that leaving one out
+    changes no other.
     """
 
     def rng(name: str) -> np.random.Generator:

@@ -9,7 +9,7 @@ import gc
 import math
 import tempfile
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -57,27 +57,21 @@ def train(
     folder: str | Path | None = None,
     loss_on: str = "completion",
 ) -> Trained:
-    """Fine-tune a copy of the model with TRL's SFTTrainer; it is left as it was.
+    """Fine-tune a copy of the model with TRL's SFTTrainer on n examples (encoded or not).
 
     The same seed gives the same weights on one machine; on another they differ in the last bits.
     Seeds the global random generators, as transformers does. Takes memory for four copies of the
     weights beside the model (with adapters, one), and for activations. Passes are in the model's
-    dtype, weights and optimiser in float32.
-
-    Args:
-        lm: The model.
-        examples: n rows with id, prompt, completion (or encoded already).
-        recipe: How.
-        folder: Where checkpoints go, if the recipe saves some.
-        loss_on: "completion", or "text" to train on the prompt, too.
+    dtype, weights and optimiser in float32. Checkpoints go to the folder; the loss is on
+    "completion" or "text", with the prompt.
 
     Raises:
         ValueError: If there are no examples, an example has no completion tokens, loss_on is
             unknown, or the recipe's checkpoints cannot be saved.
         FloatingPointError: If the loss is not finite; names the first such step.
     """
-    rows = _rows(lm, examples, loss_on)
-    save_steps = recipe.save_steps(len(rows))
+    examples = list(examples)
+    save_steps = recipe.save_steps(len(examples))
     if recipe.saves and (folder is None or recipe.lora_rank):
         raise ValueError(
             f"saves is {recipe.saves}, expected a folder for checkpoints, and lora_rank 0: "
@@ -86,10 +80,10 @@ def train(
     with tempfile.TemporaryDirectory(prefix="icprobe-") as temporary, _quietly():
         folder = Path(folder or temporary)
         names = [str(folder / f"checkpoint-{step}") for step in (0, *save_steps)]
-        trainer = _trainer(lm, rows, folder, recipe, loss_on)
+        trainer = _trainer(lm, examples, folder, recipe, loss_on)
         if recipe.saves:
             trainer.save_model(names[0])
-        steps = recipe.steps(len(rows))
+        steps = recipe.steps(len(examples))
         with tqdm(desc="fine-tuning", total=steps, unit=" steps", leave=False) as bar:
             trainer.add_callback(_Watching(save_steps, bar))
             trainer.train()
@@ -120,18 +114,8 @@ def batches(
     Each has input_ids, attention_mask and labels [n, T]; labels are -100 where there is no loss.
     """
     with tempfile.TemporaryDirectory(prefix="icprobe-") as folder, _quietly():
-        trainer = _trainer(lm, _rows(lm, examples, loss_on), folder, recipe, loss_on)
+        trainer = _trainer(lm, list(examples), folder, recipe, loss_on)
         return list(trainer.get_train_dataloader())
-
-
-def _rows(lm: LM, examples: Iterable, loss_on: str) -> datasets.Dataset:
-    """Return the rows for the trainer, or raise ValueError; see `train`."""
-    if loss_on not in losses.LOSSES:
-        raise ValueError(f"loss_on is {loss_on!r}, expected 'completion' or 'text'")
-    rows = models.training_rows(lm, examples)
-    if not len(rows):
-        raise ValueError("there are no examples to train on")
-    return rows
 
 
 class _Watching(TrainerCallback):
@@ -154,8 +138,12 @@ class _Watching(TrainerCallback):
             )
 
 
-def _trainer(lm: LM, rows: datasets.Dataset, folder: str | Path, recipe: Recipe, loss_on: str):
+def _trainer(lm: LM, examples: Sequence, folder: str | Path, recipe: Recipe, loss_on: str):
     """Return the trainer of a copy of the model."""
+    if not examples:
+        raise ValueError("there are no examples to train on")
+    if loss_on not in losses.LOSSES:
+        raise ValueError(f"loss_on is {loss_on!r}, expected one of {losses.LOSSES}")
     # slow to import
     from peft import LoraConfig, get_peft_model
     from trl import SFTTrainer
@@ -172,6 +160,7 @@ def _trainer(lm: LM, rows: datasets.Dataset, folder: str | Path, recipe: Recipe,
         def _send_telemetry(self) -> None:
             pass
 
+    rows = models.training_rows(lm, examples)
     settings = _settings(lm, rows, folder, recipe, loss_on)
     tokenizer = copy.deepcopy(lm.tokenizer)  # it is given a padding token
     if tokenizer.pad_token is None and tokenizer.eos_token is None:

@@ -56,18 +56,9 @@ class _Training(NamedTuple):
 class Runs:
     """What all trainings that are compared have in common.
 
-    Attributes:
-        scores_dir: Folder of the records' folder.
-        lm: The model that is trained anew each time.
-        pool: The N examples that rows are numbers of.
-        queries: The Q held-out queries, with options.
-        recipe: The seed is each training's own.
-        loss_on: See `sft.train`.
-        max_length: See `models.encode`.
-        n_answered: Of how many open queries the first seed's models give answers; all by default.
-            Those of other seeds do not answer, which takes as long as a small training.
-        answer_tokens: See `evaluation.evaluate`.
-        keep_answers: Whether the texts of answers are wanted, too.
+    A model is trained anew each time on rows of the pool; the recipe's seed is each training's own.
+    The first seed's models give n_answered open queries an answer (all by default), those of other
+    seeds none, which takes as long as a small training.
     """
 
     scores_dir: str | Path
@@ -88,17 +79,12 @@ class Runs:
     def run(
         self, chosen: Sequence[Mapping[str, Sequence[int]]], fresh: bool = False
     ) -> dict[str, list[RunResult]]:
-        """Make the trainings that are not finished, and return all results.
+        """Make the trainings that are not finished, or all if fresh; return all results.
 
-        Args:
-            chosen: For each seed, from 0 on, row numbers of the pool by the selection's name.
-            fresh: Make all trainings anew.
-
-        Returns:
-            By selection, one result for each seed.
+        The selections are, for each seed from 0 on, row numbers of the pool by name; results are
+        by name, one for each seed.
 
         Raises:
-            ValueError: As `sft.train` and `evaluation.evaluate`.
             FloatingPointError: If a loss or a log-likelihood is not finite; names the selection.
             StoreError: If a record is damaged, or cannot be written. Finished ones stay.
         """
