@@ -61,9 +61,6 @@ def looped(gains, seed, resamples):
     return {name: np.array(means) for name, means in found.items()}
 
 
-# ---------------------------------------------------------------------------------------- gains
-
-
 def test_gains_by_hand():
     untouched = outcome(nats=[-1, -2, -3], correct=[np.nan, 1, 0])
     runs = {
@@ -89,9 +86,6 @@ def test_the_mean_is_over_the_seeds_that_have_a_measure():
     expected = pd.DataFrame(expected, index=first.measures.index)
     for other in (second, turned):
         pd.testing.assert_frame_equal(comparison.seeds_mean([first, other]), expected)
-
-
-# ------------------------------------------------------------------- estimates and their intervals
 
 
 @pytest.mark.parametrize("S", [1, 2, 3])
@@ -185,9 +179,6 @@ def test_intervals_over_tasks_are_longer_where_tasks_differ(rng):
     mine = contributions.set_index(["first", "task"]).loc[("of one", "a")]
     assert mine["queries"] == 12 and mine["estimate"] == pytest.approx(1.2, abs=0.1)
     assert mine["contribution"] == pytest.approx(0.3, abs=0.03)
-
-
-# ---------------------------------------------------------------------------------- equivalence
 
 
 @settings(max_examples=40, deadline=None)
@@ -285,9 +276,6 @@ def test_tost_keeps_its_level_with_an_uncertain_gain_of_the_full_pool(rng):
         gains = {name: np.repeat(values, S, axis=0) for name, values in gains.items()}
         found += one(gains, resamples=299)["p_equivalent"] < 0.05
     assert 0.01 <= found / runs <= 0.09
-
-
-# ------------------------------------------------------------------------- findings and sentences
 
 
 @pytest.mark.parametrize("resamples", [50, 400])

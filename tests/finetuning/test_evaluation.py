@@ -20,9 +20,6 @@ def token_nats(lm, row, completion, max_length=None):
     return models.token_log_likelihoods(lm, example)
 
 
-# ------------------------------------------------------------------------------------ likelihoods
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_nats_per_token_and_the_likeliest_of_all_options(tiny, family):
     """That is by the sum over tokens, not the mean."""
@@ -61,9 +58,6 @@ def test_prompts_are_cut_as_everywhere(tiny, bos):
     np.testing.assert_allclose(found["nats_per_token"], expected, rtol=RTOL, atol=ATOL)
     assert found["correct"].tolist()[2:] == likeliest
     assert found["answer"].dropna().tolist() == evaluation.answers(lm, cut[:2])
-
-
-# ---------------------------------------------------------------------------------------- answers
 
 
 @torch.inference_mode()

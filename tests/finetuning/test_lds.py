@@ -32,9 +32,6 @@ def scored(tau, subsets, measured, resamples=10):
     return found["estimate"]
 
 
-# -------------------------------------------------------------------------------------- subsets
-
-
 @pytest.mark.parametrize(("share", "size"), [(0.03, 1), (0.25, 10), (0.5, 20), (0.97, 39)])
 def test_subsets_have_a_share_of_the_pool_and_are_random(share, size):
     found = lds.subsets(N, 2000, share, seed=5)
@@ -69,9 +66,6 @@ def test_what_is_measured_is_by_subset_and_seed():
     }
     expected = [[[s, seed, 7] for seed in range(2)] for s in range(3)]
     np.testing.assert_array_equal(lds.measured(results), expected)
-
-
-# ------------------------------------------------------------------------------------ the score
 
 
 @pytest.mark.parametrize("seeds", [1, 3])
@@ -136,9 +130,6 @@ def test_orders_do_not_matter(rng, drawn):
     # row pool[i] of the old pool is row i of the new one
     renamed = [tuple(np.flatnonzero(np.isin(pool, rows)).tolist()) for rows in drawn]
     assert scored(tau[pool], renamed, measured) == pytest.approx(expected)
-
-
-# ----------------------------------------------------------------------------------- the ceiling
 
 
 @pytest.mark.parametrize("seeds", [2, 3])

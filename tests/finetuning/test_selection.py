@@ -18,6 +18,13 @@ from icprobe.finetuning.selection import Budget
 seeds = st.integers(0, 2**32 - 1)
 several_runs = settings(max_examples=150, deadline=None)
 
+IDS = [f"r{k}" for k in range(20)]
+POOL = datasets.Dataset.from_dict({"id": IDS, "prompt": [f"p{k}" for k in range(20)]})
+
+
+def of_ids(ids):
+    return pd.DataFrame(np.ones((len(ids), 2)), index=ids)
+
 
 @pytest.fixture
 def rng():
@@ -36,9 +43,6 @@ def methods(rng):
     return {"first": first, "second": second, "tied": tied.astype(float)}
 
 
-# ------------------------------------------------------------------------- what ranks, budgets
-
-
 @pytest.mark.parametrize("columns", [None, [3], [4, 0, 2], np.array([1, 1, 2])])
 def test_values_are_means_over_the_queries_that_may_select(rng, columns):
     scores = rng.normal(size=(9, 5))
@@ -54,21 +58,6 @@ def test_ties_of_whole_numbers_stay_ties(rng, M):
     assert len(np.unique(found)) == len(np.unique(helps.sum(1))) < 60
 
 
-@pytest.mark.parametrize(
-    ("shape", "columns", "said"),
-    [
-        ((5, 4), None, r"\(5, 4\), expected \[6, M\]"),
-        ((6,), None, r"\(6,\), expected \[6, M\]"),
-        ((6, 4), [0, 4], r"\[0, 4\], expected .* 0 to 3"),
-        ((6, 4), [-1, 2], r"\[-1, 2\]"),
-        ((6, 4), [], r"\[\]"),
-    ],
-)
-def test_scores_that_do_not_cover_pool_or_queries(shape, columns, said):
-    with pytest.raises(ValueError, match=said):
-        selection.values(np.zeros(shape), 6, columns)
-
-
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_scores_that_are_not_finite_are_named_where_they_count(bad):
     scores = np.zeros((6, 4))
@@ -76,9 +65,6 @@ def test_scores_that_are_not_finite_are_named_where_they_count(bad):
     assert not selection.values(scores, 6, [0, 2, 3]).any()
     with pytest.raises(ValueError, match="row 2 and query 1"):
         selection.values(scores, 6, [3, 1])
-
-
-# ------------------------------------------------------------------------------------- the best
 
 
 @several_runs
@@ -131,9 +117,6 @@ def test_a_budget_of_tokens_is_never_exceeded_and_nearly_used_up(examples, share
     assert values[rows].max() == values[tokens <= room].max()
 
 
-# ------------------------------------------------------------------------------------- in turn
-
-
 def taken_in_turn(scores, k, rng):
     """Go round the queries, in a new order each time: the plain way."""
     ties = np.array([rng.random(len(scores)) for _ in scores.T]).T
@@ -156,9 +139,6 @@ def test_queries_choose_in_turn_what_is_left(rng, M, share):
         assert found.tolist() == expected
 
 
-# ------------------------------------------------------------------------------ of like lengths
-
-
 @pytest.mark.parametrize("size", [1, 9, 45, 100])
 def test_a_matched_choice_has_as_many_of_each_length(rng, size):
     tokens = rng.permutation(np.arange(100)) + 7  # all different, so that the parts are known
@@ -170,9 +150,6 @@ def test_a_matched_choice_has_as_many_of_each_length(rng, size):
     # its tokens are between those of the shortest and the longest of these parts
     shortest, longest = (sum(f(tokens[part == part[i]]) for i in rows) for f in (min, max))
     assert shortest <= tokens[found].sum() <= longest
-
-
-# ------------------------------------------------------------------------------------ all at once
 
 
 def chosen(methods, tokens, contrasted, seed=0, turns=None, lengths=None):
@@ -238,58 +215,45 @@ def test_lengths_of_what_is_learnt_are_matched(methods, tokens, rng):
     assert of_all.items() <= of_learnt.items()
 
 
-# ------------------------------------------------------------------------- a data set for trainers
-
-
-@pytest.fixture
-def pool():
-    rows = [{"id": f"r{k}", "prompt": f"p{k}", "completion": f" c{k}"} for k in range(20)]
-    return datasets.Dataset.from_list(rows)
-
-
 @several_runs
 @given(n=st.integers(1, 20), seed=seeds)
 def test_selected_are_the_best_means_best_first(n, seed):
     scores = np.random.default_rng(seed).integers(3, size=(20, 4)).astype(float)
-    ids = [f"r{k}" for k in range(20)]
-    found = selection.select(datasets.Dataset.from_dict({"id": ids}), scores, n, columns=[3, 1])
+    found = selection.select(POOL, scores, n, columns=[3, 1])
     means = (scores[:, 1] + scores[:, 3]) / 2
     assert found["score"][:] == sorted(means, reverse=True)[:n]
-    assert [means[ids.index(name)] for name in found["id"]] == found["score"][:]
+    assert [means[IDS.index(name)] for name in found["id"]] == found["score"][:]
     assert len(set(found["id"])) == n
 
 
-def test_what_is_selected_has_the_pools_columns_and_is_the_same_each_time(pool):
-    scores = pd.DataFrame(np.ones((20, 2)), index=pool["id"])
-    found = selection.select(pool, scores, fraction=0.25)
-    assert found.column_names == [*pool.column_names, "score"] and len(found) == 5
-    assert found.to_list() == selection.select(pool, scores, n=5).to_list()
+def test_what_is_selected_has_the_pools_columns_and_is_the_same_each_time():
+    scores = of_ids(IDS)
+    found = selection.select(POOL, scores, fraction=0.25)
+    assert found.column_names == ["id", "prompt", "score"] and len(found) == 5
+    assert found.to_list() == selection.select(POOL, scores, n=5).to_list()
     assert all(row["prompt"][1:] == row["id"][1:] for row in found)
 
 
 @pytest.mark.parametrize(
     ("asked", "said"),
-    [({}, "n is None"), ({"n": 1, "fraction": 0.5}, "0.5"), ({"n": 0}, "n is 0.* to 20"),
-     ({"n": 21}, "n is 21"), ({"n": 1.0}, "n is 1.0"), ({"fraction": 2.0}, "fraction is 2.0"),
-     ({"fraction": 0}, "fraction is 0")],
-)  # fmt: skip
-def test_how_much_is_selected_is_said_once_and_possible(pool, asked, said):
+    [
+        ({}, "n is None and fraction is None"),
+        ({"n": 1, "fraction": 0.5}, "n is 1 and fraction is 0.5"),
+        *(({"n": n}, f"n is {n}.* to 20") for n in (0, 21, 1.0)),
+        *(({"fraction": fraction}, f"fraction is {fraction}") for fraction in (0, 2.0)),
+        ({"n": 1, "scores": np.ones((5, 4))}, r"\(5, 4\), expected \[20, M\]"),
+        ({"n": 1, "scores": np.ones(20)}, r"\(20,\), expected \[20, M\]"),
+        ({"n": 1, "columns": [0, 2]}, r"\[0, 2\], expected .* 0 to 1"),
+        ({"n": 1, "columns": [-1, 1]}, r"columns are \[-1, 1\]"),
+        ({"n": 1, "columns": []}, r"columns are \[\]"),
+        ({"n": 1, "scores": of_ids([*IDS[:3], *IDS[:2:-1]])}, "row 3 .*'r19'.*'r3'"),
+        ({"n": 1, "scores": of_ids(IDS[:19])}, "row 19 .*None.*'r19'"),
+        ({"n": 1, "scores": of_ids([*IDS, "x"])}, "row 20 .*'x'.*None"),
+    ],
+)
+def test_what_cannot_be_selected_is_named(asked, said):
     with pytest.raises(ValueError, match=said):
-        selection.select(pool, np.ones((20, 2)), **asked)
-
-
-def test_scores_of_other_examples_are_an_error_that_names_the_first(pool):
-    ids = pool["id"][:]
-    for index, said in (
-        (ids[:3] + ids[:2:-1], "row 3 .*'r19'.*'r3'"),
-        (ids[:19], "row 19 .*None.*'r19'"),
-        ([*ids, "x"], "row 20 .*'x'.*None"),
-    ):
-        with pytest.raises(ValueError, match=said):
-            selection.select(pool, pd.DataFrame(np.ones((len(index), 2)), index=index), n=1)
-
-
-# ------------------------------------------------------------------- what they are, and their files
+        selection.select(POOL, **{"scores": np.ones((20, 2)), **asked})
 
 
 def test_overlaps_by_hand():

@@ -51,9 +51,6 @@ def temporary(tmp_path, monkeypatch):
     assert not list((tmp_path / "tmp").iterdir())
 
 
-# ------------------------------------------------------------------------------ what is computed
-
-
 @pytest.mark.parametrize(
     ("family", "rank", "loss_on"),
     [
@@ -195,9 +192,6 @@ def test_what_tracin_means(tiny, tmp_path, monkeypatch, loss_on, schedule):
     np.testing.assert_allclose(fallen, predicted, rtol=0, atol=0.02 * abs(predicted).max())
 
 
-# ---------------------------------------------------------------------------------- what is left
-
-
 @pytest.mark.parametrize("saves", [0, 4])
 def test_training_lowers_the_loss_and_leaves_the_model_as_it_was(tiny, tmp_path, saves):
     lm = tiny(bos=True)
@@ -282,9 +276,6 @@ def test_padding_needs_no_token_of_its_own(tiny):
     assert other.tokenizer.pad_token is None
 
 
-# -------------------------------------------------------------------------------------- adapters
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_adapters_change_the_linear_layers_of_the_blocks_alone(tiny, monkeypatch, family):
     lm, recipe = tiny(family, bos=True), dataclasses.replace(RECIPE, lora_rank=3)
@@ -307,9 +298,6 @@ def test_adapters_change_the_linear_layers_of_the_blocks_alone(tiny, monkeypatch
     for name in layers:
         values = torch.linalg.svdvals((end[name] - start[name]).double())
         assert values[3] < 1e-4 * values[0], "the difference has the adapters' rank"
-
-
-# --------------------------------------------------------------------------------- what is wrong
 
 
 @pytest.mark.parametrize("rank", [0, 2])

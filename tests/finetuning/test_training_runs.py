@@ -78,9 +78,6 @@ def same(one, other):
     assert one.answers == other.answers
 
 
-# ----------------------------------------------------------------------------------- what is kept
-
-
 @pytest.mark.filterwarnings("ignore:.* prompts lost tokens at the left")
 @pytest.mark.parametrize("options", [{}, {"loss_on": "text"}, {"max_length": 18}])
 def test_a_result_is_that_of_training_and_evaluating(bench, options):
@@ -181,8 +178,6 @@ def test_the_untouched_model_is_evaluated_in_float32(bench, tiny):
     np.testing.assert_allclose(coarse.measures["nats_per_token"], expected, rtol=RTOL, atol=ATOL)
 
 
-# ------------------------------------------------------------------------------------------- keys
-
 FIRST, SECOND, UNTOUCHED = ((0, 3, 5), 0), ((4, 1), 0), ((), 0)
 
 
@@ -227,9 +222,6 @@ def test_the_key_changes_with_all_that_matters_and_nothing_else(bench, tiny, mon
     assert keys(bench, (*FIRST[:1], 1)) == keys(replace(other, answer_tokens=1), (*FIRST[:1], 1))
     trained = replace(other, recipe=Recipe(rate=1, epochs=9), loss_on="text")
     assert keys(bench, UNTOUCHED) == keys(trained, UNTOUCHED)
-
-
-# ------------------------------------------------------------------------------------ what breaks
 
 
 def test_an_interrupted_run_goes_on_and_leaves_the_same_bytes(bench, calls, tmp_path):
