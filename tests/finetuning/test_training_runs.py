@@ -163,11 +163,10 @@ def test_answers_are_kept_where_they_are_asked_for(bench, calls):
 
 def test_as_many_answers_of_as_many_tokens_as_asked_for(bench):
     for n, expected in ((1, 1), (9, 2)):
-        result = replace(bench, n_answered=n).untouched()
-        assert result.measures["rouge_l"].count() == expected
-    short = replace(bench, answer_tokens=1, keep_answers=True).untouched()
-    found = {len(models.text_ids(bench.lm, text)) for text in short.answers.values()}
-    assert len(short.answers) == 2 and max(found) <= 3, "one token, or the sign for half a letter"
+        short = replace(bench, n_answered=n, answer_tokens=1, keep_answers=True).untouched()
+        assert short.measures["rouge_l"].count() == len(short.answers) == expected
+        found = {len(models.text_ids(bench.lm, text)) for text in short.answers.values()}
+        assert max(found) <= 3, "one token, or the sign for half a letter"
 
 
 def test_the_untouched_model_is_evaluated_in_float32(bench, tiny):
@@ -249,18 +248,18 @@ def test_an_interruption_after_the_training_leaves_no_half_record(bench, calls, 
 
     def interrupted(*args):
         passed.append(args)
-        if len(passed) == 2:  # the record, after the answers
+        if len(passed) == 2:  # the second evaluation; the record, after the answers
             raise KeyboardInterrupt
         return original(*args)
 
-    asked = [ONE] if where == "publish" else [TWO | ONE]
     with monkeypatch.context() as patch:
         patch.setattr(owner, where, interrupted)
         with pytest.raises(KeyboardInterrupt):
-            bench.run(asked)
-    assert not record(bench, ONE).exists()
-    bench.run(asked)
-    assert len(calls) == len(asked[0]) + 1 and len(files(bench)) == 2 * len(asked[0])
+            bench.run([TWO | ONE])
+    finished = {name for name in files(bench) if name.endswith(".json")}
+    assert finished == ({record(bench, TWO).name} if where == "evaluate" else set())
+    bench.run([TWO | ONE])
+    assert len(calls) == 3 and len(files(bench)) == 4
 
 
 def test_fresh_makes_anew(bench, calls):
@@ -281,10 +280,8 @@ def test_fresh_makes_anew(bench, calls):
     "damage",
     [
         lambda text: text[:-20],
-        lambda text: "",
         lambda text: "{}",
         lambda text: text.replace('"correct": [', '"correct": [0.5, '),
-        lambda text: text.replace('"loss": [', '"loss": [0.5, '),
         lambda text: text.replace('"batch_size": 2', '"batch_size": 3'),
         lambda text: text.replace('"nats_per_token": [', '"nats_per_token": ["x", '),
     ],

@@ -155,13 +155,11 @@ def _tested(estimate: np.ndarray, values: np.ndarray, level: float) -> tuple:
     Unknown values [resamples, P] are on both sides: too many of them make the interval infinite.
     """
     steps = int(level * len(values))  # of 1 / (1 + resamples) each: the highest p below the level
-    outer = np.full((1, *estimate.shape), -np.inf)
-    low, low_of_negated = (
-        np.sort(np.concatenate([outer, np.where(np.isnan(x), -np.inf, x)]), axis=0)[steps]
-        for x in (values, -values)
-    )
-    known = ~np.isnan(estimate)
-    return np.where(known, low, np.nan), np.where(known, -low_of_negated, np.nan)
+    known, unknown = ~np.isnan(estimate), np.isnan(values)
+    below = np.sort(np.where(unknown, -np.inf, values), axis=0)
+    above = np.sort(np.where(unknown, np.inf, values), axis=0)
+    low, high = (below[steps - 1], above[-steps]) if steps else (-np.inf, np.inf)
+    return np.where(known, low, np.nan), np.where(known, high, np.nan)
 
 
 def tost(estimate: np.ndarray, values: np.ndarray, margin: float) -> np.ndarray:
