@@ -110,16 +110,6 @@ def test_differences_are_of_the_same_resamples(rng, drawn):
     assert (found[["unit", "n", "seeds", "ceiling"]] == ["Spearman", S, 1, 0.5]).all(axis=None)
 
 
-def test_lds_of_scores_that_are_what_happens(rng, drawn):
-    effect = rng.normal(size=(N, M))
-    measured = 3 + 2 * predicted(effect, drawn)[:, None]
-    for tau, expected in ((effect, 1), (5 * effect + 1, 1), (-effect, -1)):
-        assert scored(tau, drawn, measured) == pytest.approx(expected)
-    # what differs from query to query, or grows with it, is no matter
-    level, scale = 10 * rng.normal(size=M), np.exp(rng.normal(size=M))
-    assert scored(effect * scale, drawn, level + scale[::-1] * measured) == pytest.approx(1)
-
-
 def test_orders_do_not_matter(rng, drawn):
     tau, measured = rng.normal(size=(N, M)), rng.normal(size=(S, 2, M))
     expected = scored(tau, drawn, measured)
@@ -144,18 +134,8 @@ def test_the_ceiling_by_hand(rng, seeds):
         of_queries.append(np.sqrt(seeds * rho / (1 + (seeds - 1) * rho)))
     assert min(of_queries) == 0 or seeds > 2
     assert lds.ceiling(measured) == pytest.approx(np.mean(of_queries))
-    assert lds.ceiling(measured[:, ::-1]) == pytest.approx(np.mean(of_queries))
-
-
-def test_the_ceiling_is_one_without_noise_zero_without_agreement_and_unknown_with_one_seed(rng):
-    truth = rng.normal(size=(S, 1, M))
-    assert lds.ceiling(np.repeat(truth, 4, axis=1)) == pytest.approx(1)
-    assert np.isnan(lds.ceiling(truth))  # one seed
-    opposed = np.concatenate([truth, -truth], axis=1)
-    assert lds.ceiling(opposed) == 0
-    # queries count by themselves: those that disagree take nothing from the others
-    both = np.concatenate([np.repeat(truth, 2, axis=1), opposed], axis=2)
-    assert lds.ceiling(both) == pytest.approx(0.5)
+    assert lds.ceiling(np.repeat(measured[:, :1], 4, axis=1)) == pytest.approx(1)
+    assert np.isnan(lds.ceiling(measured[:, :1]))
 
 
 @pytest.mark.parametrize("seeds", [2, 3, 5])

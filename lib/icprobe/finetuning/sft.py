@@ -143,7 +143,7 @@ def _trainer(lm: LM, examples: Sequence, folder: str | Path, recipe: Recipe, los
     if not examples:
         raise ValueError("there are no examples to train on")
     if loss_on not in losses.LOSSES:
-        raise ValueError(f"loss_on is {loss_on!r}, expected one of {losses.LOSSES}")
+        raise ValueError(f"loss_on is {loss_on!r}, expected 'completion' or 'text'")
     # slow to import
     from peft import LoraConfig, get_peft_model
     from trl import SFTTrainer
