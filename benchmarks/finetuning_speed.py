@@ -70,7 +70,6 @@ def measure(method, n, batch, rank):
     lm = models.load("smollm2-135m-instruct", device="cpu")
     rows, queries = examples(lm, "grid", n, 24)
     recipe = Recipe(batch_size=batch, lora_rank=rank, rate=ADAPTERS_RATE if rank else RATE)
-    rows = sft._rows(lm, rows, "completion")
     with tempfile.TemporaryDirectory() as folder:
         trainer = sft._trainer(lm, rows, folder, recipe, "completion")
         start = time.perf_counter()

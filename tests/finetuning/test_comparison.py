@@ -9,10 +9,11 @@ from scipy.stats import norm
 from scipy.stats import t as student
 
 from icprobe.finetuning import comparison
-from icprobe.finetuning.comparison import FULL, differences, findings
+from icprobe.finetuning.comparison import FULL, findings
 from icprobe.finetuning.training_runs import RunResult
 
 PAIRS = [("a", "b"), ("b", "a"), ("a", FULL), ("a", "a")]
+SHARES = ["share", "share_low", "share_high", "tost_low", "tost_high", "p_equivalent"]
 
 
 @pytest.fixture
@@ -20,10 +21,10 @@ def rng():
     return np.random.default_rng(0)
 
 
-def outcome(answers=None, **measures):
-    index = [f"q{k}" for k in range(len(next(iter(measures.values()))))]
+def outcome(**measures):
+    index = ["q10", "q2", "q1"][: len(next(iter(measures.values())))]  # not in order
     frame = pd.DataFrame(measures, index=index, dtype=float)
-    return RunResult(curve=pd.DataFrame(), measures=frame, answers=answers or {}, checkpoints=[])
+    return RunResult(curve=pd.DataFrame(), measures=frame, answers={})
 
 
 def made(rng, S=3, Q=12, full=1.0, noise=0.3, **means):
@@ -32,8 +33,13 @@ def made(rng, S=3, Q=12, full=1.0, noise=0.3, **means):
     return {name: mean + noise * rng.normal(size=(S, Q)) for name, mean in means.items()}
 
 
-def one(gains, pair=("a", "b"), margin=0.1, resamples=400, seed=0):
-    return differences(gains, [pair], margin, np.random.default_rng(seed), resamples).iloc[0]
+def differences(gains, pairs=PAIRS, margin=0.1, rng=0, resamples=400, tasks=None):
+    rng, tasks = np.random.default_rng(rng), tasks or ["t"] * len(gains[FULL][0])
+    return comparison.differences(gains, pairs, margin, rng, resamples, tasks)
+
+
+def one(gains, pair=("a", "b"), **more):
+    return differences(gains, [pair], **more).iloc[0]
 
 
 def looped(gains, seed, resamples):
@@ -55,66 +61,31 @@ def looped(gains, seed, resamples):
     return {name: np.array(means) for name, means in found.items()}
 
 
-# ---------------------------------------------------------------------------------------- gains
-
-
 def test_gains_by_hand():
     untouched = outcome(nats=[-1, -2, -3], correct=[np.nan, 1, 0])
     runs = {
         "a": [
             outcome(nats=[-1, -1, -1], correct=[np.nan, 1, 1]),
-            outcome(nats=[-2, -2, -2], correct=[np.nan, 0, 0]),
+            outcome(nats=[-2, -2, -2], correct=[np.nan] * 3),  # not taken of this seed's model
         ],
-        "b": [untouched, untouched],
+        "b": [untouched, outcome(nats=[-1, -2, -3], correct=[np.nan] * 3)],
     }
-    nats = comparison.gains(runs, untouched, "nats")
-    assert {name: values.tolist() for name, values in nats.items()} == {
-        "a": [[0, 1, 2], [-1, 0, 1]], "b": [[0, 0, 0]] * 2,
-    }  # fmt: skip
-    correct = comparison.gains(runs, untouched, "correct")
-    assert {name: values.tolist() for name, values in correct.items()} == {
-        "a": [[0, 1], [-1, 0]], "b": [[0, 0]] * 2,
-    }  # fmt: skip
+    nats, correct = (comparison.gains(runs, untouched, name) for name in ("nats", "correct"))
+    for found, expected in (
+        (nats, {"a": [[0, 1, 2], [-1, 0, 1]], "b": [[0, 0, 0]] * 2}),
+        (correct, {"a": [[0, 1]], "b": [[0, 0]]}),
+    ):
+        assert {name: values.tolist() for name, values in found.items()} == expected
 
 
 def test_the_mean_is_over_the_seeds_that_have_a_measure():
     first = outcome(nats=[-1, -2, -3], correct=[np.nan, 1, 0], words=[5, 6, np.nan])
     second = outcome(nats=[-3, -2, -4], correct=[np.nan, 0, 0])
-    first.measures.index = second.measures.index = ["q10", "q2", "q1"]  # not in order
     turned = second._replace(measures=second.measures[::-1])  # queries are matched by name
     expected = {"nats": [-2, -2, -3.5], "correct": [np.nan, 0.5, 0], "words": [5, 6, np.nan]}
     expected = pd.DataFrame(expected, index=first.measures.index)
     for other in (second, turned):
         pd.testing.assert_frame_equal(comparison.seeds_mean([first, other]), expected)
-
-
-def test_selections_have_the_same_seeds_and_queries():
-    untouched, longer = outcome(nats=[1, 2]), outcome(nats=[1, 2, 3])
-    with pytest.raises(ValueError, match="b was evaluated"):
-        comparison.gains({"a": [untouched], "b": [longer]}, untouched, "nats")
-    # models that a measure was not taken of are left out
-    silent, first = outcome(nats=[np.nan] * 2), outcome(nats=[0, 3])
-    found = comparison.gains({"a": [silent, first]}, untouched, "nats")
-    assert found["a"].tolist() == [[-1, 1]]
-    with pytest.raises(ValueError, match=r"\{'a': \[1\], 'b': \[0\]\}"):
-        comparison.gains({"a": [silent, first], "b": [first, silent]}, untouched, "nats")
-
-
-def test_wrong_arguments(rng):
-    for margin in (0, -0.1, np.nan):
-        with pytest.raises(ValueError, match=f"margin is {margin}"):
-            one(made(rng), margin=margin)
-    with pytest.raises(ValueError, match="1 resamples"):
-        comparison.check(0.1, 1)
-    with pytest.raises(ValueError, match="'c', there are: full pool, a, b"):
-        one(made(rng), ("a", "c"))
-    with pytest.raises(ValueError, match="'full pool', there are: a"):
-        one({"a": np.zeros((3, 12))}, ("a", "a"))
-    with pytest.raises(ValueError, match="no queries"):
-        comparison.summary({FULL: np.zeros((3, 0))}, rng)
-
-
-# ------------------------------------------------------------------- estimates and their intervals
 
 
 @pytest.mark.parametrize("S", [1, 2, 3])
@@ -132,7 +103,7 @@ def test_the_summary_is_of_means_with_looped_intervals(rng, S):
 @pytest.mark.parametrize("noise", [0.02, 0.2])
 def test_differences_are_of_means_with_looped_intervals(rng, resamples, noise):
     gains = made(rng, noise=noise)
-    table = differences(gains, PAIRS, 0.2, np.random.default_rng(7), resamples)
+    table = differences(gains, margin=0.2, rng=7, resamples=resamples)
     assert list(zip(table["first"], table["second"], strict=True)) == PAIRS
     means = looped(gains, 7, resamples)
     whole = gains[FULL].mean()
@@ -158,45 +129,13 @@ def test_differences_are_of_means_with_looped_intervals(rng, resamples, noise):
         assert row.verdict == (said or "undecided")
 
 
-def test_a_selection_is_exactly_equivalent_to_itself(rng):
-    row = one(made(rng, noise=0.5, full=3), ("a", "a"), margin=1e-6)
-    ends = ["estimate", "low", "high", "share", "share_low", "share_high", "tost_low", "tost_high"]
-    assert (row[ends] == 0).all()
-    assert (row["p_equivalent"], row["verdict"]) == (1 / 401, "equivalent")
-
-
-@pytest.mark.parametrize("b", [0.0, 0.47, 1.0])
-def test_exchanging_the_two_flips_signs_and_verdicts(rng, b):
-    gains = made(rng, b=b, noise=0.1)
-    there, back = (one(gains, pair) for pair in (("a", "b"), ("b", "a")))
-    for name in ("estimate", "share"):
-        assert there[name] == -back[name]
-    for name in ("", "share_", "tost_"):
-        ends = -back[f"{name}high"], -back[f"{name}low"]
-        assert (there[f"{name}low"], there[f"{name}high"]) == pytest.approx(ends)
-    assert there["p_equivalent"] == back["p_equivalent"]
-    flipped = {"better": "worse", "worse": "better"}
-    assert there["verdict"] == flipped.get(back["verdict"], back["verdict"])
-    assert (there["verdict"] in flipped) == (b != 0.47)
-
-
-def test_a_unit_changes_no_share_and_no_verdict(rng):
-    nats = made(rng)
-    bits = {name: values / np.log(2) for name, values in nats.items()}
-    one_unit, other = one(nats), one(bits)
-    names = ["share", "share_low", "share_high", "tost_low", "tost_high", "p_equivalent"]
-    assert other[names].tolist() == pytest.approx(one_unit[names].tolist())
-    assert other["low"] == pytest.approx(one_unit["low"] / np.log(2))
-
-
 @pytest.mark.parametrize(("S", "Q"), [(2, 12), (3, 5)])
 def test_few_seeds_or_queries_give_no_verdict(rng, S, Q):
     gains = made(rng, S=S, Q=Q, a=0.9, b=0.4, noise=0.01)
     whole = made(rng, a=0.9, b=0.4, noise=0.01)
-    shares = ["share_low", "share_high", "tost_low", "tost_high", "p_equivalent"]
     few, enough = one(gains, margin=0.7), one(whole, margin=0.7)
-    assert enough["verdict"] == "better and equivalent" and enough[shares].notna().all()
-    assert few["verdict"] == "undecided" and few[shares].isna().all()
+    assert enough["verdict"] == "better and equivalent" and enough[SHARES].notna().all()
+    assert few["verdict"] == "undecided" and few[SHARES[1:]].isna().all()
     assert few["share"] == pytest.approx(0.5, abs=0.05) and few["low"] > 0
     # the sentence has what there is
     lines = [comparison.as_text(row.to_frame().T, 0.7)[0] for row in (few, enough)]
@@ -214,7 +153,7 @@ def test_intervals_of_few_seeds_cover_the_truth(rng, S, times):
     for k in range(runs):
         of_queries, of_seeds = rng.normal(size=Q), times * rng.normal(size=(S, 1)) / np.sqrt(Q)
         gains = {FULL: np.ones((S, Q)), "a": truth + of_queries + of_seeds, "b": np.zeros((S, Q))}
-        row = one(gains, resamples=200, seed=k)
+        row = one(gains, resamples=200, rng=k)
         covered += row["low"] <= truth <= row["high"]
     assert covered / runs >= 0.95 - 3 * np.sqrt(0.95 * 0.05 / runs)
 
@@ -226,13 +165,12 @@ def test_intervals_over_tasks_are_longer_where_tasks_differ(rng):
     gains = {FULL: np.ones(48), "alike": alike, "of one": of_one, "b": np.zeros(48)}
     gains = {name: np.tile(values, (S, 1)) for name, values in gains.items()}
     pairs = [("alike", "b"), ("of one", "b")]
-    table = differences(gains, pairs, 0.1, rng, 400, tasks)
+    table = differences(gains, pairs, tasks=tasks.tolist())
     assert table["share"].tolist() == pytest.approx([0.3, 0.3], abs=0.05)
     assert (table["low"] > 0).all()
-    assert (
-        table["tasks_low"][0] > 0.2 and table["tasks_low"][1] <= 0.02 < 0.6 < table["tasks_high"][1]
-    )
-    plain = differences(gains, pairs, 0.1, np.random.default_rng(0), 50)
+    (alike, of_one), (_, high) = table["tasks_low"], table["tasks_high"]
+    assert alike > 0.2 and of_one <= 0.02 < 0.6 < high
+    plain = differences(gains, pairs, resamples=50)
     assert plain[["tasks_low", "tasks_high"]].isna().all(axis=None)
 
     contributions = comparison.by_task(gains, pairs, tasks)
@@ -241,9 +179,6 @@ def test_intervals_over_tasks_are_longer_where_tasks_differ(rng):
     mine = contributions.set_index(["first", "task"]).loc[("of one", "a")]
     assert mine["queries"] == 12 and mine["estimate"] == pytest.approx(1.2, abs=0.1)
     assert mine["contribution"] == pytest.approx(0.3, abs=0.03)
-
-
-# ---------------------------------------------------------------------------------- equivalence
 
 
 @settings(max_examples=40, deadline=None)
@@ -277,8 +212,7 @@ def test_without_a_gain_of_the_full_pool_nothing_is_equivalent(rng, full):
     gains = made(rng, a=0.5, b=0.1, noise=0.05) | {FULL: np.full((3, 12), full)}
     for pair, verdict in ((("a", "b"), "better"), (("a", "a"), "undecided")):
         row = one(gains, pair)
-        shares = ["share", "share_low", "share_high", "tost_low", "tost_high", "p_equivalent"]
-        assert row[shares].isna().all()
+        assert row[SHARES].isna().all()
         assert row[["estimate", "low", "high"]].notna().all()
         assert row["verdict"] == verdict
 
@@ -325,7 +259,7 @@ def test_tost_keeps_its_level_and_has_power(rng, truth, noise, least, most):
     gains = {FULL: np.ones((S, Q)), "other": np.zeros((S, Q))}
     names = [f"{k}" for k in range(LEVEL_RUNS)]
     gains |= {name: truth + noise * rng.normal(size=Q) + np.zeros((S, 1)) for name in names}
-    table = differences(gains, [(name, "other") for name in names], 0.1, rng, 999)
+    table = differences(gains, [(name, "other") for name in names], resamples=999)
     found = (table["p_equivalent"] < 0.05).mean()
     assert least <= found <= most
     assert table["verdict"].str.contains("equivalent").mean() == found
@@ -344,38 +278,25 @@ def test_tost_keeps_its_level_with_an_uncertain_gain_of_the_full_pool(rng):
     assert 0.01 <= found / runs <= 0.09
 
 
-# ------------------------------------------------------------------------- findings and sentences
-
-
-@pytest.mark.parametrize(
-    ("share", "low", "high", "room"),
-    [
-        (0.01, -0.02, 0.05, (0.09, 0.05, 0.1)),
-        (0.04, 0.03, 0.05, (0.06, 0.05, 0.07)),
-        (-0.25, -0.3, -0.2, (-0.15, -0.2, -0.1)),
-        (0.0, -np.inf, np.inf, (0.1, -np.inf, 0.1)),
-        (np.nan, np.nan, np.nan, (np.nan,) * 3),
-    ],
-)
-def test_room_within_the_margin_by_hand(share, low, high, room):
-    row = {"first": "a", "second": "b", "share": share, "share_low": -1.0, "share_high": 1.0}
-    found = findings(pd.DataFrame([{**row, "tost_low": low, "tost_high": high}]), 0.1, 7)
-    assert found["quantity"].tolist() == ["a less b", "a less b: room within the margin"]
-    assert (found["n"] == 7).all() and (found["unit"] == "share of the full pool's gain").all()
-    numbers = found[["estimate", "low", "high"]].to_numpy()
-    assert numbers[0] == pytest.approx([share, -1, 1], nan_ok=True)
-    assert numbers[1] == pytest.approx(list(room), nan_ok=True)
-
-
 @pytest.mark.parametrize("resamples", [50, 400])
-def test_there_is_room_just_where_tost_finds_equivalence(rng, resamples):
+def test_there_is_room_within_the_margin_just_where_tost_finds_equivalence(rng, resamples):
     verdicts = set()
     for b in (0.3, 0.38, 0.42, 0.46, 0.5, 0.62):
-        table = differences(made(rng, b=b, noise=0.05), PAIRS, 0.1, rng, resamples)
-        room = findings(table, 0.1, 12)[1::2]
+        table = differences(made(rng, b=b, noise=0.05), resamples=resamples)
+        found = findings(table, 0.1, 12)
+        assert (found["unit"] == "share of the full pool's gain").all() and (found["n"] == 12).all()
+        whole, room = found[::2], found[1::2]
+        assert whole["quantity"].tolist() == [f"{one} less {other}" for one, other in PAIRS]
+        expected = table[["share", "share_low", "share_high"]].to_numpy()
+        np.testing.assert_array_equal(whole[["estimate", "low", "high"]], expected)
         equivalent = table["verdict"].str.contains("equivalent").tolist()
         assert (room["low"] > 0).tolist() == equivalent
-        assert (room["low"] <= room["estimate"]).all() and (room["high"] <= 0.1).all()
+        ends = table[["tost_low", "tost_high"]].abs().to_numpy()
+        assert room["low"].tolist() == pytest.approx(list(0.1 - ends.max(axis=1)))
+        assert room["estimate"].tolist() == pytest.approx(list(0.1 - table["share"].abs()))
+        holds_zero = (table["tost_low"] <= 0) & (table["tost_high"] >= 0)
+        nearest = np.where(holds_zero, 0, ends.min(axis=1))
+        assert room["high"].tolist() == pytest.approx(list(0.1 - nearest))
         verdicts.add(equivalent[0])
     assert verdicts == {True, False}
 
@@ -389,30 +310,3 @@ def test_sizes_end_with_the_full_pool(rng):
     found = {name: sorted(mine["examples"]) for name, mine in table.groupby("method")}
     assert found == {"a": [8, 20, 90], "b": [8, 22, 90]}
     assert set(table["estimate"][table["examples"] == 90]) == {large["estimate"][0]}
-
-
-def test_win_rates_are_means_over_seeds_of_what_both_answered(rng, monkeypatch):
-    queries = [{"id": f"q{k}", "prompt": f"p{k}", "completion": f" c{k}"} for k in range(4)]
-    of_a = [{"q0": "long", "q2": "x"}, {"q0": "longer", "q2": "xx"}]
-    of_b = [{"q0": "lo", "q2": "x", "q3": "y"}, {"q0": "long", "q2": "xxx"}]
-    outcomes = {
-        name: [outcome(answers, nats=[0] * 4) for answers in both]
-        for name, both in (("a", of_a), ("b", of_b))
-    }
-
-    def longer_wins(judge, prompts, references, first, second, cache):
-        assert (judge, prompts, references, cache) == ("me", ["p0", "p2"], [" c0", " c2"], "file")
-        signs = [np.sign(len(a) - len(b)) for a, b in zip(first, second, strict=True)]
-        return (1 + np.array(signs)) / 2
-
-    monkeypatch.setattr(comparison.judging, "win_rates", longer_wins)
-    pairs = [("a", "b"), ("b", "a"), ("a", "a")]
-    for runs in outcomes.values():  # of the last seed's models, no answers were wanted
-        runs.append(outcome(nats=[0] * 4))
-    table = comparison.win_rates("me", queries, outcomes, pairs, "file", rng, 50)
-    assert table["estimate"].tolist() == [2.5 / 4, 1.5 / 4, 0.5]
-    assert (table["low"] <= table["estimate"]).all() and (table["estimate"] <= table["high"]).all()
-    assert (table[["seeds", "queries"]] == 2).all(axis=None)
-    silent = {"a": [outcome(nats=[0])]}
-    with pytest.raises(ValueError, match="no open queries with answers"):
-        comparison.win_rates("me", queries, silent, [("a", "a")], "file", rng)

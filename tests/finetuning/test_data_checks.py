@@ -86,9 +86,6 @@ def test_what_may_be_selected():
     assert data_checks.selectable(2, copies, keep=True).tolist() == [0, 1]
     with pytest.raises(ValueError, match="keep_copies"):
         data_checks.selectable(1, copies)
-    for near in (0, 1.5):
-        with pytest.raises(ValueError, match=f"near is {near}"):
-            data_checks.near_duplicates(pool, queries, near)
 
 
 def test_the_demo_has_copies_to_show_and_no_equal_texts():

@@ -20,30 +20,20 @@ def token_nats(lm, row, completion, max_length=None):
     return models.token_log_likelihoods(lm, example)
 
 
-# ------------------------------------------------------------------------------------ likelihoods
-
-
 @pytest.mark.parametrize("family", FAMILIES)
-def test_nats_per_token(tiny, family):
-    lm, queries = tiny(family, bos=family == "llama"), questions([0, 3, 0, 2, 0, 0])
-    found = evaluation.evaluate(lm, queries, n_answered=0)["nats_per_token"]
+def test_nats_per_token_and_the_likeliest_of_all_options(tiny, family):
+    """That is by the sum over tokens, not the mean."""
+    lm, queries = tiny(family, bos=family == "llama"), questions([2, 3, 0, 4, 1, 5, 0, 2, 3, 2])
+    found = evaluation.evaluate(lm, queries, n_answered=0)
     assert list(found.index) == [query["id"] for query in queries]
     expected = [token_nats(lm, query, query["completion"]).mean() for query in queries]
-    np.testing.assert_allclose(found, expected, rtol=RTOL, atol=ATOL)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_correct_is_the_likeliest_of_all_options(tiny, family):
-    """By the sum over its tokens, not the mean."""
-    lm, queries = tiny(family, bos=family == "llama"), questions([2, 3, 0, 4, 1, 5, 0, 2, 3, 2])
-    found = evaluation.evaluate(lm, queries, n_answered=0)["correct"]
-    for query, correct in zip(queries, found, strict=True):
-        if not query["options"]:
-            assert np.isnan(correct)
-            continue
-        nats = {option: token_nats(lm, query, option).sum() for option in query["options"]}
-        assert correct == (max(nats, key=nats.get) == query["completion"])
-    assert set(found.dropna()) == {0.0, 1.0}
+    np.testing.assert_allclose(found["nats_per_token"], expected, rtol=RTOL, atol=ATOL)
+    for query, correct in zip(queries, found["correct"], strict=True):
+        options = query["options"] or []
+        nats = {option: token_nats(lm, query, option).sum() for option in options}
+        assert np.isnan(correct) or correct == (max(nats, key=nats.get) == query["completion"])
+        assert np.isnan(correct) == (not options)
+    assert set(found["correct"].dropna()) == {0.0, 1.0}
 
 
 @pytest.mark.parametrize("bos", [False, True])
@@ -68,9 +58,6 @@ def test_prompts_are_cut_as_everywhere(tiny, bos):
     np.testing.assert_allclose(found["nats_per_token"], expected, rtol=RTOL, atol=ATOL)
     assert found["correct"].tolist()[2:] == likeliest
     assert found["answer"].dropna().tolist() == evaluation.answers(lm, cut[:2])
-
-
-# ---------------------------------------------------------------------------------------- answers
 
 
 @torch.inference_mode()

@@ -10,13 +10,19 @@ from types import SimpleNamespace
 
 import huggingface_hub
 import numpy as np
+import pandas as pd
 import pytest
 
 from icprobe.finetuning import judge as judging
 from icprobe.finetuning.judge import Judge, JudgeError, win_rates
+from icprobe.finetuning.training_runs import RunResult
 
-PROMPTS = ["What is {2} + 2?", "Name a colour.", "Say hello.", "Name a day."]
-REFERENCES = ["four", "red", "hello", "Monday"]
+QUERIES = [
+    {"id": "q0", "prompt": "What is {2} + 2?", "completion": "four"},
+    {"id": "q1", "prompt": "Name a colour.", "completion": "red"},
+    {"id": "q2", "prompt": "Say hello.", "completion": "hello"},
+    {"id": "q3", "prompt": "Name a day.", "completion": "Monday"},
+]
 LONG = ["It is certainly four.", "Red and green.", "Hello there!", "Monday, or Tuesday."]
 SHORT = ["4", "red", "hi", "Sunday"]
 
@@ -31,7 +37,7 @@ def completion(text: str | None) -> dict:
 
 
 @pytest.fixture
-def server(monkeypatch):
+def server(monkeypatch, tmp_path):
     """Serve chat completions: `rule` takes both answers; what it returns is sent as it says.
 
     A text is the model's reply, a number an HTTP error, bytes or a dictionary the whole response.
@@ -68,49 +74,36 @@ def server(monkeypatch):
         served.handle_error = lambda *_: None  # a client that gave up waiting
         threading.Thread(target=served.serve_forever, args=(0.01,), daemon=True).start()
         state.url = f"http://127.0.0.1:{served.server_port}/v1"
-        state.judge = Judge(url=state.url, model="tiny-judge")
+        state.cache = tmp_path / "folder" / "verdicts.jsonl"
         yield state
         huggingface_hub.close_session()
         served.shutdown()
 
 
-def rates(server, first=LONG, second=SHORT, cache=None, **changed):
-    asked = Judge(**{"url": server.url, "model": "tiny-judge", **changed})
-    return win_rates(asked, PROMPTS, REFERENCES, first, second, cache)
+def judge(server, fresh=False, **changed):
+    asked = {"url": server.url, "model": "tiny-judge"} | changed
+    return Judge(**asked, cache=server.cache, fresh=fresh)
 
 
-def compare(server, prompt="p", reference="r", first="one", second="other"):
-    (share,) = win_rates(server.judge, [prompt], [reference], [first], [second])
-    return share
+def rates(server, first=LONG, second=SHORT, queries=QUERIES, **changed):
+    asked = judge(server, **changed)
+    return [asked.wins(*each) for each in zip(queries, first, second, strict=True)]
 
 
-def test_the_better_answer_wins_in_both_orders(server):
-    mixed = [LONG[0], SHORT[1], "Ho!", LONG[3]]
-    shares = rates(server, mixed, [SHORT[0], LONG[1], "Hi!", LONG[3]])
-    assert shares.dtype == np.float64
-    np.testing.assert_array_equal(shares, [1, 0, 0.5, 0.5])
-    assert len(server.requests) == 2 * 3  # equal answers are not shown
-    assert win_rates(server.judge, [], [], [], []).shape == (0,)
-    with pytest.raises(ValueError, match="argument 3 is shorter"):
-        rates(server, LONG[:3])
+def compare(server, first="one", second="other"):
+    return judge(server).wins({"prompt": "the {prompt}", "completion": "the text"}, first, second)
 
 
 @pytest.mark.parametrize(
     ("there", "back", "share"),
-    [
-        (" A\n", "**B**", 1),
-        ("A", "T", 0.75),
-        ("T", "B", 0.75),
-        ("B", "B", 0.5),
-        ("T", "T", 0.5),
-        ("T", "A", 0.25),
-        ("B", "T", 0.25),
-        ("B", "A", 0),
-    ],
-)
-def test_a_share_is_the_mean_over_both_orders(server, there, back, share):
-    server.rule = lambda a, b: there if a == "first" else back
-    assert compare(server, first="first", second="second") == share
+    [(" A\n", "**B**", 1), ("A", "T", 0.75), ("T", "B", 0.75), ("B", "B", 0.5), ("T", "T", 0.5),
+     ("T", "A", 0.25), ("B", "T", 0.25), ("B", "A", 0)],
+)  # fmt: skip
+def test_wins_are_the_mean_over_both_orders(server, there, back, share):
+    server.rule = lambda a, b: there if a == "one" else back
+    assert compare(server, "same", "same") == 0.5 and not server.requests
+    assert compare(server) == share
+    assert len(server.requests) == 2
 
 
 @pytest.mark.parametrize(("key", "sent"), [(" secret-key\n", "secret-key"), (None, "none")])
@@ -118,7 +111,7 @@ def test_what_is_sent(server, monkeypatch, key, sent):
     monkeypatch.setenv("HF_TOKEN", "hf_private")  # which is nobody's business
     if key:
         monkeypatch.setenv(judging.KEY_VARIABLE, key)
-    compare(server, "the {prompt}", "the reference")
+    compare(server)
     orders = [("one", "other"), ("other", "one")]
     for (path, headers, body), answers in zip(server.requests, orders, strict=True):
         assert path == "/v1/chat/completions"
@@ -127,100 +120,73 @@ def test_what_is_sent(server, monkeypatch, key, sent):
         [message] = body.pop("messages")
         assert body.pop("max_tokens") < 20
         assert body == {"model": "tiny-judge", "temperature": 0.0, "stream": False}
-        texts = ("the {prompt}", "the reference", *answers)
+        texts = ("the {prompt}", "the text", *answers)
         places = [message["content"].index(f"\n{text}\n") for text in texts]
         assert places == sorted(places)
 
 
-def test_the_cache_answers_what_was_asked_before(server, tmp_path):
-    cache = tmp_path / "folder" / "verdicts.jsonl"
-    shares = rates(server, cache=cache)
+def test_the_cache_answers_what_was_asked_before_without_a_text(server):
+    shares = rates(server)
+    assert shares == [1, 1, 1, 1] == rates(server)
+    assert rates(server, SHORT, LONG) == [0, 0, 0, 0]
     assert len(server.requests) == 8
-    np.testing.assert_array_equal(rates(server, cache=cache), shares)
-    np.testing.assert_array_equal(rates(server, SHORT, LONG, cache), 1 - shares)
-    assert len(server.requests) == 8
-    lines = cache.read_text().splitlines()
-    assert len(lines) == 8
-    for line in lines:
-        kept = json.loads(line)
-        assert sorted(kept) == ["key", "verdict"]
-        assert re.fullmatch("[0-9a-f]{64}", kept["key"])
-        assert kept["verdict"] in ("A", "B", "T")
+    whole = server.cache.read_text()
+    for line in whole.splitlines():
+        assert re.fullmatch('{"key": "[0-9a-f]{64}", "verdict": "[ABT]"}', line)
+    assert rates(server, fresh=True) == shares
+    assert len(server.requests) == 16 and server.cache.read_text() == whole
 
 
-@pytest.mark.parametrize("changed", ["model", "url", "TEMPLATE", "PROMPTS", "REFERENCES"])
-def test_the_cache_does_not_answer_what_was_not_asked(server, tmp_path, monkeypatch, changed):
-    cache = tmp_path / "verdicts.jsonl"
-    rates(server, cache=cache)
+@pytest.mark.parametrize("changed", ["model", "url", "TEMPLATE", "prompt", "completion"])
+def test_the_cache_does_not_answer_what_was_not_asked(server, monkeypatch, changed):
+    rates(server)
     other = {"model": "other", "url": server.url.replace("/v1", "/other/v1")}
+    queries = [QUERIES[0] | {changed: "new"}, *QUERIES[1:]]
     if changed == "TEMPLATE":
         monkeypatch.setattr(judging, changed, judging.TEMPLATE + " Think well.")
-    elif changed.isupper():
-        monkeypatch.setitem(globals(), changed, ["new", *globals()[changed][1:]])
-    rates(server, cache=cache, **{name: other[name] for name in other if name == changed})
-    assert len(server.requests) == 8 + (2 if changed in ("PROMPTS", "REFERENCES") else 8)
+    rates(server, queries=queries, **{name: other[name] for name in other if name == changed})
+    assert len(server.requests) == 8 + (2 if changed in QUERIES[0] else 8)
 
 
 @pytest.mark.parametrize("stop", [401, KeyboardInterrupt])
-def test_an_interrupted_run_asks_only_the_rest(server, tmp_path, monkeypatch, stop):
-    cache = tmp_path / "verdicts.jsonl"
-    if stop == 401:
-        server.rule = lambda a, b: longer(a, b) if len(server.requests) <= 3 else stop
-        with pytest.raises(JudgeError, match="401"):
-            rates(server, cache=cache)
-    else:
-        ask = Judge.ask
+def test_an_interrupted_run_asks_only_the_rest(server, monkeypatch, stop):
+    reply = Judge._reply
 
-        def interrupted(self, question):
-            if len(server.requests) == 3:
-                raise KeyboardInterrupt
-            return ask(self, question)
+    def interrupted(self, question):
+        if stop is KeyboardInterrupt and len(server.requests) == 3:
+            raise stop
+        return reply(self, question)
 
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(Judge, "ask", interrupted)
-            rates(server, cache=cache)
-    assert len(cache.read_bytes().splitlines()) == 3
-    server.rule, server.requests[:] = longer, []
-    np.testing.assert_array_equal(rates(server, cache=cache), [1] * 4)
+    server.rule = lambda a, b: stop if len(server.requests) == 4 else longer(a, b)
+    with monkeypatch.context() as patch, pytest.raises((JudgeError, KeyboardInterrupt)):
+        patch.setattr(Judge, "_reply", interrupted)
+        rates(server)
+    assert len(server.cache.read_bytes().splitlines()) == 3
+    server.requests.clear()
+    server.rule = longer
+    assert rates(server) == [1] * 4
     assert len(server.requests) == 8 - 3
-    assert len(cache.read_bytes().splitlines()) == 8
+    assert len(server.cache.read_bytes().splitlines()) == 8
 
 
-@pytest.mark.parametrize("lost", [1, 20, 70])
-def test_a_line_that_was_not_written_to_its_end_is_asked_again(server, tmp_path, lost):
-    cache = tmp_path / "verdicts.jsonl"
-    rates(server, cache=cache)
-    whole = cache.read_bytes()
-    cache.write_bytes(whole[:-lost])
-    rates(server, cache=cache)
-    assert len(server.requests) == 8 + 1
-    assert cache.read_bytes() == whole
-
-
-@pytest.mark.parametrize("damage", ["{", "", '{"key": "ab", "verdict": "A"}', "\N{SNOWMAN}"])
-def test_other_damage_is_an_error_that_names_the_line(server, tmp_path, damage):
-    cache = tmp_path / "verdicts.jsonl"
-    rates(server, cache=cache)
-    lines = cache.read_text().splitlines()
-    lines[2] = damage
-    content = "\n".join(lines) + "\n"
-    cache.write_text(content, encoding="utf-8")
-    with pytest.raises(JudgeError, match=re.escape(f"{cache}, line 3 is no verdict")):
-        rates(server, cache=cache)
-    assert len(server.requests) == 8
-    assert cache.read_text(encoding="utf-8") == content
+@pytest.mark.parametrize("damage", [(-1, None), (-20, None), (-70, None), (120, 130)])
+def test_a_line_that_is_not_whole_is_asked_again(server, damage):
+    rates(server)
+    whole = server.cache.read_bytes()
+    start, end = damage
+    rest = b"" if end is None else whole[end:]
+    server.cache.write_bytes(whole[:start] + "\N{SNOWMAN}".encode()[: len(rest)] + rest)
+    for _ in range(2):
+        assert rates(server) == [1] * 4
+    assert len(server.requests) == (8 if start == -1 else 9)
+    assert {*server.cache.read_bytes().splitlines()} >= {*whole.splitlines()}
 
 
 @pytest.mark.parametrize(
     ("reply", "shown"),
-    [
-        ("Both answers are " + "very " * 500, "Both answers are very"),
-        ("AB", "AB"),
-        (completion(None), "finish_reason='length'"),
-        ({"error": "busy"}, "no chat completion"),
-        (b"<html>a page</html>", "no chat completion"),
-    ],
-)
+    [("very " * 500, "very very"), ("AB", "AB"), (completion(None), "finish_reason='length'"),
+     ({"error": "busy"}, "no chat completion"), (b"<html>a page</html>", "no chat completion")],
+)  # fmt: skip
 def test_a_reply_that_is_no_verdict_is_an_error_the_second_time(server, reply, shown):
     server.rule = lambda a, b: reply
     with pytest.raises(JudgeError, match=re.escape(shown)) as caught:
@@ -232,8 +198,7 @@ def test_a_reply_that_is_no_verdict_is_an_error_the_second_time(server, reply, s
 
 def test_a_busy_server_is_asked_again(server):
     server.rule = lambda a, b: 503 if len(server.requests) in (1, 2) else longer(a, b)
-    assert compare(server, first="longest", second="long") == 1
-    assert server.waits == [1, 2]
+    assert compare(server, first="longest", second="long") == 1 and server.waits == [1, 2]
 
 
 @pytest.mark.parametrize(("status", "asked"), [(400, 1), (401, 1), (404, 1), (429, 4), (500, 4)])
@@ -247,17 +212,13 @@ def test_a_server_that_refuses_is_a_clear_error_without_the_key(server, monkeypa
     assert len(server.requests) == asked
 
 
-def test_a_dead_port_is_a_clear_error_and_finished_verdicts_stay(server, tmp_path):
-    cache = tmp_path / "verdicts.jsonl"
-    rates(server, cache=cache)
-    before = cache.read_bytes()
+def test_a_dead_port_is_a_clear_error(server):
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))  # and does not listen
         url = f"http://127.0.0.1:{bound.getsockname()[1]}/v1"
         with pytest.raises(JudgeError, match=rf"{url}: .*refused"):
-            rates(server, cache=cache, url=url)
+            rates(server, url=url)
     assert server.waits == [1, 2, 4]
-    assert cache.read_bytes() == before
 
 
 def test_offline_mode_is_named(server, monkeypatch):
@@ -280,6 +241,23 @@ def test_a_server_that_does_not_answer_in_time_is_an_error(server, monkeypatch):
 
 
 @pytest.mark.parametrize(("field", "value"), [("url", "some/model"), ("url", ""), ("model", "")])
-def test_fields_out_of_range_are_named(field, value):
-    with pytest.raises(ValueError, match=f"(?s){field}.*'{value}'"):
-        Judge(**{"url": "http://127.0.0.1/v1", "model": "m", field: value})
+def test_fields_out_of_range_are_named(tmp_path, field, value):
+    given = {"url": "http://127.0.0.1/v1", "model": "m"} | {field: value}
+    with pytest.raises(ValueError, match=f"judge_{field} is '{value}'"):
+        Judge(**given, cache=tmp_path / "cache")
+
+
+def test_win_rates_are_means_over_seeds_of_what_all_answered(server):
+    of_a = [{"q0": "long", "q2": "x"}, {"q0": "longer", "q2": "xx"}, {}]
+    of_b = [{"q0": "lo", "q2": "x", "q3": "y"}, {"q0": "long", "q2": "xxx"}, {}]
+    results = {
+        name: [RunResult(pd.DataFrame(), pd.DataFrame(), answers) for answers in of_seeds]
+        for name, of_seeds in (("a", of_a), ("b", of_b))
+    }
+    rng, pairs = np.random.default_rng(0), [("a", "b"), ("b", "a"), ("a", "a")]
+    table = win_rates(judge(server), QUERIES, results, pairs, rng, 50)
+    assert table["estimate"].tolist() == [2.5 / 4, 1.5 / 4, 0.5]
+    assert (table["low"] <= table["estimate"]).all() and (table["estimate"] <= table["high"]).all()
+    assert (table[["seeds", "queries"]] == 2).all(axis=None)
+    with pytest.raises(ValueError, match="raise n_answered"):
+        win_rates(judge(server), QUERIES, {"a": results["a"][2:]}, [("a", "a")], rng)

@@ -11,7 +11,6 @@ import pytest
 from helpers import experiment_on, texts
 
 from icprobe.data import paths
-from icprobe.finetuning import selection
 from icprobe.methods import registry as registry_module
 from icprobe.methods.baselines import Random
 from icprobe.methods.registry import baselines, by_title, in_explorer, register
@@ -74,8 +73,7 @@ def test_a_registered_method_is_scored_ranked_and_chosen_like_all_others(what, d
     assert list(units.values()) == ["cosine", "cosine", "fraction"]
 
     # notebook 04: chooses by its title
-    chosen = selection.named(found, ["shared words"])
-    assert (chosen["shared words"] == scores["word_overlap"]).all()
+    assert (found["shared words"] == scores["word_overlap"]).all()
 
 
 @pytest.mark.parametrize(

@@ -203,8 +203,6 @@ class FinetuningSettings(Gradients):
     """share of the steps in which the rate rises"""
     lora_rank: FromZero = 16
     """rank of the adapters that are trained; 0 trains all weights"""
-    checkpoints: FromZero = 0
-    """checkpoints kept of each training, for TracIn; 0 for none"""
     margin: Positive = 0.1
     """of equivalence, as a share of what the full pool brings; fix it first"""
     subsets: FromZero = 0

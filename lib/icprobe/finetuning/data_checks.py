@@ -25,16 +25,10 @@ def summary(
 ) -> pd.DataFrame:
     """Return counts and lengths of the training pool and of the queries, a row each.
 
-    Args:
-        pool: N training examples.
-        queries: M queries.
-        encoded: The same as the model's tokens, N and M.
-
-    Returns:
-        Index: training pool, queries. Columns: examples; tasks; tokens of prompts and of
-        completions (median and most); truncated (prompts that lost their beginning); glued (no
-        white space between prompt and completion); repeated (examples whose text an earlier one
-        has); contradicted (examples whose prompt an earlier one has with another completion).
+    Columns: examples; tasks; tokens of prompts and of completions (median and most), as encoded;
+    truncated (prompts that lost their beginning); glued (no white space between prompt and
+    completion); repeated (examples whose text an earlier one has); contradicted (examples whose
+    prompt an earlier one has with another completion).
     """
     rows = []
     for examples, tokens in zip((pool, queries), encoded, strict=True):
@@ -49,7 +43,7 @@ def summary(
                 "completion tokens (median)": np.median(completions),
                 "completion tokens (most)": max(completions),
                 "truncated": sum(e.truncated > 0 for e in tokens),
-                "glued": sum(map(_missing_space, examples["prompt"], examples["completion"])),
+                "glued": sum(map(_glued, examples["prompt"], examples["completion"])),
                 "repeated": int(texts.duplicated().sum()),
                 "contradicted": int((asked.duplicated() & ~texts.duplicated()).sum()),
             }
@@ -62,24 +56,14 @@ def near_duplicates(
 ) -> pd.DataFrame:
     """Return the training examples that copy a query: to train on them is to train on the test.
 
-    Near copies have most of a query's runs of `RUN` words, whatever else they have; a run weighs
-    its squared TF-IDF, so those of an instruction that many texts have count for little.
+    Near copies have at least the fraction near of a query's runs of `RUN` words, whatever else they
+    have; a run weighs its squared TF-IDF, so those of an instruction that many texts have count for
+    little.
 
-    Args:
-        pool: N training examples.
-        queries: M queries.
-        near: The least fraction of a query's runs, by weight, that a near copy has.
-
-    Returns:
-        One row per such example, the closest first: example and query (ids), row (its number in
-        the pool), shared (the fraction of the query's runs; of the query of which it is largest)
-        and kind: "same text" (but for white space) or "near copy".
-
-    Raises:
-        ValueError: If `near` is not above 0 and up to 1.
+    One row per such example, the closest first: example and query (ids), row (its number in the
+    pool), shared (the fraction of the query's runs; of the query of which it is largest) and kind:
+    "same text" (but for white space) or "near copy".
     """
-    if not 0 < near <= 1:
-        raise ValueError(f"near is {near!r}, expected a fraction above 0, up to 1")
     texts, asked = _texts(pool), _texts(queries)
     shared, closest = _closest(texts, asked)
     first = asked.drop_duplicates()
@@ -99,12 +83,7 @@ def near_duplicates(
 
 
 def selectable(N: int, copies: pd.DataFrame, keep: bool = False) -> np.ndarray:
-    """Return the row numbers of the training examples that may be selected.
-
-    Args:
-        N: Size of the pool.
-        copies: See `near_duplicates`.
-        keep: Whether copies may be.
+    """Return the row numbers of N training examples that may be selected: of copies, if kept.
 
     Raises:
         ValueError: If all are copies.
@@ -132,11 +111,9 @@ def _closest(texts: pd.Series, asked: pd.Series) -> tuple[np.ndarray, np.ndarray
     return fractions.max(axis=1).toarray().ravel(), closest
 
 
-def _missing_space(prompt: str, completion: str) -> bool:
-    """Tell whether a completion begins in the last word of its prompt."""
+def _glued(prompt: str, completion: str) -> bool:
     return bool(prompt) and not (prompt[-1].isspace() or completion[0].isspace())
 
 
 def _texts(examples: datasets.Dataset) -> pd.Series:
-    """Return the texts as `data.check_disjoint` compares them."""
     return pd.Series([data.plain_text(row) for row in examples.select_columns(list(PARTS))])

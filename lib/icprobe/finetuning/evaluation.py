@@ -1,6 +1,6 @@
 """How good a model is on held-out queries: likelihood, choice among options, its own answers.
 
-One number per query and measure, higher = better, so that models are compared query by query:
+One number per query and measure, higher = better:
 
 - nats_per_token: log-likelihood of the completion over its number of tokens;
 - correct: 1 where of all options the completion is the likeliest (its log-likelihood the highest),
@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import pandas as pd
 import torch
-from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from transformers import GenerationConfig, StoppingCriteriaList
 
 from icprobe import models
 from icprobe.models import LM, Encoded
@@ -39,24 +39,12 @@ def evaluate(
     n_answered: int | None = None,
     answer_tokens: int = ANSWER_TOKENS,
 ) -> pd.DataFrame:
-    """Return the measures of Q queries, one row each, by id; see the module.
+    """Return the measures of Q queries (id, prompt, completion, and options or None) by id.
 
-    Args:
-        lm: The model.
-        queries: Q rows with id, prompt, completion, and options (or None).
-        max_length: Most tokens of one example, see `models.encode`.
-        n_answered: Of how many open questions, from the first on, answers are generated; all by
-            default, 0 for none.
-        answer_tokens: Most tokens of an answer. Only its first line counts, unless a completion
-            has several.
-
-    Returns:
-        Columns `MEASURES`, not a number where a measure does not apply, or was not asked for; and
-        answer, the text generated, or None.
-
-    Raises:
-        ValueError: As `models.log_likelihoods`.
-        FloatingPointError: As these.
+    Columns are `MEASURES`, not a number where a measure does not apply, or was not asked for; and
+    answer, the text generated, or None. Answers are generated to the first n_answered open
+    questions (all by default), of at most answer_tokens; only the first line counts, unless a
+    completion has several. Raises what `models.log_likelihoods` does.
     """
     queries = list(queries)
     encoded = models.encode(lm, queries, max_length)
@@ -92,41 +80,36 @@ def _chosen_right(lm: LM, queries: Sequence[dict], max_length: int | None) -> li
     ]
 
 
+@torch.inference_mode()
 def answers(
     lm: LM,
     queries: Sequence[Encoded],
     new_tokens: int = ANSWER_TOKENS,
     several_lines: bool = False,
 ) -> list[str]:
-    """Return the model's greedy answer to each query's prompt.
-
-    Args:
-        lm: The model.
-        queries: Q encoded queries, those of like length together.
-        new_tokens: Most tokens of an answer.
-        several_lines: Whether an answer may have more than one.
-    """
-    found = [""] * len(queries)
+    """Return the model's greedy answer to each of Q prompts, of so many new tokens at most."""
+    found = {}
     order = sorted(range(len(queries)), key=lambda k: len(queries[k].prompt))
     for start in range(0, len(order), ANSWERS_AT_ONCE):
         batch = order[start : start + ANSWERS_AT_ONCE]
-        texts = _continued(lm, [queries[k] for k in batch], new_tokens, several_lines)
-        for k, text in zip(batch, texts, strict=True):
+        prompts = [[*lm.bos, *queries[k].prompt] for k in batch]
+        for k, text in zip(batch, _written(lm, prompts, new_tokens, several_lines), strict=True):
             found[k] = text.strip() if several_lines else text.strip().partition("\n")[0].strip()
-    return found
+    return [found[k] for k in range(len(queries))]
 
 
-@torch.inference_mode()
-def _continued(
-    lm: LM, queries: Sequence[Encoded], new_tokens: int, several_lines: bool
-) -> list[str]:
+def _written(lm: LM, prompts: list[list[int]], new_tokens: int, several_lines: bool) -> list[str]:
     """Return what the model writes after prompts that are read together, padded at the left."""
-    prompts = [[*lm.bos, *query.prompt] for query in queries]
     longest = max(map(len, prompts))
     ids = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts])
     real = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
     end = lm.tokenizer.eos_token_id
-    stops = [] if several_lines else [_EndOfLine(lm, longest)]
+
+    def first_line_ended(ids: torch.Tensor, scores: torch.Tensor, **_) -> torch.Tensor:
+        texts = lm.tokenizer.batch_decode(ids[:, longest:])
+        ended = ["\n" in text.lstrip() for text in texts]  # not by an empty line before it
+        return torch.tensor(ended, device=ids.device)
+
     # greedy, and no more: what a model's own settings ask for would be filled in
     own, lm.model.generation_config = lm.model.generation_config, GenerationConfig()
     try:
@@ -136,23 +119,11 @@ def _continued(
             generation_config=GenerationConfig(
                 max_new_tokens=new_tokens, do_sample=False, eos_token_id=end, pad_token_id=end or 0
             ),
-            stopping_criteria=StoppingCriteriaList(stops),
+            stopping_criteria=StoppingCriteriaList([] if several_lines else [first_line_ended]),
         )
     finally:
         lm.model.generation_config = own
     return lm.tokenizer.batch_decode(written[:, longest:], skip_special_tokens=True)
-
-
-class _EndOfLine(StoppingCriteria):
-    """Stop each answer after its first line: nothing later counts."""
-
-    def __init__(self, lm: LM, start: int) -> None:
-        self.lm, self.start = lm, start
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_) -> torch.Tensor:
-        texts = self.lm.tokenizer.batch_decode(input_ids[:, self.start :])
-        ended = ["\n" in text.lstrip() for text in texts]  # not by an empty line before it
-        return torch.tensor(ended, device=input_ids.device)
 
 
 def _compared(answer: str, completion: str) -> dict[str, float]:
@@ -166,12 +137,7 @@ def _compared(answer: str, completion: str) -> dict[str, float]:
 
 
 def by_task(results: pd.DataFrame, tasks: Sequence[str]) -> pd.DataFrame:
-    """Return means over each task's queries, as they come, and over all in a last row.
-
-    Args:
-        results: Q rows, see `evaluate`.
-        tasks: [Q].
-    """
+    """Return means of `evaluate` over the queries of each of tasks [Q], and over all at last."""
     results = results[list(MEASURES)]
     table = results.groupby(np.asarray(tasks), sort=False).mean()
     return pd.concat([table, results.mean().to_frame("all").T])

@@ -1,8 +1,7 @@
 """An optional judge of answers: any chat model behind an OpenAI-compatible endpoint.
 
 It says which of two answers to a prompt is better, as AlpacaEval does. Each pair is shown in both
-orders, since judges prefer a position (Zheng et al. 2023, Judging LLM-as-a-judge). Nothing else
-needs it: without a judge, models are compared by their losses.
+orders, since judges prefer a position (Zheng et al. 2023, Judging LLM-as-a-judge).
 """
 
 import hashlib
@@ -10,17 +9,18 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from huggingface_hub import InferenceClient
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
-from pydantic import Field
-from pydantic.dataclasses import dataclass
 from tqdm import tqdm
 
-from icprobe.data.paths import resolve, shown
+from icprobe import statistics
+from icprobe.data.paths import resolve
+from icprobe.finetuning.training_runs import RunResult
 
 # one message, because some chat templates refuse a system role
 TEMPLATE = """\
@@ -53,38 +53,69 @@ KEY_VARIABLE = "ICPROBE_JUDGE_KEY"  # so that the key appears in no notebook
 TIMEOUT = 60.0  # seconds to wait for a reply
 RETRIES = 3  # where the server is unreachable or busy, after 1, 2, 4 seconds
 MAX_TOKENS = 8  # some models begin with a space or a line break, or set the letter in bold
-LINE = re.compile(rb'\{"key": "([0-9a-f]{64})", "verdict": "([ABT])"\}')
+LINE = re.compile(r'^\{"key": "([0-9a-f]{64})", "verdict": "([ABT])"\}$', re.M)
 
 
 class JudgeError(RuntimeError):
-    """The judge does not answer, its reply is no verdict, or the cache of verdicts is damaged."""
+    """The judge does not answer, or its reply is no verdict."""
 
 
-@dataclass(frozen=True, kw_only=True, config={"strict": True})
 class Judge:
     """A chat model that compares answers. Models that think aloud first must have that turned off.
 
-    Its API key, if it needs one, is in the environment variable `KEY_VARIABLE`.
-
-    Attributes:
-        url: Of the endpoint, such as "http://localhost:8000/v1"; "/chat/completions" is added
-            where it is missing, and "/v1" where the path ends in neither.
-        model: The model's name there.
+    The url is an endpoint's, such as "http://localhost:8000/v1"; "/chat/completions" is added where
+    it is missing, and "/v1" where the path ends in neither. An API key, if it needs one, is in the
+    environment variable `KEY_VARIABLE`. Each verdict is appended to the cache as soon as it is
+    given, with a hash of the question and no text; what is in it is not asked again, unless fresh.
 
     Raises:
-        pydantic.ValidationError: A ValueError, if a field is out of range; names it.
+        ValueError: If the url is none, or there is no model; names the notebook's parameter.
     """
 
-    # the client would take anything else for a model on the hub, and send the texts there
-    url: str = Field(pattern="^https?://")
-    model: str = Field(min_length=1)
+    def __init__(self, url: str, model: str, cache: str | Path, fresh: bool = False) -> None:
+        # the client would take anything else for a model on the hub, and send the texts there
+        if not re.match("https?://", url):
+            raise ValueError(f"judge_url is {url!r}, expected an address that begins with http")
+        if not model:
+            raise ValueError(f"judge_model is {model!r}, expected the name of a model at {url}")
+        self.url, self.model, self.cache = url, model, resolve(cache)
+        if fresh:
+            self.cache.unlink(missing_ok=True)
+        content = self.cache.read_text("utf-8", "replace") if self.cache.exists() else ""
+        self.verdicts = dict(LINE.findall(content))  # what is damaged is asked again
+        self.unfinished = content[-1:] not in ("", "\n")
 
-    def ask(self, question: str) -> str:
-        """Return the verdict on a question: "A", "B" or "T".
+    def wins(self, query: Mapping[str, str], first: str, second: str) -> float:
+        """Return what the first answer wins: 0, 0.25, ..., 1, the mean over both orders.
+
+        Equal answers win half each without being shown. The query's completion is the reference.
 
         Raises:
             JudgeError: If the judge does not answer, or twice not with A, B or T.
         """
+        if first == second:
+            return 0.5
+        texts = {"prompt": query["prompt"], "reference": query["completion"]}
+        there, back = (
+            WINS[self._verdict(TEMPLATE.format(**texts, answer_A=a, answer_B=b))]
+            for a, b in ((first, second), (second, first))
+        )
+        return (there + 1 - back) / 2
+
+    def _verdict(self, question: str) -> str:
+        # the question has the template in it, so a new wording is a new question
+        asked = json.dumps([self.url, self.model, question])
+        key = hashlib.sha256(asked.encode()).hexdigest()
+        if key not in self.verdicts:
+            self.verdicts[key] = self._ask(question)
+            line = json.dumps({"key": key, "verdict": self.verdicts[key]}) + "\n"
+            self.cache.parent.mkdir(parents=True, exist_ok=True)
+            with self.cache.open("a", encoding="utf-8") as file:  # closed, so flushed
+                file.write("\n" * self.unfinished + line)
+            self.unfinished = False
+        return self.verdicts[key]
+
+    def _ask(self, question: str) -> str:
         for _ in range(2):
             reply = self._reply(question)
             verdict = re.fullmatch(r"\W*([ABT])\W*", reply)
@@ -96,7 +127,7 @@ class Judge:
         )
 
     def _reply(self, question: str) -> str:
-        """Return what the model replies, or a description of a response that has no text."""
+        """Return the reply, or a description of a response that has no text."""
         key = os.environ.get(KEY_VARIABLE, "").strip()
         # without a key, the client would send the user's Hugging Face token
         client = InferenceClient(base_url=self.url, api_key=key or "none", timeout=TIMEOUT)
@@ -122,91 +153,41 @@ class Judge:
 
 
 def _passing(error: Exception) -> bool:
-    """Return whether a failed request may succeed later."""
     if isinstance(error, HfHubHTTPError):
         return error.response.status_code in (408, 429, 500, 502, 503, 504)
     return isinstance(error, HTTPError)  # no answer; others are the client's, as its offline mode
 
 
-def _win(ask: Callable, prompt: str, reference: str, first: str, second: str) -> float:
-    """Return what the first answer wins: 0, 0.25, ..., 1, the mean over both orders.
-
-    Equal answers win half each without being shown.
-    """
-    if first == second:
-        return 0.5
-    there, back = (
-        WINS[ask(TEMPLATE.format(prompt=prompt, reference=reference, answer_A=a, answer_B=b))]
-        for a, b in ((first, second), (second, first))
-    )
-    return (there + 1 - back) / 2
-
-
 def win_rates(
     judge: Judge,
-    prompts: Sequence[str],
-    references: Sequence[str],
-    first: Sequence[str],
-    second: Sequence[str],
-    cache: str | Path | None = None,
-) -> np.ndarray:
-    """Return what each first answer wins over the second, as `_win` says.
+    queries: Sequence[dict],
+    results: Mapping[str, Sequence[RunResult]],
+    pairs: Sequence[tuple[str, str]],
+    rng: np.random.Generator,
+    resamples: int = 2000,
+) -> pd.DataFrame:
+    """Return how often a judge prefers the first selection's answers, with 95 % intervals.
 
-    Args:
-        judge: Who decides.
-        prompts: Q requests.
-        references: Q good answers to them.
-        first: Q answers to compare.
-        second: Q answers to compare them with.
-        cache: File that each verdict is appended to as soon as it is given; what is in it is not
-            asked again. It has hashes of the questions and verdicts, no text.
+    Results are by selection, one a seed; those with answers are compared, on the queries that all
+    of them answered. If there is none, that is a ValueError.
 
-    Returns:
-        float64 [Q] from 0 to 1; 0.5 means that neither is better, more that the first is.
-
-    Raises:
-        ValueError: If there are not as many of each.
-        JudgeError: See `Judge.ask`; or if the cache is damaged (an unfinished last line is
-            not, it is asked again). Finished verdicts stay.
+    One row a pair: first, second, estimate (fraction of wins, 0.5 = neither is better), low, high
+    (over seeds and queries), seeds, queries.
     """
-    rows = list(zip(prompts, references, first, second, strict=True))
-    ask = judge.ask if cache is None else _remembering(judge, resolve(cache))
-    with tqdm(rows, desc="judge", unit=" pairs") as shown_rows:
-        return np.array([_win(ask, *row) for row in shown_rows], dtype=float)
-
-
-def _remembering(judge: Judge, cache: Path) -> Callable[[str], str]:
-    """Return a `Judge.ask` that knows the verdicts of the cache and appends new ones."""
-    verdicts = _read(cache)
-    cache.parent.mkdir(parents=True, exist_ok=True)
-
-    def ask(question: str) -> str:
-        # the question has the template in it, so a new wording is a new question
-        asked = json.dumps([judge.url, judge.model, question])
-        key = hashlib.sha256(asked.encode()).hexdigest()
-        if key not in verdicts:
-            verdicts[key] = judge.ask(question)
-            line = json.dumps({"key": key, "verdict": verdicts[key]}) + "\n"
-            with cache.open("ab") as file:  # closed, so flushed
-                file.write(line.encode())
-        return verdicts[key]
-
-    return ask
-
-
-def _read(cache: Path) -> dict[str, str]:
-    """Return the verdicts of a cache by key; cut off a line that was not written to its end."""
-    content = cache.read_bytes() if cache.exists() else b""
-    *lines, rest = content.split(b"\n")
-    verdicts = {}
-    for number, line in enumerate(lines, 1):
-        found = LINE.fullmatch(line)
-        if not found:
-            raise JudgeError(
-                f"{shown(cache)}, line {number} is no verdict: {line[:100]!r}. Delete this line "
-                "and run again; only its question will be asked"
-            )
-        verdicts[found[1].decode()] = found[2].decode()
-    if rest:
-        os.truncate(cache, len(content) - len(rest))
-    return verdicts
+    answers = {name: [run.answers for run in runs if run.answers] for name, runs in results.items()}
+    answered = [texts for of_seeds in answers.values() for texts in of_seeds]
+    asked = [query for query in queries if all(query["id"] in texts for texts in answered)]
+    if not answered or not asked:
+        raise ValueError("there are no open queries with answers to judge: raise n_answered")
+    rows = []
+    for first, second in tqdm(pairs, desc="judge", unit=" pairs"):
+        of_seeds = zip(answers[first], answers[second], strict=True)
+        won = np.array([
+            [judge.wins(query, one[query["id"]], other[query["id"]]) for query in asked]
+            for one, other in of_seeds
+        ])  # fmt: skip
+        measure = statistics.pair_mean(won, np.ones(won.shape, dtype=bool))
+        found = statistics.bootstrap_ci(measure, won.shape, rng, resamples)
+        rows.append((first, second, *found, *won.shape))
+    names = ["first", "second", "estimate", "low", "high", "seeds", "queries"]
+    return pd.DataFrame(rows, columns=names)

@@ -18,7 +18,7 @@ import pandas as pd
 from scipy.stats import rankdata
 
 from icprobe import statistics
-from icprobe.finetuning.training_runs import RunResult, TrainingRun
+from icprobe.finetuning.training_runs import RunResult
 
 MEASURE = "nats_per_token"
 
@@ -34,51 +34,22 @@ DIFFERENCES = (
 def subsets(N: int, S: int, fraction: float, seed: int = 0) -> list[tuple[int, ...]]:
     """Return S random subsets of a pool of N as row numbers, each with a fraction of it.
 
-    The first ones stay the same when S grows.
-
-    Raises:
-        ValueError: If there are too few subsets to rank, or the fraction is not between 0 and 1, or
-            leaves nobody in or nobody out.
+    The first ones stay the same when S grows. A fraction that leaves nobody in, or nobody out, is a
+    ValueError.
     """
-    if type(S) is not int or S < statistics.MIN_OBSERVATIONS:
-        raise ValueError(
-            f"subsets is {S!r}, expected 0 for none, or at least "
-            f"{statistics.MIN_OBSERVATIONS}: a rank correlation over fewer says nothing"
-        )
-    if not 0 < fraction < 1 or not 0 < round(fraction * N) < N:
-        raise ValueError(
-            f"subset_share is {fraction!r}, expected a fraction between 0 and 1 that takes some of "
-            f"{N} examples and leaves some"
-        )
     size = round(fraction * N)
+    if not 0 < size < N:
+        raise ValueError(
+            f"subset_share is {fraction!r}, expected a fraction that takes some of {N} examples "
+            "and leaves some"
+        )
     drawn = [np.random.default_rng([seed, s]).permutation(N)[:size] for s in range(S)]
     return [tuple(sorted(rows.tolist())) for rows in drawn]
 
 
-def training_runs(subsets: Sequence[tuple[int, ...]], seeds: int) -> list[TrainingRun]:
-    """Return the trainings on each subset with each seed, subset by subset.
-
-    Raises:
-        ValueError: If there are no seeds.
-    """
-    if type(seeds) is not int or seeds < 1:
-        raise ValueError(f"subset_seeds is {seeds!r}, expected a whole number from 1")
-    return [
-        TrainingRun(f"subset {s}", rows, seed)
-        for s, rows in enumerate(subsets)
-        for seed in range(seeds)
-    ]
-
-
-def measured(results: Sequence[RunResult], S: int) -> np.ndarray:
-    """Return queries' nats per token after each of `training_runs`: [S, seeds, M]."""
-    values = np.stack([result.measures[MEASURE] for result in results])
-    return values.reshape(S, len(results) // S, -1)
-
-
-def predicted(scores: np.ndarray, subsets: Sequence[tuple[int, ...]]) -> np.ndarray:
-    """Return the sums of scores [N, M] over each subset's members: [S, M]."""
-    return np.stack([scores[list(rows)].sum(axis=0, dtype=np.float64) for rows in subsets])
+def measured(results: Mapping[str, Sequence[RunResult]]) -> np.ndarray:
+    """Return queries' nats per token after each training, by subset and seed: [S, seeds, M]."""
+    return np.array([[run.measures[MEASURE] for run in runs] for runs in results.values()])
 
 
 def scores(
@@ -90,20 +61,17 @@ def scores(
 ) -> pd.DataFrame:
     """Return each method's LDS with 95 % intervals over subsets and queries.
 
-    Args:
-        methods: By name, scores [N, M], positive = helps.
-        subsets: S of them.
-        measured: [S, seeds, M].
-        rng: For the bootstrap.
-        resamples: How many.
+    Methods are scores [N, M] by name, positive = helps; measured is [S, seeds, M] of S subsets.
 
-    Returns:
-        One row a method: method, estimate, low, high, subsets, seeds, queries (those for which the
-        method's predictions differ at all; the others are left out of its average). And a row for
-        each of `DIFFERENCES`, "<one> less <other>", of the same resamples.
+    One row a method: method, estimate, low, high, subsets, seeds, queries (those for which the
+    method's predictions differ at all; the others are left out of its average). And a row for each
+    of `DIFFERENCES`, "<one> less <other>", of the same resamples.
     """
     S, seeds, M = measured.shape
-    sums = [predicted(tau, subsets) for tau in methods.values()]
+    sums = [
+        np.stack([tau[list(rows)].sum(axis=0, dtype=np.float64) for rows in subsets])
+        for tau in methods.values()
+    ]
     measure = statistics.agreements(sums, [measured.mean(1)], "query")
     names = list(methods)
     pairs = [pair for pair in DIFFERENCES if set(pair) <= set(names)]
@@ -121,14 +89,11 @@ def scores(
 
 
 def ceiling(measured: np.ndarray) -> float:
-    """Return about the highest LDS that noise-free predictions could have.
+    """Return about the highest LDS that noise-free predictions of [S, seeds, M] could have.
 
     The average over queries of the root of the reliability of their seeds' mean: the mean Spearman
     correlation over subsets of two single seeds, stepped up to all of them (Spearman and Brown),
     zero where it is negative. Not a number with one seed.
-
-    Args:
-        measured: [S, seeds, M].
     """
     seeds = measured.shape[1]
     if seeds < 2:

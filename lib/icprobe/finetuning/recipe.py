@@ -14,17 +14,11 @@ SCHEDULES = ("linear", "cosine", "constant")
 class Recipe:
     """How a model is trained: AdamW on weights in float32, no weight decay or clipping.
 
-    Attributes:
-        epochs: Passes over the examples.
-        batch_size: Examples in one step, whose loss is the mean over their tokens.
-        rate: Learning rate at its highest.
-        schedule: One of `SCHEDULES`.
-        warmup: Fraction of the steps in which the rate rises to this, from 0 to below 1.
-        lora_rank: Rank of the adapters that are trained beside all linear layers of the blocks
-            (LoRA, Hu et al. 2021, scaled by 2); 0 trains all weights instead.
-        saves: Checkpoints beside the start, evenly spaced, the last one is the end; 0 for none,
-            not even the start.
-        seed: Of the order of the examples, of adapters' start, and of dropout.
+    The rate is the highest; it rises in a fraction warmup of the steps. A step's loss is the mean
+    over the tokens of its batch. With a LoRA rank, adapters beside all linear layers of the blocks
+    are trained (Hu et al. 2021, scaled by 2), with 0 all weights. The number saves is of
+    checkpoints beside the start, evenly spaced, the last one is the end; 0 keeps none, not even the
+    start. The seed is that of the order of examples, of adapters' start, and of dropout.
 
     Raises:
         pydantic.ValidationError: A ValueError, if a field is out of range; names it.

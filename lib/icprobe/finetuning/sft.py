@@ -9,7 +9,7 @@ import gc
 import math
 import tempfile
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -26,7 +26,6 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging
 
 from icprobe import models
-from icprobe.data import assets
 from icprobe.finetuning.recipe import Recipe
 from icprobe.methods.gradient import losses
 from icprobe.models import LM
@@ -37,18 +36,13 @@ OPTIMIZER = "adamw_torch_fused"  # on two CPU cores a fifth of the time of the p
 # megabytes each for SmolLM2-135M); those of longer batches are computed again, for a third more
 TOKENS_KEPT = 2048
 
-TUNED = ", fine-tuned"  # how the name of a trained model ends
-
 
 class Trained(NamedTuple):
-    """What a run of fine-tuning leaves.
+    """A trained model (adapters merged), its learning curve and its checkpoints.
 
-    Attributes:
-        lm: The trained model, adapters merged, in evaluation mode.
-        curve: One row a step: step (from 1), loss (nats per token, of the batch before the step),
-            rate.
-        checkpoints: Folder and learning rate of each checkpoint, the start first. The rate is the
-            mean over the steps that led there, the start's that of the first step.
+    The curve has a row for each step: step (from 1), loss (nats per token, of the batch before the
+    step), rate. Checkpoints are folders and learning rates: the mean over the steps that led
+    there, the start's that of the first step.
     """
 
     lm: LM
@@ -63,78 +57,53 @@ def train(
     folder: str | Path | None = None,
     loss_on: str = "completion",
 ) -> Trained:
-    """Fine-tune a copy of the model with TRL's SFTTrainer.
+    """Fine-tune a copy of the model with TRL's SFTTrainer on n examples (encoded or not).
 
     The same seed gives the same weights on one machine; on another they differ in the last bits.
-    Seeds the global random generators, as transformers does.
-
-    Args:
-        lm: The model; it is left as it was. Training takes memory for four copies of its weights
-            beside it (with adapters, one), and for activations. Passes are in its dtype, weights
-            and optimiser in float32.
-        examples: n rows with id, prompt, completion (or encoded already).
-        recipe: See `Recipe`.
-        folder: Where checkpoints go, each with weights (or the adapter) and tokenizer.
-        loss_on: "completion", or "text" to train on the prompt, too.
+    Seeds the global random generators, as transformers does. Takes memory for four copies of the
+    weights beside the model (with adapters, one), and for activations. Passes are in the model's
+    dtype, weights and optimiser in float32. Checkpoints go to the folder; the loss is on
+    "completion" or "text", with the prompt.
 
     Raises:
-        ValueError: If there are no examples, loss_on is unknown, there are fewer steps than
-            checkpoints or no folder for them, an example has no completion tokens, or adapters are
-            to be saved of a model that was itself trained or merged with an adapter here.
+        ValueError: If there are no examples, an example has no completion tokens, loss_on is
+            unknown, or the recipe's checkpoints cannot be saved.
         FloatingPointError: If the loss is not finite; names the first such step.
     """
-    rows = _rows(lm, examples, loss_on)
-    save_steps = recipe.save_steps(len(rows))
-    _check_saving(lm, recipe, folder)
-    with tempfile.TemporaryDirectory(prefix="icprobe-") as temporary, _quietly(), _collecting():
+    examples = list(examples)
+    save_steps = recipe.save_steps(len(examples))
+    if recipe.saves and (folder is None or recipe.lora_rank):
+        raise ValueError(
+            f"saves is {recipe.saves}, expected a folder for checkpoints, and lora_rank 0: "
+            "they are of whole models"
+        )
+    with tempfile.TemporaryDirectory(prefix="icprobe-") as temporary, _quietly():
         folder = Path(folder or temporary)
         names = [str(folder / f"checkpoint-{step}") for step in (0, *save_steps)]
-        trainer = _trainer(lm, rows, folder, recipe, loss_on)
+        trainer = _trainer(lm, examples, folder, recipe, loss_on)
         if recipe.saves:
             trainer.save_model(names[0])
-        steps = recipe.steps(len(rows))
+        steps = recipe.steps(len(examples))
         with tqdm(desc="fine-tuning", total=steps, unit=" steps", leave=False) as bar:
             trainer.add_callback(_Watching(save_steps, bar))
             trainer.train()
         log = pd.DataFrame(trainer.state.log_history).rename(columns={"learning_rate": "rate"})
         model = trainer.model
         del trainer  # it refers to itself, and holds gradients and the optimizer's state
+        gc.collect()
     curve = log[["step", "loss", "rate"]].dropna().reset_index(drop=True)
     if recipe.lora_rank:
         model = model.merge_and_unload()
-    plain = _with_weights(lm.model, dict(model.named_parameters(remove_duplicate=False)))
-    identity = {**lm.identity, "name": lm.identity["name"] + TUNED, "dtype": "float32"}
+    # the trainer and accelerate leave their own model with other forward passes
+    plain = copy.deepcopy(lm.model).float()
+    plain.load_state_dict(model.state_dict())
+    identity = {**lm.identity, "name": f"{lm.identity['name']}, fine-tuned", "dtype": "float32"}
     trained = LM(plain.eval().requires_grad_(True), lm.tokenizer, identity)
-    return Trained(trained, curve, _with_rates(names, curve, save_steps))
-
-
-def _check_saving(lm: LM, recipe: Recipe, folder: str | Path | None) -> None:
-    """Raise ValueError if checkpoints are wanted and cannot be kept, or not be read back."""
-    if recipe.saves and folder is None:
-        raise ValueError(f"saves is {recipe.saves}, but there is no folder for checkpoints")
-    changed = "base" in lm.identity or lm.identity["name"].endswith(TUNED)
-    if recipe.saves and recipe.lora_rank and changed:
-        raise ValueError(
-            f"{lm.identity['name']}: checkpoints would hold adapters without the model that they "
-            "change, which is in no folder of its own: train all weights (lora_rank=0), or save it"
-        )
-
-
-def _with_weights(model: nn.Module, weights: dict[str, nn.Parameter]) -> nn.Module:
-    """Return a copy of a model, in float32, that holds given weights.
-
-    The trainer and accelerate leave their own model with other forward passes.
-    """
-    memo = {id(old): weights[name] for name, old in model.named_parameters()}
-    return copy.deepcopy(model, memo).float()
-
-
-def as_float32(lm: LM) -> LM:
-    """Return the model in float32, as trained ones are: itself if it is, else a copy."""
-    if lm.model.dtype == torch.float32:
-        return lm
-    model = copy.deepcopy(lm.model).float()
-    return LM(model, lm.tokenizer, {**lm.identity, "dtype": "float32"})
+    if not recipe.saves:
+        return Trained(trained, curve, [])
+    parts = np.split(curve["rate"].to_numpy(), save_steps[:-1])
+    rates = [float(np.mean(part)) for part in (parts[0][:1], *parts)]
+    return Trained(trained, curve, list(zip(names, rates, strict=True)))
 
 
 def batches(
@@ -145,29 +114,8 @@ def batches(
     Each has input_ids, attention_mask and labels [n, T]; labels are -100 where there is no loss.
     """
     with tempfile.TemporaryDirectory(prefix="icprobe-") as folder, _quietly():
-        trainer = _trainer(lm, _rows(lm, examples, loss_on), folder, recipe, loss_on)
+        trainer = _trainer(lm, list(examples), folder, recipe, loss_on)
         return list(trainer.get_train_dataloader())
-
-
-def _rows(lm: LM, examples: Iterable, loss_on: str) -> datasets.Dataset:
-    """Return the rows for the trainer, or raise ValueError; see `train`."""
-    if loss_on not in losses.LOSSES:
-        raise ValueError(f"loss_on is {loss_on!r}, expected 'completion' or 'text'")
-    rows = models.training_rows(lm, examples)
-    if not len(rows):
-        raise ValueError("there are no examples to train on")
-    return rows
-
-
-def _with_rates(
-    names: list[str], curve: pd.DataFrame, save_steps: list[int]
-) -> list[tuple[str, float]]:
-    """Return each checkpoint with its rate; see `Trained`."""
-    if not save_steps:
-        return []
-    rates = curve["rate"].to_numpy()
-    means = [float(np.mean(part)) for part in np.split(rates, save_steps[:-1])]
-    return list(zip(names, [float(rates[0]), *means], strict=True))
 
 
 class _Watching(TrainerCallback):
@@ -180,37 +128,39 @@ class _Watching(TrainerCallback):
         self.save_steps, self.bar = save_steps, bar
 
     def on_step_end(self, args, state, control, **_) -> None:
-        """Ask for a checkpoint where one is due."""
         control.should_save = state.global_step in self.save_steps
         self.bar.update()
 
     def on_log(self, args, state, control, logs, **_) -> None:
-        """Raise FloatingPointError for a loss that is not finite."""
         if "loss" in logs and not math.isfinite(logs["loss"]):
             raise FloatingPointError(
                 f"loss at step {state.global_step} is {logs['loss']}: lower the learning rate"
             )
 
 
-def _trainer(lm: LM, rows: datasets.Dataset, folder: str | Path, recipe: Recipe, loss_on: str):
+def _trainer(lm: LM, examples: Sequence, folder: str | Path, recipe: Recipe, loss_on: str):
     """Return the trainer of a copy of the model."""
-    from trl import SFTTrainer  # slow to import
+    if not examples:
+        raise ValueError("there are no examples to train on")
+    if loss_on not in losses.LOSSES:
+        raise ValueError(f"loss_on is {loss_on!r}, expected 'completion' or 'text'")
+    # slow to import
+    from peft import LoraConfig, get_peft_model
+    from trl import SFTTrainer
 
     class Trainer(SFTTrainer):
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-            """Return TRL's loss; on a CPU, from the positions that it counts.
-
-            TRL's fused output head is a kernel for GPUs. Its stand-in works through the vocabulary
-            at every position, prompts included, for metrics that nobody reads: two fifths of a step
-            on the built-in model.
-            """
+            # TRL's fused output head is a kernel for GPUs. Its stand-in works through the
+            # vocabulary at every position, prompts included, for metrics that nobody reads: two
+            # fifths of a step on the built-in model.
             if return_outputs or not self.args.use_cpu:
                 return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
             return _mean_loss(LM(model, lm.tokenizer, lm.identity), inputs, num_items_in_batch)
 
         def _send_telemetry(self) -> None:
-            """Send none."""
+            pass
 
+    rows = models.training_rows(lm, examples)
     settings = _settings(lm, rows, folder, recipe, loss_on)
     tokenizer = copy.deepcopy(lm.tokenizer)  # it is given a padding token
     if tokenizer.pad_token is None and tokenizer.eos_token is None:
@@ -218,7 +168,11 @@ def _trainer(lm: LM, rows: datasets.Dataset, folder: str | Path, recipe: Recipe,
     transformers.set_seed(recipe.seed)  # the adapters' start is random
     model = copy.deepcopy(lm.model).float()
     if recipe.lora_rank:
-        model = _with_adapters(lm, model, recipe.lora_rank)
+        rank, layers = recipe.lora_rank, "all-linear"
+        config = LoraConfig(
+            r=rank, lora_alpha=2 * rank, target_modules=layers, task_type="CAUSAL_LM"
+        )
+        model = get_peft_model(model, config)
     trainer = Trainer(model, settings, train_dataset=rows, processing_class=tokenizer)
     trainer.remove_callback(PrinterCallback)
     return trainer
@@ -268,23 +222,6 @@ def _settings(lm: LM, rows: datasets.Dataset, folder: str | Path, recipe: Recipe
     return settings
 
 
-def _with_adapters(lm: LM, model, rank: int):
-    """Return the model with adapters to train, which name their base as `models.load` finds it."""
-    from peft import LoraConfig, get_peft_model  # slow to import
-
-    adapted = get_peft_model(
-        model,
-        LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM"),
-    )
-    config = adapted.active_peft_config
-    if "revision" in lm.identity:
-        config.base_model_name_or_path = lm.identity["name"]
-        config.revision = lm.identity["revision"]
-    elif lm.identity["name"] == assets.DEFAULT_MODEL:
-        config.base_model_name_or_path = assets.DEFAULT_MODEL
-    return adapted
-
-
 def _mean_loss(lm: LM, inputs: dict, count: torch.Tensor | int | None) -> torch.Tensor:
     """Return the mean negative log-likelihood, in nats, of the labels that are not -100."""
     labels = inputs["labels"][:, 1:]  # each is predicted at the position before
@@ -297,26 +234,8 @@ def _mean_loss(lm: LM, inputs: dict, count: torch.Tensor | int | None) -> torch.
 
 
 @contextmanager
-def _collecting():
-    """Collect garbage once at the end, ignoring objects that existed before.
-
-    Those of imported libraries would take a tenth of a small training.
-    """
-    gc.freeze()
-    try:
-        yield
-        gc.collect()
-    finally:
-        gc.unfreeze()
-
-
-@contextmanager
 def _quietly():
-    """Hide the progress bars of datasets and transformers, and what the latter warns of.
-
-    The trainer fits the copied model's special tokens to its tokenizer's and says so; they only
-    matter to text generation.
-    """
+    """Hide the progress bars of datasets and transformers, and what the latter warns of."""
     shown = not datasets.are_progress_bars_disabled(), logging.is_progress_bar_enabled()
     verbosity = logging.get_verbosity()
     datasets.disable_progress_bars()
