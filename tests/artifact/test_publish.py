@@ -58,7 +58,7 @@ def test_what_is_finished_replaces_what_was_there_and_texts_stay(root):
     write(root, *copied, *left, "figures/reference/mine/claims.json")
     finished = make_scores(root, "icp", blocks=2)
     make_scores(root, "gradient_dot", blocks=1)
-    there = f"data/scores/reference/{finished.name}"
+    there = f"data/scores/reference/{finished.folder.name}"
     stale = "figures/reference/mine/01_old.pdf", f"{there}/part-00002.parquet"
     others = "figures/reference/mine/02_findings.csv", "figures/reference/mine/cost.csv"
     write(root, *stale, *others)

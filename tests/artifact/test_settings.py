@@ -72,7 +72,7 @@ def test_a_notebooks_own_values_are_right_and_left_as_they_are(number):
         ("01", "model", "docs", "docs has no config.json"),
         ("02", "layers", "(", "a regular expression"),
         ("02", "steps", [["sgd", 1e-4], ["sgd", 1e-3], ["adam", 1]], training_effect.OPTIMIZERS),
-        ("02", "steps", [["sgd", "1e-4"]], ["steps[0]", "write 1.0e-4"]),
+        ("02", "steps", [["sgd", "1e-4"]], ["['sgd', '1e-4'] is no", "write 1.0e-4"]),
         ("08", "step", ["adam", 0.1], training_effect.OPTIMIZERS),
         ("04", "rivals", ["size"], [m.title for m in registry.REGISTERED.values() if m.title]),
         ("06", "methods", ["icprobe, probin"], METHODS),
