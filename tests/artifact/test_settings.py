@@ -191,7 +191,7 @@ def test_names_are_those_of_the_modules_that_know_them():
         "engine": run.ENGINES,
         "loss_on": losses.LOSSES,
         "schedule": recipe.SCHEDULES,
-        "budget_unit": selection.UNITS,
+        "budget_unit": ("examples", "tokens"),
         "method": (recommendation.ICP, recommendation.GRADIENTS, recommendation.SIMILARITY),
         "choice": (selection.IN_TURN, selection.TOP),
     }

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from icprobe import models
 from icprobe.data import assets
+from icprobe.models import identities
 
 
 def test_identity_follows_the_files_not_the_place(tmp_path):
@@ -38,9 +39,9 @@ def test_the_default_model_is_known_without_it(monkeypatch, tmp_path):
 def test_dtypes():
     capabilities = torch.cpu.get_capabilities()
     native = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
-    assert models.resolve_dtype("auto", "cpu") == ("bfloat16" if native else "float32")
+    assert identities.resolve_dtype("auto", "cpu") == ("bfloat16" if native else "float32")
     with pytest.raises(ValueError, match="'half', expected one of float32"):
-        models.resolve_dtype("half", "cpu")
+        identities.resolve_dtype("half", "cpu")
 
 
 def test_an_adapter_is_merged_into_its_base(tmp_path):

@@ -5,6 +5,7 @@ imported where it is needed, so that settings.py imports quickly.
 """
 
 import re
+import string
 from collections.abc import Collection
 
 from pydantic import ValidationInfo
@@ -54,21 +55,44 @@ def apart(value: str, info: ValidationInfo) -> str:
     return value
 
 
-def there(value: str) -> str:
-    """Refuse files and folders that are not there."""
-    if value and not paths.resolve(value).exists():
-        raise ValueError(f"there is no {paths.resolve(value)}")
+def file(value: str) -> str:
+    """Refuse files that are not there."""
+    if not paths.resolve(value).is_file():
+        raise ValueError(f"there is no file {paths.resolve(value)}")
+    return value
+
+
+def folder(value: str) -> str:
+    """Refuse folders that are not there."""
+    if value and not paths.resolve(value).is_dir():
+        raise ValueError(f"there is no folder {paths.resolve(value)}")
+    return value
+
+
+def template(value: str) -> str:
+    """Refuse a column's template that cannot be read."""
+    list(string.Formatter().parse(value))
+    return value
+
+
+def ranked(value: int) -> int:
+    """Refuse fewer subsets than can be ranked."""
+    from icprobe.statistics import MIN_OBSERVATIONS
+
+    if 0 < value < MIN_OBSERVATIONS:
+        raise ValueError(f"expected 0 for none, or at least {MIN_OBSERVATIONS} to rank")
     return value
 
 
 def model(value: str) -> str:
     """Refuse paths at which there is no folder with a model."""
-    folder = paths.resolve(value)
-    if not folder.is_dir():
-        return there(value) if value.startswith((".", "~", "/")) else value  # or a hub name
-    config = [*folder.glob("config.json"), *folder.glob("adapter_config.json")]
-    if not config or not list(folder.glob("*.safetensors")):
-        raise ValueError(f"{folder} has no config.json or adapter_config.json, or no *.safetensors")
+    place = paths.resolve(value)
+    if not place.is_dir():
+        is_path = value.startswith((".", "~", "/")) or value.partition("@")[0].count("/") > 1
+        return folder(value) if is_path else value  # else a hub name
+    config = [*place.glob("config.json"), *place.glob("adapter_config.json")]
+    if not config or not list(place.glob("*.safetensors")):
+        raise ValueError(f"{place} has no config.json or adapter_config.json, or no *.safetensors")
     return value
 
 
@@ -78,6 +102,13 @@ def source(value: str) -> str:
 
     data.is_suite(value)  # and if not, whether it is a file that is there, or like a hub name
     return value
+
+
+def suite(value: str) -> str:
+    """Refuse what is no suite."""
+    from icprobe import data
+
+    return _among([value], data.suites())[0]
 
 
 def regular_expression(value: str) -> str:

@@ -46,7 +46,8 @@ def verdict(rule: Mapping[str, float], low: Sequence[float]) -> str:
     if some are; by `weakens` if the first and others are; by `above` if the first is above
     `partly`.
     """
-    name, threshold = next(iter(rule.items()))
+    name = next(kind for kind in ("above", "all_above", "weakens") if kind in rule)
+    threshold = rule[name]
     low = np.asarray(low)[: 1 if name == "above" else None]
     holds = low > threshold
     some = {
@@ -84,6 +85,8 @@ def judge(output_dir: str | Path) -> list[dict]:
 def _judged(claim: Claim, table: pd.DataFrame) -> dict:
     found = table[table["unit"] == claim.unit].set_index("quantity")
     shown = claim.shown or claim.quantities[0]
+    for name in {shown, *claim.quantities} - {*found.index}:
+        print(f"{claim.id}: {claim.notebook}_{claim.table}.csv has no row {name!r}")
     rows = found.reindex([shown, *claim.quantities])
     if rows[["estimate", "low", "high"]].isna().any(axis=None):
         return {"verdict": NOT_TESTABLE}

@@ -56,6 +56,9 @@ def write(scores: views.Scores, file: str | Path, title: str, description: str =
     tables = importlib.resources.files("itables") / "html"
     parts = {name: (page / f"explorer.{name}").read_text("utf-8") for name in ("html", "js", "css")}
     bokeh = Resources(mode="inline", components=["bokeh"]).js_raw[0]
+    for end in ("</script", "<!--"):
+        if end in (bokeh + parts["js"]).lower():
+            raise ValueError(f"a script has {end!r} inside and cannot be part of a page")
     content = string.Template(parts["html"]).substitute(
         allowed=f"{_digest(bokeh)} {_digest(parts['js'])}",
         title=html.escape(title),

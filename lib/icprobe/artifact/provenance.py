@@ -42,11 +42,14 @@ def processor() -> str:
     return found.group(1).strip() if found else platform.processor() or platform.machine()
 
 
-def peak_memory() -> float:
-    """Return the most memory that this process has held, in GiB; not a number outside Linux."""
+def peak_memory(pid: int | str = "self") -> float:
+    """Return the most memory that a process has held, in GiB; not a number where none says."""
     # getrusage would count what the parent held when it started the process
-    status = Path("/proc/self/status")
-    found = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text() if status.exists() else "", re.M)
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return math.nan
+    found = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
     return int(found.group(1)) / 2**20 if found else math.nan
 
 
@@ -150,8 +153,14 @@ def read(folder: Path) -> dict:
 
 
 def update(folder: Path, run: dict, records: Mapping[str, dict]) -> None:
-    """Take a run, see `of_run`, into run.json: its notebooks replace those of earlier runs."""
-    known = read(folder)
+    """Take a run, see `of_run`, into run.json: its notebooks replace those of earlier runs.
+
+    A damaged file is begun anew.
+    """
+    try:
+        known = read(folder)
+    except ValueError:
+        known = {"runs": {}, "notebooks": {}}
     new = {name: {"run": run["started"], **record} for name, record in records.items()}
     notebooks = dict(sorted((known["notebooks"] | new).items()))
     used = {record["run"] for record in notebooks.values()}

@@ -2,10 +2,11 @@
 
 Tables, figures, verdicts and minutes of figures/<name>/ go to figures/reference/<name>/, finished
 scores and trainings of data/scores/<name>/ (or another folder there) to data/scores/reference/, and
-networks to data/networks/. Nothing with texts of a data set goes along, nor checkpoints.
+networks to data/networks/. Nothing with texts of a data set goes along.
 """
 
 import argparse
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -30,8 +31,8 @@ def publish(name: str, scores: str | None = None) -> list[Path]:
     made = {file: figures / file.name for kind in RESULTS for file in sorted(results.glob(kind))}
     if not made:
         raise FileNotFoundError(f"there are no results in {paths.shown(results)}")
-    earlier = {old for file in made for old in figures.glob(f"{file.name[:3]}*.[cp]*")
-               if file.name[:2].isdigit()}  # fmt: skip
+    numbers = {file.name[:3] for file in made if file.name[:2].isdigit()}
+    earlier = {old for number in numbers for old in figures.glob(f"{number}*")}
     kept = paths.ROOT / "data" / "scores" / (scores or name)
     for manifest in kept.glob(f"*/{store.MANIFEST}"):
         if store.load(manifest.parent).complete:
@@ -41,7 +42,8 @@ def publish(name: str, scores: str | None = None) -> list[Path]:
             made |= {file: folder / file.name for file in (manifest, *parts)}
     for folder in RECORDS:
         for record in (kept / folder).glob("*.json"):
-            made[record] = paths.REFERENCE_SCORES / folder / record.name
+            if _is_whole(record):
+                made[record] = paths.REFERENCE_SCORES / folder / record.name
     for network in (kept / "networks").glob("*"):
         made[network] = paths.REFERENCE_NETWORKS / network.name
     for file, target in made.items():
@@ -50,6 +52,13 @@ def publish(name: str, scores: str | None = None) -> list[Path]:
     for old in earlier - set(made.values()):
         old.unlink()
     return list(made.values())
+
+
+def _is_whole(record: Path) -> bool:
+    """Tell whether a table of 05 has all its tasks; a training's record is always whole."""
+    fields = json.loads(record.read_text(encoding="utf-8"))
+    numbers = fields.get("numbers", {}).values()
+    return all(len(tasks) == fields["identity"]["B"] for tasks in numbers)
 
 
 def main(argv: list[str] | None = None) -> int:

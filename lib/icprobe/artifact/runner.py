@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import papermill
 import psutil
@@ -60,11 +61,12 @@ def measuring(record: dict) -> Iterator[None]:
 
     def watch() -> None:
         while not stop.wait(0.5):
-            held = 0.0
+            held, peaks = 0.0, [0.0]
             for process in psutil.Process().children(recursive=True):
                 with contextlib.suppress(psutil.Error):  # it has just ended
                     held += process.memory_info().rss / 2**30
-            record["gib"] = max(record["gib"] or 0, round(held, 3))
+                    peaks.append(provenance.peak_memory(process.pid))
+            record["gib"] = round(np.nanmax([record["gib"] or 0, held, *peaks]), 3)
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -220,8 +222,10 @@ def main(argv: list[str] | None = None, root: Path = paths.ROOT) -> int:
     folder = root / Path(place).expanduser()
     log_file = folder / "logs" / time.strftime("%Y%m%d-%H%M%S.log")
     log_file.parent.mkdir(parents=True, exist_ok=True)
-    form = {"format": "%(asctime)s %(message)s", "datefmt": "%H:%M:%S"}
-    logging.basicConfig(filename=log_file, encoding="utf-8", level=logging.INFO, force=True, **form)
+    to_file, to_terminal = logging.FileHandler(log_file, encoding="utf-8"), logging.StreamHandler()
+    to_file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    to_terminal.addFilter(lambda one: one.levelno == logging.WARNING)  # errors are said in words
+    logging.basicConfig(level=logging.INFO, handlers=[to_file, to_terminal], force=True)
     made = provenance.of_run(shlex.join(["./run_all.sh", *argv]), args.profile, root)
     say(f"profile {args.profile}: {len(chosen)} notebook(s), results in {paths.shown(folder)}")
     records = run(chosen, planned, folder, log_file, root)

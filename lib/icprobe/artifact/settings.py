@@ -28,9 +28,10 @@ Model = Annotated[Text, AfterValidator(checks.model), AfterValidator(checks.apar
 Output = Annotated[Text, AfterValidator(checks.output)]
 Kept = Annotated[Text, AfterValidator(checks.kept)]
 Column = Literal["id", "prompt", "completion", "task", "content", "type", "options"]
-Columns = dict[Column, str | None]
+Columns = dict[Column, Annotated[str, AfterValidator(checks.template)] | None]
+Suite = Annotated[str, AfterValidator(checks.suite)]
 Pools = Annotated[
-    dict[Source, Annotated[list[Count], Field(min_length=2, max_length=2)]],
+    dict[Suite, Annotated[list[Count], Field(min_length=2, max_length=2)]],
     Field(description="for 03: {suite: [N, M]}"),
 ]
 Resamples = Annotated[
@@ -205,7 +206,7 @@ class FinetuningSettings(Gradients):
     """rank of the adapters that are trained; 0 trains all weights"""
     margin: Positive = 0.1
     """of equivalence, as a share of what the full pool brings; fix it first"""
-    subsets: FromZero = 0
+    subsets: Annotated[FromZero, AfterValidator(checks.ranked)] = 0
     """S, random subsets to train on, for the LDS (such as 32); 0 for none"""
     subset_share: Annotated[float, Field(gt=0, lt=1)] = 0.25
     """share of the pool in each of them"""
@@ -288,6 +289,11 @@ class RegressionSettings(Common):
             raise ValueError(
                 f"bases is {self.bases}: expected [up to network_pairs - 2, {longest}; from 1]"
             )
+        if self.network_width % self.network_heads:
+            raise ValueError(
+                f"network_heads is {self.network_heads}: expected a divisor of network_width, "
+                f"{self.network_width}"
+            )
         if max(self.watched) > self.quick_steps:
             raise ValueError(f"watched is {self.watched}: expected up to quick_steps")
         return self
@@ -296,7 +302,7 @@ class RegressionSettings(Common):
 class CostSettings(TrainingEffect):
     """Of 06_cost."""
 
-    compared: Annotated[str, AfterValidator(checks.there)] | None = (
+    compared: Annotated[Text, AfterValidator(checks.file)] | None = (
         "figures/reference/laptop/cost.csv"
     )
     """timings beside other libraries"""
@@ -314,7 +320,7 @@ class CostSettings(TrainingEffect):
 class PublishedSettings(Common):
     """Of 07_published_scores."""
 
-    published_dir: Annotated[str, AfterValidator(checks.there), AfterValidator(checks.apart)] = ""
+    published_dir: Annotated[str, AfterValidator(checks.folder), AfterValidator(checks.apart)] = ""
     """a copy of the authors' repository; "" fetches their files"""
     resamples: Resamples = 1000
 

@@ -106,7 +106,7 @@ def agreements(scores: Scores, columns: Sequence[int]) -> pd.DataFrame:
     matrices = {name: matrix[:, columns] for name, matrix in scores.methods.items()}
     done, rows = {}, []  # methods that measured the same pairs share their resamples
     for first, second in itertools.combinations(matrices, 2):
-        examples, queries = _measured(matrices[first] + matrices[second])
+        examples, queries = _measured(matrices[first] + matrices[second])  # NaN in either one
         key = examples.tobytes(), queries.tobytes()
         if key not in done:
             blocks = {name: matrix[np.ix_(examples, queries)] for name, matrix in matrices.items()}

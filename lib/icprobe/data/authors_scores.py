@@ -58,7 +58,7 @@ class Scores:
 
     @cached_property
     def mean_influence(self) -> np.ndarray:
-        """Over queries, [N]."""
+        """The mean over queries, [N]."""
         return self.influence.mean(axis=1, dtype=float)
 
 

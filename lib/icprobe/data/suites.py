@@ -25,7 +25,7 @@ _LABELS = 10
 
 
 def suites() -> list[str]:
-    """Return all names."""
+    """Return the names of all suites."""
     return sorted(file.stem for file in paths.SUITES.glob("*.yaml"))
 
 

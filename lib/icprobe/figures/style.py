@@ -91,14 +91,14 @@ def panel_grid(
     count: int,
     panel: tuple[float, float],
     margin: tuple[float, float] = (0, 0),
-    columns: int = 99,
+    columns: int | None = None,
     **options: Any,
 ) -> tuple[Figure, list[Axes]]:
-    """Return a figure of so many panels, in rows of at most so many columns.
+    """Return a figure of so many panels, in rows of at most so many columns, or in one row.
 
     `panel` and `margin` are width and height in inches, `options` those of `plt.subplots`.
     """
-    columns = min(columns, count)
+    columns = min(columns or count, count)
     rows = -(-count // columns)
     size = margin[0] + panel[0] * columns, margin[1] + panel[1] * rows
     figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, **options)

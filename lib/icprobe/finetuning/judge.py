@@ -79,10 +79,9 @@ class Judge:
         if not model:
             raise ValueError(f"judge_model is {model!r}, expected the name of a model at {url}")
         self.url, self.model, self.cache = url, model, resolve(cache)
-        if fresh:
-            self.cache.unlink(missing_ok=True)
         content = self.cache.read_text("utf-8", "replace") if self.cache.exists() else ""
-        self.verdicts = dict(LINE.findall(content))  # what is damaged is asked again
+        # what is damaged is asked again; of several verdicts on a question, the last one counts
+        self.verdicts = {} if fresh else dict(LINE.findall(content))
         self.unfinished = content[-1:] not in ("", "\n")
 
     def wins(self, query: Mapping[str, str], first: str, second: str) -> float:
@@ -111,7 +110,9 @@ class Judge:
             line = json.dumps({"key": key, "verdict": self.verdicts[key]}) + "\n"
             self.cache.parent.mkdir(parents=True, exist_ok=True)
             with self.cache.open("a", encoding="utf-8") as file:  # closed, so flushed
-                file.write("\n" * self.unfinished + line)
+                if self.unfinished:  # the last line, when a run was killed
+                    file.write("\n")
+                file.write(line)
             self.unfinished = False
         return self.verdicts[key]
 

@@ -21,7 +21,6 @@ LENGTH_BINS = 10  # of a pool, within which a length-matched random choice is ma
 MIN_IN_BIN = 10  # examples: in smaller ones hardly anything is left to chance
 TOP, BOTTOM, IN_TURN = "top", "bottom", "in turn"
 WRITTEN = "written.json"  # the names of the files that `write` left in a folder
-UNITS = ("examples", "tokens")  # of a budget
 
 
 class Budget(NamedTuple):

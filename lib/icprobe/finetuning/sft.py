@@ -101,9 +101,9 @@ def train(
     trained = LM(plain.eval().requires_grad_(True), lm.tokenizer, identity)
     if not recipe.saves:
         return Trained(trained, curve, [])
-    parts = np.split(curve["rate"].to_numpy(), save_steps[:-1])
-    rates = [float(np.mean(part)) for part in (parts[0][:1], *parts)]
-    return Trained(trained, curve, list(zip(names, rates, strict=True)))
+    rates = curve["rate"].to_numpy()
+    means = [float(np.mean(part)) for part in np.split(rates, save_steps[:-1])]
+    return Trained(trained, curve, list(zip(names, [float(rates[0]), *means], strict=True)))
 
 
 def batches(

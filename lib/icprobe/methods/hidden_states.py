@@ -53,7 +53,9 @@ def _stopping_halfway(lm: LM) -> Iterator[None]:
     """End forward passes by `_Reached` before the second half of the blocks."""
     count = lm.model.config.get_text_config().num_hidden_layers
     lists = (part for part in lm.model.modules() if isinstance(part, torch.nn.ModuleList))
-    blocks = next(part for part in lists if len(part) == count)
+    blocks = next((part for part in lists if len(part) == count), None)
+    if blocks is None:
+        raise ValueError(f"{lm.identity['name']}: its {count} blocks are in no list of modules")
 
     def stop(_, given):
         raise _Reached(given[0])

@@ -115,6 +115,10 @@ class TrainingEffect(Method):
     layers: str = ""
     loss_on: str = "completion"
 
+    def __post_init__(self):
+        if not self.steps:
+            raise ValueError("steps is empty, expected at least one")
+
     @property
     def outputs(self) -> dict[str, Output]:
         return {

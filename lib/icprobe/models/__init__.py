@@ -9,7 +9,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submodules=["identities", "likelihoods", "packing", "passes", "tokens"],
     submod_attrs={
-        "identities": ["DTYPES", "default_device", "identity", "resolve_dtype"],
+        "identities": ["DTYPES", "identity"],
         "likelihoods": [
             "check_lengths",
             "check_packing",

@@ -15,7 +15,7 @@ from icprobe.models.tokens import Encoded, sequence
 
 # enough tokens for matrix products to run at full speed; more would only cost memory and cache
 TOKENS_PER_FORWARD = {"cpu": 1024, "cuda": 65536}
-# time of an operation of attention, in that of one of matrix products (measured on a CPU: short
+# cost of an operation of attention relative to one of a matrix product (measured on a CPU: short
 # floats make the latter faster only)
 ATTENTION = {2: 4, 4: 2}  # by bytes of a number
 

@@ -53,8 +53,8 @@ def pack(
     """Pack sequences with non-empty prompts into rows, of the length that costs least.
 
     Longer rows share more prefixes, but attention costs grow with their length, and with the tokens
-    of `context` that each row attends to. `hidden` is the model's hidden size, `attention` the time
-    of an operation of attention in that of one of matrix products.
+    of `context` that each row attends to. `hidden` is the model's hidden size, `attention` the cost
+    of an operation of attention relative to one of a matrix product.
     """
     # all that the model must read; the last token is only predicted
     inputs = [item.ids[:-1] for item in items]

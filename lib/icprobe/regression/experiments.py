@@ -263,7 +263,7 @@ def with_corrupted_labels(study: Study) -> pd.DataFrame:
                 f"{OWN}centred": own["centred"],
             }
             clean = ~task.corrupted[0].numpy()
-            parts = {"rho": clean | True, "rho_clean": clean, "rho_corrupted": ~clean}
+            parts = {"rho": np.ones_like(clean), "rho_clean": clean, "rho_corrupted": ~clean}
             found = {}
             for method, values in methods.items():
                 found[f"area, {method}"] = [roc_auc_score(clean, row) for row in values.mean(2)]

@@ -111,8 +111,8 @@ class Problems:
     def base_contexts(self, k: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the first k pairs of each context: x [B, k, D], y [B, k].
 
-        Without pairs (k = 0) all contexts are the same, and there is one. ValueError: they are
-        shorter.
+        Without pairs (k = 0) all contexts are the same, and there is one. Raises ValueError if
+        contexts have fewer than k pairs.
         """
         C, K = self.base_y.shape[1:]
         if not 0 <= k <= K:

@@ -84,28 +84,37 @@ class Study:
         for condition, its_own in conditions.items():
             record = {"identity": same | its_own, "made_with": store.made_with()}
             file = Path("regression", f"{store.key(name, record['identity'])}.json")
-            numbers = record["numbers"] = self._finished(file)
+            own = paths.resolve(self.scores_dir) / file
+            numbers = record["numbers"] = self._finished(name, file)
             left = range(_n_tasks(numbers), self.B)
             there += left.start
+            if left and paths.is_reference(own):
+                raise store.StoreError(f"{paths.shown(own)}: reference numbers are only read")
             new = compute(condition, left) if left else ()
             bar = {"initial": left.start, "total": self.B, "unit": " tasks", "disable": not left}
             for quantities in tqdm(new, f"{name}, {condition}", leave=False, **bar):
                 for quantity, values in quantities.items():
                     values = [None if np.isnan(v) else float(v) for v in np.atleast_1d(values)]
                     numbers.setdefault(quantity, []).append(values)
-                with paths.replacing(paths.resolve(self.scores_dir) / file) as temporary:
+                with paths.replacing(own) as temporary:
                     temporary.write_text(json.dumps(record) + "\n", encoding="utf-8")
             found[condition] = {q: np.array(rows, dtype=float).T for q, rows in numbers.items()}
         print(f"{name}: {there} of {self.B * len(found)} tasks were there")
         return found
 
-    def _finished(self, file: Path) -> dict[str, list]:
+    def _finished(self, name: str, file: Path) -> dict[str, list]:
         found = [{}]
         for folder in () if self.fresh else (self.scores_dir, paths.REFERENCE_SCORES):
             kept = paths.resolve(folder) / file
             try:
                 if kept.exists():
-                    found.append(json.loads(kept.read_text(encoding="utf-8"))["numbers"])
+                    record = json.loads(kept.read_text(encoding="utf-8"))
+                    numbers = record["numbers"]
+                    if store.key(name, record["identity"]) != file.stem:
+                        raise ValueError("it is of another table")
+                    if len(set(map(len, numbers.values()))) > 1:
+                        raise ValueError("quantities of unequally many tasks")
+                    found.append(numbers)
             except (ValueError, KeyError, TypeError) as error:
                 raise store.StoreError(
                     f"{paths.shown(kept)} is damaged ({error}): delete it and run again"
@@ -140,7 +149,7 @@ def agreements(first: Mapping, second: Mapping) -> dict[str, np.ndarray]:
 def interval(values: np.ndarray) -> dict[str, float]:
     """Return the mean over tasks of values [S or 1, B]: estimate, low, high, network_sd.
 
-    Not numbers: network_sd (of networks' means) of one row, and all where a task's value is not.
+    network_sd, of networks' means, is NaN for one row; everything is where a task's value is.
     """
     of_tasks = np.mean(values, axis=0)
     estimate = float(of_tasks.mean())

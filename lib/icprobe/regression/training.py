@@ -26,8 +26,8 @@ from icprobe.regression.transformer import TOKENS_AT_ONCE, Regressor, Shape
 from icprobe.scores import store
 
 VERSION = 1  # raise it when the same recipe begins to train in another way
-# up to this width one thread trains: sharing small products out costs more than it saves
-NARROW = 127
+# from this width on, all threads train: sharing smaller products out costs more than it saves
+WIDE = 128
 CURVE_SEQUENCES = 4000
 CURVE_DIGITS = 6  # after the point
 # what reading damaged files raises
@@ -53,7 +53,7 @@ class Recipe:
 
     @property
     def name(self) -> str:
-        """The name of its files."""
+        """Of the files of a network: readable, and with a hash of the whole recipe."""
         size = f"d{self.prior.dimension}-w{self.shape.width}-l{self.shape.layers}"
         return store.key(f"{size}-seed{self.seed}", {"version": VERSION, **asdict(self)})
 
@@ -89,7 +89,7 @@ def train(recipe: Recipe, snapshots: Sequence[int] = ()) -> Trained:
         network.parameters(), recipe.rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True
     )
     kept, start, threads = {}, time.perf_counter(), torch.get_num_threads()
-    torch.set_num_threads(1 if recipe.shape.width <= NARROW else threads)
+    torch.set_num_threads(threads if recipe.shape.width >= WIDE else 1)
     try:
         for step in trange(recipe.steps, desc=f"training {recipe.name}", leave=False):
             if step in snapshots:
@@ -171,9 +171,9 @@ def load_or_train(recipe: Recipe, folder: str | Path, fresh: bool = False) -> Tr
         raise store.StoreError(f"{paths.shown(own)}: reference networks are only read")
     trained = train(recipe)
     curve = learning_curve(trained.network, recipe.prior).round(CURVE_DIGITS)
-    own.parent.mkdir(parents=True, exist_ok=True)
     own.unlink(missing_ok=True)  # of other weights, until it is written
-    save_file(trained.network.state_dict(), own.with_suffix(".safetensors"))
+    with paths.replacing(own.with_suffix(".safetensors")) as temporary:
+        save_file(trained.network.state_dict(), temporary)
     record = {"recipe": asdict(recipe), "curve": curve.to_dict("list")}
     record |= {"seconds": round(trained.seconds, 1), "made_with": store.made_with()}
     with paths.replacing(own) as temporary:

@@ -64,12 +64,14 @@ def score(
         kept = {} if fresh else _finished(experiment, method)
         missing = [name for name in method.outputs if name not in kept]
         if missing:
-            opened = _open(experiment, method, missing, inputs(), fresh)
-            unfinished.append((method, opened))
-            kept |= opened
-        stores |= {name: kept[name] for name in method.outputs}
-    _print_reuse(stores.values())
-    for method, opened in unfinished:
+            method.check(*inputs())
+            unfinished.append((method, missing))
+        stores |= dict.fromkeys(method.outputs) | kept
+    _print_reuse([kept for kept in stores.values() if kept])
+    for method, missing in unfinished:
+        opened = _open(experiment, method, missing, inputs(), fresh)
+        _print_reuse(opened.values())
+        stores |= opened
         score_blocks = _score_here
         if engine == RAY and not method.local_only:
             from icprobe.scores import ray_engine  # Ray is an extra
@@ -128,10 +130,13 @@ def compute(
     blocks = [Block(k, list(method.outputs), rows[k : k + size]) for k in starts]
     blocks = tqdm(blocks, desc=method.name, unit=" blocks", leave=False)
     parts = [found for _, found in _score_here(method, inputs, blocks)]
-    return {
-        name: np.concatenate([part[name] for part in parts]).astype(np.float32)
-        for name in method.outputs
-    }
+    scores = {}
+    for name in method.outputs:
+        scores[name] = np.concatenate([part[name] for part in parts]).astype(np.float32)
+        for i, j in np.argwhere(~np.isfinite(scores[name])):
+            pair = f"{pool.ids[i]!r} on {asked.ids[j]!r}"
+            raise FloatingPointError(f"{name}: the score of {pair} is not finite")
+    return scores
 
 
 def fill(
@@ -208,16 +213,15 @@ def _finished(experiment: Experiment, method: Method) -> dict[str, ScoreStore]:
 def _open(
     experiment: Experiment, method: Method, names: Sequence[str], inputs: Inputs, fresh: bool
 ) -> dict[str, ScoreStore]:
-    """Return the unfinished stores of some outputs; checks first that they can be filled."""
-    method.check(*inputs)
+    """Return the unfinished stores of some outputs, whose finished parts are as they should be."""
     keys, size = _keys(experiment, method), _block_size(method, inputs)
     ids = [method.single_row] if method.single_row else inputs.pool.ids, inputs.queries.ids
-    return {
-        name: store.open(
-            experiment.scores_dir, *keys[name], *ids, size, fresh, method.outputs[name].unit
-        )
-        for name in names
-    }
+    opened = {}
+    for name in names:
+        where = experiment.scores_dir, *keys[name], *ids
+        opened[name] = store.open(*where, size, fresh, method.outputs[name].unit)
+        opened[name].check()
+    return opened
 
 
 def _block_size(method: Method, inputs: Inputs) -> int:
@@ -259,6 +263,8 @@ def _names(stores: Iterable[ScoreStore]) -> str:
 
 
 def _print_reuse(stores: Collection[ScoreStore]) -> None:
+    if not stores:
+        return
     there = sum(kept.n_finished() for kept in stores)
     total = sum(len(kept.train_ids) for kept in stores)
     where = ", ".join(dict.fromkeys(paths.shown(kept.folder.parent) for kept in stores))

@@ -63,6 +63,13 @@ class ScoreStore:
     description: str = ""
     parts_of: str = ""
 
+    def __post_init__(self):
+        for ids in (self.train_ids, self.query_ids):
+            if not ids or len(set(ids)) < len(ids):
+                raise StoreError(f"ids are {ids[:3]}..., expected some, each once")
+        if type(self.block_size) is not int or self.block_size < 1:
+            raise StoreError(f"block_size is {self.block_size!r}, expected an integer from 1")
+
     @property
     def shape(self) -> tuple[int, int]:
         return len(self.train_ids), len(self.query_ids)
@@ -140,6 +147,11 @@ class ScoreStore:
                 "Delete this file and run again; only its rows will be computed."
             ) from error
 
+    def check(self) -> None:
+        """Read finished parts, so that damage shows before the work."""
+        for block in filter(self.finished, range(self.n_blocks)):
+            self._read(block)
+
     def tidy(self) -> None:
         """Remove temporary files that killed processes left behind, without harming live ones."""
         # A temporary whose target exists is of no use to anybody: its writer is dead, or will
@@ -207,10 +219,7 @@ def open(
     if not (folder / MANIFEST).exists():
         publish(folder / MANIFEST, asked._manifest())
     stored = load(folder)  # even if just written: another process may have been faster
-    same = ("method", "identity", "train_ids", "query_ids")
-    found = list(differences(*({name: getattr(s, name) for name in same} for s in (stored, asked))))
-    if found:
-        raise StoreError(f"{shown(folder / MANIFEST)} is of other scores:{listed(found)}")
+    _check_same(stored, identity=asked.identity, train_ids=ids[0], query_ids=ids[1])
     stored.tidy()
     return stored
 
@@ -229,6 +238,7 @@ def find(
     hint = f"\nTo make them: {how_to_make}" if how_to_make else ""
     there = [load(one / name) for one in folders if (one / name / MANIFEST).exists()]
     for stored in there:
+        _check_same(stored, identity=plain(identity))
         if stored.complete:
             return stored
     if there:
@@ -270,6 +280,13 @@ def made_with() -> dict[str, str]:
         with suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
     return versions
+
+
+def _check_same(stored: ScoreStore, **asked: object) -> None:
+    """Raise StoreError, with the fields that differ, where a manifest was changed."""
+    found = list(differences({name: getattr(stored, name) for name in asked}, asked))
+    if found:
+        raise StoreError(f"{shown(stored.folder / MANIFEST)} is of other scores:{listed(found)}")
 
 
 def _nearest(folders: Sequence[Path], method: str, identity: dict) -> str:

@@ -6,7 +6,6 @@ notebooks show are made by `conditions`, `correlation`, `authors_scores` (the pu
 """
 
 from icprobe.statistics.bootstrap import (
-    MIN_DEFINED_SHARE,
     MIN_QUERIES,
     bootstrap_ci,
     bootstrap_replicates,

@@ -243,13 +243,9 @@ def findings(
     level = conditions["level"].map({"per example": "", "per query": ", per query"})
     whole = by_level["first"] + " against " + by_level["second"] + ", whole pool, "
     of_truth = predicted["first"] + " against training effect, " + predicted["level"]
+    ranked = conditions["ranked"].fillna(conditions["ranked"].iloc[0])  # differences: the first's
     frames = [
-        conditions.assign(
-            quantity=scores + ", " + conditions["condition"] + level,
-            n=conditions["ranked"].fillna(
-                conditions["ranked"].iloc[0]
-            ),  # differences: of the first
-        ),
+        conditions.assign(quantity=scores + ", " + conditions["condition"] + level, n=ranked),
         by_level.assign(quantity=whole + by_level["level"], n=shape[0]),
         predicted.assign(quantity=of_truth, n=truth_shape[0]),
     ]

@@ -1,6 +1,7 @@
 """The command line of the benchmark."""
 
 import argparse
+import functools
 import itertools
 
 import pandas as pd
@@ -32,8 +33,9 @@ def main() -> None:
     add("--output", default="figures/mine", help="a folder")
     options = parser.parse_args()
     file = paths.resolve(options.output) / "cost.csv"
+    load = functools.cache(lambda dtype: models.load(options.model, dtype, "cpu"))
     for dtype, lengths, m in itertools.product(options.dtype, options.lengths, options.queries):
-        lm = models.load(options.model, dtype, "cpu")
+        lm = load(dtype)
         work = options.model, lm, lengths, options.train, [m]
         rows = compare(*work, options.methods, options.repeats)
         table = pd.concat([pd.read_csv(file), rows]) if file.exists() else rows

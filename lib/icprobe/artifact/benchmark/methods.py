@@ -98,8 +98,9 @@ def _peers(name, batches, kind, script, projection=0, whole=False):
     library = name.partition(",")[0]
     environment = "" if library == "kronfluence" else library  # the project's has that
     arguments = script, "--projection", str(projection), "--batch"
+    options = {"environment": environment, "holds_full_gradients": whole}
     return {
-        f"{name}, batch {batch}": Method(*kind, None, (*arguments, str(batch)), environment, whole)
+        f"{name}, batch {batch}": Method(*kind, script=(*arguments, str(batch)), **options)
         for batch in batches
     }
 

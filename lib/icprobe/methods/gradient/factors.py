@@ -29,7 +29,7 @@ from icprobe.models import LM, Encoded
 # entries of weight gradients made at once: on a CPU, what its cache holds
 WEIGHT_ENTRIES = {"cpu": 2**23, "cuda": 2**28}
 
-# time of an operation over weights, in that of one over tokens (measured on a CPU; on an H200, 2)
+# cost of an operation over weights relative to one over tokens (measured on a CPU; on an H200, 2)
 OVER_WEIGHTS = 1.5
 OVER_WEIGHTS_SHORT = 9  # the same of short floats on a GPU (measured on an H200 in bfloat16)
 

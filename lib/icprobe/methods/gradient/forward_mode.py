@@ -35,9 +35,9 @@ def mean_influence(
 ) -> np.ndarray:
     """Return mean_j <grad L(z_i), grad L(q_j)>: float32 [N], positive = helps.
 
-    The mean over queries of `dot.gradient_dot`, in nats per unit of learning rate, with the same
-    arguments and errors; and NotImplementedError where torch lacks the forward-mode derivative of
-    some operation of the model (mixtures of experts, for instance).
+    The mean over queries of `dot.gradient_dot`, in nats per unit of learning rate, for encoded
+    examples, with the same errors; and NotImplementedError where torch lacks the forward-mode
+    derivative of some operation of the model (mixtures of experts, for instance).
     """
     direction = _mean_gradient(lm, queries, layers)
     scores = np.zeros(len(train))

@@ -72,7 +72,7 @@ def projected_gradients(
     """Return the examples' projected gradients for each size k: float32 [N, `width`] each.
 
     Inner products of the rows of two such matrices (of one size and seed) are unbiased estimates of
-    `dot.gradient_dot`, in nats per unit of learning rate; arguments and errors are the same. All
+    `dot.gradient_dot`, in nats per unit of learning rate; examples are encoded. All
     sizes are made in one pass.
     """
     if min(sizes) < 1:
