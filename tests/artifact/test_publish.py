@@ -1,5 +1,7 @@
 """A run becomes the reference by one command, without texts, checkpoints or unfinished scores."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -23,7 +25,7 @@ def root(tmp_path, monkeypatch):
 def write(root, *files):
     for file in files:
         (root / file).parent.mkdir(parents=True, exist_ok=True)
-        (root / file).write_text(file)
+        (root / file).write_text(json.dumps({"name": file}))
 
 
 def make_scores(root, name: str, blocks: int) -> store.ScoreStore:
@@ -56,6 +58,8 @@ def test_what_is_finished_replaces_what_was_there_and_texts_stay(root):
         "data/scores/mine/finetuned/training-02/checkpoint-1/model.safetensors",
     )
     write(root, *copied, *left, "figures/reference/mine/claims.json")
+    begun = root / "data/scores/mine/regression/begun-04.json"
+    begun.write_text(json.dumps({"identity": {"B": 2}, "numbers": {"gain": [[0.5]]}}))
     finished = make_scores(root, "icp", blocks=2)
     make_scores(root, "gradient_dot", blocks=1)
     there = f"data/scores/reference/{finished.folder.name}"
@@ -68,7 +72,8 @@ def test_what_is_finished_replaces_what_was_there_and_texts_stay(root):
     files = {str(path.relative_to(root)): path.read_bytes() for path in reference if path.is_file()}
     scores = {f"{there}/{file.name}": file.read_bytes() for file in finished.folder.iterdir()}
     texts = {target: source for source, target in copied.items()} | {one: one for one in others}
-    assert files == {file: text.encode() for file, text in texts.items()} | scores
+    texts = {file: json.dumps({"name": text}).encode() for file, text in texts.items()}
+    assert files == texts | scores
 
 
 def test_scores_may_lie_in_a_folder_of_another_name(root):

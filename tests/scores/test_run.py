@@ -130,6 +130,31 @@ def test_scores_are_stored_reused_and_found_without_model_and_data(what, capsys,
     assert not CALLS and capsys.readouterr().out.splitlines() == said[2:]
 
 
+def test_a_fresh_run_that_stops_keeps_the_scores_that_it_has_not_reached(what):
+    lm = what.load_model()
+    later = score(what, Overlap(2), lm)["overlap"]
+    with pytest.raises(KeyboardInterrupt):
+        score(what, [Overlap(stop_after=0), Overlap(2)], lm, fresh=True)
+    assert (load(what, Overlap(2))["overlap"] == later).all()
+
+
+def test_a_damaged_part_shows_before_anything_is_computed(what):
+    with pytest.raises(KeyboardInterrupt):
+        score(what, Overlap(stop_after=1))
+    (part,) = paths.resolve(what.scores_dir).glob("*/part-*")
+    part.write_bytes(part.read_bytes()[:-9])
+    CALLS.clear()
+    with pytest.raises(StoreError, match=f"{part.name} is damaged"):
+        score(what, Overlap())
+    assert not CALLS
+
+
+def test_scores_that_are_not_finite_are_refused_without_a_store_too(what, monkeypatch):
+    monkeypatch.setattr(Overlap, "score", lambda _, __, train: np.full((len(train), 3), np.nan))
+    with pytest.raises(FloatingPointError, match="overlap: the score of '1-0' on '2-0'"):
+        compute(Overlap(), what.load_model(), *what.load_data())
+
+
 def test_all_that_determines_scores_is_in_the_key_and_named_where_it_differs(what, monkeypatch):
     def check_named(other, field, method=None):
         with pytest.raises(ScoresNotFound, match=field):
