@@ -2,7 +2,7 @@
 
 Tables, figures, verdicts and minutes of figures/<name>/ go to figures/reference/<name>/, finished
 scores and trainings of data/scores/<name>/ (or another folder there) to data/scores/reference/, and
-networks to data/networks/. Nothing with texts of a data set goes along, nor checkpoints.
+networks to data/networks/. Nothing with texts of a data set goes along.
 """
 
 import argparse
