@@ -18,6 +18,7 @@ Reproduce everything:
                                    run the tests with two workers (arguments go to pytest; -n 0
                                    for one process, which --pdb and -s need); --all: slow ones too
   ./run_all.sh publish NAME        make the run in figures/NAME/ the reference, to be committed
+                                   (--scores OTHER: its scores are in data/scores/OTHER/)
   ./run_all.sh lab                 open the notebooks in JupyterLab
   ./run_all.sh python [ARGUMENTS]  the environment's Python
 

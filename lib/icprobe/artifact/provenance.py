@@ -3,7 +3,10 @@
 A folder of results may come from several runs (`--only 06`), so `run.json` has, for each notebook,
 its last one:
 
-    {"runs": {STARTED: see `of_run`}, "notebooks": {NAME: {"run": STARTED, "status": ..., ...}}}
+    {"runs": {STARTED: see `of_run`}, "notebooks": {NAME: {"run": STARTED, ...}}}
+
+A notebook's record has its status (done, skipped, failed or interrupted), minutes, gib (peak
+memory), error ("" where there is none), parameters, and sources (see `sources`).
 """
 
 import json

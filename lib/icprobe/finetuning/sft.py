@@ -38,7 +38,7 @@ TOKENS_KEPT = 2048
 
 
 class Trained(NamedTuple):
-    """A trained model (adapters merged), its learning curve and its checkpoints.
+    """A trained model (adapters merged), its learning curve and, of whole models, its checkpoints.
 
     The curve has a row for each step: step (from 1), loss (nats per token, of the batch before the
     step), rate. Checkpoints are folders and learning rates: the mean over the steps that led
@@ -62,12 +62,13 @@ def train(
     The same seed gives the same weights on one machine; on another they differ in the last bits.
     Seeds the global random generators, as transformers does. Takes memory for four copies of the
     weights beside the model (with adapters, one), and for activations. Passes are in the model's
-    dtype, weights and optimiser in float32. Checkpoints go to the folder; the loss is on
-    "completion" or "text", with the prompt.
+    dtype, weights and optimiser in float32. Checkpoints, which adapters have none of, go to the
+    folder; the loss is on "completion" or "text", with the prompt.
 
     Raises:
         ValueError: If there are no examples, an example has no completion tokens, loss_on is
-            unknown, or the recipe's checkpoints cannot be saved.
+            unknown, or the recipe asks for checkpoints of adapters, of more than there are steps,
+            or without a folder.
         FloatingPointError: If the loss is not finite; names the first such step.
     """
     examples = list(examples)

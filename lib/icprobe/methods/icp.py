@@ -197,7 +197,7 @@ class NeutralControl(ICP):
 
 
 def probing(preamble: str = "", neutral: bool = False) -> list[Method]:
-    """Return the methods that gains are made of, for `scores.score` and `load`; see `gains`."""
+    """Return the methods that gains are made of, for `scores.score` and `scores.load`."""
     methods = [ZeroShot(), ICP(preamble)]
     return [*methods, NeutralControl(preamble)] if neutral else methods
 

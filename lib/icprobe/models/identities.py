@@ -53,7 +53,7 @@ def identity(name_or_path: str, dtype: str = "float32") -> dict:
     """Return what determines a model's numbers, without loading or downloading it.
 
     Its name and dtype, sha256 (default model, local folder) or revision (hub), and for an adapter
-    its base's identity; arguments as for `load`, on the default device.
+    its base's identity; arguments as for `models.load`, on the default device.
     """
     dtype = resolve_dtype(dtype)
     if name_or_path == assets.DEFAULT_MODEL:

@@ -1,8 +1,9 @@
 """Statistics of score matrices [N, M] (positive = helps): agreement of methods, with intervals.
 
 Intervals are 95 % bootstrap intervals over training examples and queries together. The tables that
-notebooks show are made by `conditions`, `correlation`, `authors_scores` (the published scores) and
-`recommendation` (which method to use).
+notebooks show are made by `method_findings` (headline numbers of probing and of gradients),
+`conditions`, `correlation`, `authors_scores` (the published scores) and `recommendation` (which
+method to use).
 """
 
 from icprobe.statistics.bootstrap import (

@@ -101,7 +101,7 @@ def rank_measures(
 
 
 def reliabilities(methods: Methods, rng: np.random.Generator) -> pd.DataFrame:
-    """Return each method's reliability (see `noise_ceiling`): method, reliability, low, high."""
+    """Return each method's `inference.reliability`: method, reliability, low, high."""
     columns = ["reliability", "reliability_low", "reliability_high"]
     rows = [
         (name, *with_ceiling(scores, scores, rng).loc[0, columns])

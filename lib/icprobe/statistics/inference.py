@@ -39,9 +39,9 @@ def noise_ceiling(
       the root of the two self-agreements (Spearman 1904). It is an estimate and may exceed one.
 
     The last two are not numbers where a reliability is not positive, and none is where a set has
-    fewer than two queries. `level` and `groups` are those of `agreements`; `rows` are those of a
-    resample of the training examples. Queries cannot be resampled: one drawn twice could be in both
-    halves. Returns the numbers named by `CEILING`: [3, G].
+    fewer than two queries. `level` and `groups` are those of `measures.agreements`; `rows`
+    are those of a resample of the training examples. Queries cannot be resampled: one drawn twice
+    could be in both halves. Returns the numbers named by `CEILING`: [3, G].
     """
     sets, count = membership(level, first.shape[1]), group_count(groups)
     sizes = sets.sum(0)

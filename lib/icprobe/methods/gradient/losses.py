@@ -92,7 +92,7 @@ def finite_difference(
     loss_on: str = "completion",
     step: float = 0.003,
 ) -> np.ndarray:
-    """Return `gradient_dot` measured by actual steps: float32 [N, M], for checks.
+    """Return `dot.gradient_dot` measured by actual steps: float32 [N, M], for checks.
 
     For each training example, the weights go a distance `step` (in their own unit) downhill and
     uphill along its gradient, and back; half the difference of the queries' log-likelihoods over
