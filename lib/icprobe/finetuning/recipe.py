@@ -16,9 +16,10 @@ class Recipe:
 
     The rate is the highest; it rises in a fraction warmup of the steps. A step's loss is the mean
     over the tokens of its batch. With a LoRA rank, adapters beside all linear layers of the blocks
-    are trained (Hu et al. 2021, scaled by 2), with 0 all weights. `saves` (without LoRA) is how many
-    checkpoints are kept beside the start, evenly spaced, the last one at the end; 0 keeps none, not
-    even the start. The seed is that of the order of examples, of adapters' start, and of dropout.
+    are trained (Hu et al. 2021, scaled by 2), with 0 all weights. `saves` (without LoRA) is how
+    many checkpoints are kept beside the start, evenly spaced, the last one at the end; 0 keeps
+    none, not even the start. The seed is that of the order of examples, of adapters' start, and of
+    dropout.
 
     Raises:
         pydantic.ValidationError: A ValueError, if a field is out of range; names it.
