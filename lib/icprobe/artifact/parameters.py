@@ -75,8 +75,12 @@ def _sentence(error: Mapping) -> str:
     name, *within = error["loc"]
     place = "".join(f"[{part!r}]" for part in within if part != "[key]")
     value = repr(error["input"])
-    hint = "; a number in quotes is text, and so is 1e-4 in YAML: write 1.0e-4"
-    return f"{name}{place} is {value}: {reason}{hint if QUOTED_NUMBER.search(value) else ''}"
+    hint = ""
+    if error["type"] in ("dict_type", "list_type"):
+        hint = "; in YAML, {name: value} or [a, b], with every quote and bracket closed"
+    elif QUOTED_NUMBER.search(value):
+        hint = "; a number in quotes is text, and so is 1e-4 in YAML: write 1.0e-4"
+    return f"{name}{place} is {value}: {reason}{hint}"
 
 
 @functools.cache

@@ -186,7 +186,7 @@ def write_timings(file: Path, records: dict[str, dict]) -> None:
 
 def _arguments(argv: list[str]) -> argparse.Namespace:
     usage = "run_all.sh [PROFILE] [-p NAME VALUE ...] [--only 01,03] [--fresh] [--help]"
-    parser = argparse.ArgumentParser(usage=usage, add_help=False)
+    parser = argparse.ArgumentParser("run_all.sh", usage=usage, add_help=False)
     parser.add_argument("profile", nargs="?", default="laptop")
     parser.add_argument("--only")
     parser.add_argument("--fresh", action="store_true")

@@ -44,7 +44,9 @@ def listed(lines: list[str]) -> str:
 
 
 def close_names(name: str, known: Iterable[str]) -> str:
-    """Return "; close: ..." with similar names, or with all if they are few."""
+    """Return "; close: ..." with similar names, and "; there are: ..." with all if they are few."""
     known = sorted(known)
-    near = known if len(known) <= 5 else difflib.get_close_matches(name, known, 3, 0.5)
-    return f"; close: {', '.join(near)}" if near else ""
+    near = difflib.get_close_matches(name, known, 3, 0.5)
+    every = known if len(known) <= 5 else []
+    said = {"close": near, "there are": every}
+    return "".join(f"; {word}: {', '.join(names)}" for word, names in said.items() if names)

@@ -117,11 +117,14 @@ def _as_text(
     lines = listed([f"{where}:{number}: {problem}" for number, problem in left])
     if every:
         known = sorted({key for _, row in rows for key in row})
-        lines += (
-            f"\nNo row has {' and '.join(absent)}: say which of the columns {known} make it, "
-            'such as {"prompt": "{question}", "completion": " {answer}"} '
-            "(train_columns, query_columns or evaluation_columns)"
+        said = (
+            f"no row has {' and '.join(absent)}: say which of its columns {known} to use, such "
+            'as {"prompt": "{question}", "completion": " {answer}"} (columns of load_data; in '
+            "notebooks train_columns, query_columns or evaluation_columns)"
         )
+        if not left:
+            return f"{where}: {said}"
+        lines += f"\n{said}"
     count = f"{len(problems)} problem{'s' * (len(problems) > 1)}"
     return f"{count} in {where}:\n{lines.lstrip()}"
 

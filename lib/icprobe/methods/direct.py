@@ -33,7 +33,7 @@ def probe(
         lm: The model.
         pool: N training examples: rows with id, prompt, completion.
         queries: M queries like them.
-        preamble: Text before the demonstration; the paper's is `icp.PUBLISHED_PREAMBLE`.
+        preamble: Text before the demonstration; the paper's is `methods.icp.PUBLISHED_PREAMBLE`.
         max_length: Most tokens of one example, see `models.encode`.
 
     Returns:

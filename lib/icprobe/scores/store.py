@@ -300,8 +300,8 @@ def _nearest(folders: Sequence[Path], method: str, identity: dict) -> str:
                 found.append((len(differing), stored.folder.name, stored, differing))
     if not found:
         return f"\nThere are no {method} scores in {shown(folders[0])}."
-    _, name, stored, differing = min(found, key=lambda one: one[:2])
-    return f"\nNear: {name} ({stored.progress()}), where{listed(differing)}"
+    *_, stored, differing = min(found, key=lambda one: one[:2])
+    return f"\nNearest: {shown(stored.folder)} ({stored.progress()}), with{listed(differing)}"
 
 
 def publish(path: Path, data: bytes) -> None:
