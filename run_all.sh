@@ -14,6 +14,9 @@ Reproduce everything:
         --help         after a profile: print the notebooks' parameters (docs/parameters.md has all)
       The default profile is laptop. Results appear in figures/<profile>/.
 
+  ./run_all.sh laptop --only 08 -p train pool.jsonl -p queries wanted.jsonl [-p model FOLDER]
+      the same question for your own data and model; results in figures/your_data/
+
   ./run_all.sh test [--all] [ARGUMENTS]
                                    run the tests with two workers (arguments go to pytest; -n 0
                                    for one process, which --pdb and -s need); --all: slow ones too

@@ -192,13 +192,24 @@ def _check_names(where: str, names: Iterable[str], known: Collection[str]) -> No
 
 
 def help_on(chosen: list[Notebook], profile: Mapping[str, object]) -> str:
-    """Return the notebooks' parameters: value in the profile, type, and meaning."""
-    lines = []
+    """Return the notebooks' parameters: value in the profile, type, and meaning.
+
+    What an earlier notebook has, too, alike in all of these, is only named.
+    """
+    lines, said = [], set()
     for notebook in chosen:
         lines.append(f"\n{notebook.name}")
         values = notebook.defaults | merged(profile, notebook.name, notebook.defaults)
+        repeated = []
         for name, value in values.items():
-            lines.append(f"  {name} = {value!r}")
+            text = f"  {name} = {value!r}"
             if schema := notebook.schemas.get(name):
-                lines.append(f"      {type_in_words(schema, ranges=True)}: {schema['description']}")
+                text += f"\n      {type_in_words(schema, ranges=True)}: {schema['description']}"
+            if text in said:
+                repeated.append(name)
+            else:
+                lines.append(text)
+                said.add(text)
+        if repeated:
+            lines.append(f"  as above: {', '.join(repeated)}")
     return "\n".join(lines)
