@@ -40,7 +40,7 @@ Resamples = Annotated[
 ]
 Memory = Annotated[
     Annotated[float, Field(ge=0)] | None,
-    Field(description="GiB of gradient factors to hold; None takes 0.75, of a GPU half"),
+    Field(description="GiB of gradient factors to hold; None: 0.75, or half of a GPU"),
 ]
 BudgetUnit = Annotated[
     Literal["examples", "tokens"],
@@ -96,7 +96,7 @@ class Scored(Common):
     max_length: Count | None = 512
     """most tokens of an example; longer prompts lose their beginning"""
     preamble: str = ""
-    """text before the demonstration; the paper's is icp.PUBLISHED_PREAMBLE"""
+    """text before the demonstration; the paper's is in profiles/paper.yaml"""
 
     def experiment(self) -> "Experiment":
         """Return what is scored."""
@@ -341,9 +341,9 @@ class YourDataSettings(Scored):
     n_query: Count | None = None
     """M, queries; None takes all"""
     n_sample: Annotated[int, Field(ge=4)] = 32
-    """training examples of the sample, a real training step on each; or fewer"""
+    """training examples of the sample (or all), a real training step on each"""
     m_sample: Count = 24
-    """queries of the sample, or as many as there are"""
+    """queries of the sample (or all)"""
     step: Annotated[list, Field(min_length=2, max_length=3), AfterValidator(checks.step)] = [
         "adamw", 1e-5
     ]  # fmt: skip
@@ -358,7 +358,7 @@ class YourDataSettings(Scored):
     choice: Literal["in turn", "top"] = "in turn"
     """in turn: each query its best; top: the highest mean over queries"""
     near: Fraction = 0.6
-    """least share of a query's runs in a near copy"""
+    """fraction of a query's three-word runs that makes an example a near copy"""
     keep_copies: bool = False
     """True: copies of queries may be in the sample and be selected"""
     memory: Memory = None
