@@ -115,7 +115,7 @@ class Study:
                     if len(set(map(len, numbers.values()))) > 1:
                         raise ValueError("quantities of unequally many tasks")
                     found.append(numbers)
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise store.StoreError(
                     f"{paths.shown(kept)} is damaged ({error}): delete it and run again"
                 ) from error
