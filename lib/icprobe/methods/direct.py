@@ -42,7 +42,7 @@ def probe(
         [N, M] in nats, rows and columns named by id; positive = the training example helps.
 
     Raises:
-        ValueError: If there are no rows, ids repeat, a row lacks a field, or an example is too long.
+        ValueError: If there are no rows, ids repeat, a row lacks a field or is too long.
     """
     ids = _ids(pool, "training examples"), _ids(queries, "queries")
     scores: dict[str, np.ndarray] = {}
