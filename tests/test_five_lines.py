@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 from helpers import ATOL, RTOL, save_tiny
 
@@ -45,6 +46,22 @@ def test_attribute_gives_labelled_products(made):
     assert list(products.index) == pool["id"] and list(products.columns) == queries["id"]
     expected = gradient.gradient_dot(lm, pool, queries, loss_on="text")
     np.testing.assert_allclose(products, expected, rtol=RTOL, atol=RTOL * abs(expected).max())
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"pool": []}, "no training examples"),
+        ({"queries": []}, "no queries"),
+        ({"pool": [{"id": "a", "prompt": "b"}]}, "row 0 of the training examples .* completion"),
+        ({"queries": pd.DataFrame({"id": ["a"]})}, "row 0 of the queries is 'id'"),
+    ],
+)
+@pytest.mark.parametrize("score", [icprobe.probe, icprobe.attribute])
+def test_rows_that_are_none_or_not_whole_are_named(made, score, changed, said):
+    lm, pool, queries = made
+    with pytest.raises(ValueError, match=said):
+        score(lm, **{"pool": pool, "queries": queries} | changed)
 
 
 def test_wrong_names_are_refused(made):

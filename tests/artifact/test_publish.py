@@ -85,3 +85,17 @@ def test_scores_may_lie_in_a_folder_of_another_name(root):
 def test_a_run_that_is_not_there_is_named(root, capsys):
     assert publish.main(["other"]) == 2
     assert "figures/other" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("which", ["manifest.json", "part-00001.parquet", "begun.json"])
+def test_what_is_damaged_is_named_and_nothing_is_replaced(root, capsys, which):
+    made = make_scores(root, "icp", blocks=2)
+    write(root, "data/scores/mine/regression/begun.json", "figures/mine/01_findings.csv")
+    old = f"data/scores/reference/{made.folder.name}/part-00001.parquet"
+    write(root, old)
+    (file,) = (root / "data/scores/mine").rglob(which)
+    file.write_bytes(file.read_bytes()[:-9])
+    assert publish.main(["mine"]) == 2
+    assert which in capsys.readouterr().err
+    assert json.loads((root / old).read_text()) == {"name": old}
+    assert not (root / "figures/reference").exists()

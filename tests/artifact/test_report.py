@@ -8,7 +8,7 @@ import bs4
 import nbformat
 import pytest
 
-from icprobe.artifact import claims, report, runner
+from icprobe.artifact import claims, provenance, report, runner
 from icprobe.data import paths
 
 PARAMETERS = 'profile: "str" = "laptop"  # which\noutput_dir: "str" = "{}"  # results'
@@ -115,6 +115,11 @@ def test_without_a_run_the_claims_are_shown_and_what_is_damaged_is_named(made, t
     page = page_of(tmp_path)
     assert "no record of a run" in page.text and "reproduced" in page.text
     assert "(runs: " in page.text  # a ratio of seconds has a range, no interval
+    for damaged in ("{", "[]", "{}", '{"runs": {}, "notebooks": {"01_mine": {"run": "never"}}}'):
+        (tmp_path / "run.json").write_text(damaged)
+        assert report.main([str(tmp_path)]) == 2
+    provenance.update(tmp_path, {"started": "now"}, {})
+    assert provenance.read(tmp_path) == {"runs": {}, "notebooks": {}}
     (tmp_path / "run.json").write_text("{")
     assert report.main([str(tmp_path)]) == 2
     assert report.main([str(tmp_path / "nowhere")]) == 2

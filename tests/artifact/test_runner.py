@@ -162,7 +162,11 @@ def test_minutes_are_those_of_fresh_runs_of_the_profile(root, capsys):
         (["-p", "label2", "y"], ["-p label2", "close: label"]),
         (["-p", "resamples", "many"], ["-p: resamples is 'many'", "integer", "(02_known)"]),
         (["-p", "resamples", "1.5"], ["resamples is 1.5", "integer"]),
+        (["-p", "resamples", ""], ["resamples is ''", "integer"]),
         (["-p", "n"], ["-p NAME VALUE"]),
+        (["-p", "output_dir", "~nosuchuser/mine"], ["output_dir is '~nosuchuser/mine'", "home"]),
+        (["-p", "output_dir", "x" * 300], ["output_dir is 'xxx", "too long"]),
+        (["-p", "output_dir", "notebooks/01_mine.ipynb/x"], ["output_dir", "01_mine.ipynb"]),
         (["--only", "02", "-p", "n", "2"], ["-p n", "no notebook of this run"]),
     ],
 )
@@ -184,12 +188,15 @@ def test_usage_errors_come_before_anything_runs(root, capsys, arguments, parts):
         ("n: [", ["laptop.yaml", "YAML"]),
         ("for_03_third: {n: 2}", ["laptop.yaml for_03_third"]),
         ("for_01_mine: 3", ["laptop.yaml for_01_mine", "mapping"]),
+        ("for_01_mine:", ["laptop.yaml for_01_mine", "mapping"]),
         ("for_01_mine: {resamples: 3}", ["for_01_mine resamples"]),
         ("for_02_known: {resamples: 0}", ["resamples is 0", "(02_known)"]),
     ],
 )
 def test_mistakes_in_a_profile(root, capsys, profile, parts):
     (root / "notebooks" / "profiles" / "laptop.yaml").write_text(profile)
+    if "mapping" in parts:
+        assert runner.main(["--help"], root) == 2
     assert runner.main([], root) == 2
     err = capsys.readouterr().err
     assert all(part in err for part in parts), err

@@ -37,11 +37,15 @@ def test_findings_are_ratios_of_the_same_work():
 def test_timings_are_of_the_model_and_of_the_largest_pool(tiny, tmp_path):
     lm = tiny()
     assert timings.read(None, lm).empty
-    key = {"model": lm.identity["name"], "dtype": "float32", "n": 4, "m": 1}
+    key = dict.fromkeys(timings.KEY, "any")
+    key |= {"model": lm.identity["name"], "dtype": "float32", "n": 4, "m": 1}
     rows = [key, {**key, "n": 2}, {**key, "dtype": "bfloat16"}, {**key, "model": "another", "n": 9}]
     pd.DataFrame(rows).to_csv(tmp_path / "cost.csv", index=False)
     found = timings.read(str(tmp_path / "cost.csv"), lm)
     assert found["dtype"].tolist() == ["float32", "bfloat16"] and (found["n"] == 4).all()
+    (tmp_path / "cost.csv").write_text("quantity,estimate\n")
+    with pytest.raises(ValueError, match=r"cost\.csv .* method, model, .* m$"):
+        timings.read(str(tmp_path / "cost.csv"), lm)
 
 
 def test_accuracy_per_second():

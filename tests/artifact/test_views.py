@@ -107,7 +107,8 @@ def test_too_few_examples_have_no_agreement(scores):
 
 
 @pytest.mark.parametrize(
-    ("largest", "digits"), [(250.0, 0), (99.0, 1), (3.0, 2), (0.5, 3), (4e-4, 6), (0.0, 0)]
+    ("largest", "digits"),
+    [(250.0, 0), (99.0, 1), (3.0, 2), (0.5, 3), (4e-4, 6), (0.0, 0), (np.nan, 0)],
 )
 def test_scores_show_about_three_digits(largest, digits):
     assert views.decimals(made({"a": np.full((N, M), -largest)}), "a") == digits

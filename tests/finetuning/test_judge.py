@@ -196,6 +196,13 @@ def test_a_reply_that_is_no_verdict_is_an_error_the_second_time(server, reply, s
     assert compare(server) == 0 and len(server.requests) == 5
 
 
+def test_a_reply_with_the_key_is_told_without_it(server, monkeypatch):
+    monkeypatch.setenv("ICPROBE_JUDGE_KEY", "secret-key")
+    server.rule = lambda a, b: "no verdict for secret-key"
+    with pytest.raises(JudgeError, match=re.escape("no verdict for ***")):
+        compare(server)
+
+
 def test_a_busy_server_is_asked_again(server):
     server.rule = lambda a, b: 503 if len(server.requests) in (1, 2) else longer(a, b)
     assert compare(server, first="longest", second="long") == 1 and server.waits == [1, 2]

@@ -320,3 +320,19 @@ def test_selections_take_the_place_of_earlier_ones(tmp_path):
         selection.write([row], {"gain, top": [0], "random": [0]}, {"gain": [1]}, tmp_path)
     assert {(tmp_path / name).read_text() for name in foreign} == {"mine"}
     assert data.load(tmp_path / "random.jsonl")["prompt"] == ["x"]
+
+
+@pytest.mark.parametrize("written", ["{", "null", "[1]", '{"a": 1}', '["../own.jsonl"]', '["own"]'])
+def test_a_list_of_earlier_selections_that_is_no_such_list_removes_nothing(tmp_path, written):
+    folder = tmp_path / "selected"
+    folder.mkdir()
+    kept = {
+        tmp_path / "own.jsonl": "mine",
+        folder / "own": "mine",
+        folder / "written.json": written,
+    }
+    for file, text in kept.items():
+        file.write_text(text)
+    with pytest.raises(ValueError, match=r"written\.json is damaged or foreign"):
+        selection.write([dict.fromkeys(data.COLUMNS, "x")], {"random": [0]}, {}, folder)
+    assert {file: file.read_text() for file in tmp_path.rglob("*") if file.is_file()} == kept

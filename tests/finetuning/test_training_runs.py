@@ -161,6 +161,21 @@ def test_answers_are_kept_where_they_are_asked_for(bench, calls):
     assert len(calls) == 3 and files(bench) == now
 
 
+def test_answers_that_are_damaged_are_made_anew_with_their_record(bench, calls):
+    talking = replace(bench, keep_answers=True)
+    (first,) = talking.run([ONE])["one"]
+    file = record(talking, ONE)
+    answers = file.with_suffix(".jsonl")
+    whole = answers.read_bytes()
+    answers.write_bytes(whole[:-9])
+    with pytest.raises(StoreError, match=file.name):
+        talking.run([ONE])
+    file.unlink()  # as the message says
+    (again,) = talking.run([ONE])["one"]
+    same(first, again)
+    assert answers.read_bytes() == whole and len(calls) == 2
+
+
 def test_as_many_answers_of_as_many_tokens_as_asked_for(bench):
     for n, expected in ((1, 1), (9, 2)):
         short = replace(bench, n_answered=n, answer_tokens=1, keep_answers=True).untouched()

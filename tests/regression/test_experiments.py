@@ -1,5 +1,6 @@
 """Tables on synthetic regression: agreements, intervals, areas, findings, and their files."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -95,9 +96,17 @@ def test_an_interrupted_table_goes_on_where_it_was(study, tmp_path):
     for changes in ({"fresh": True}, {"networks": ()}, {"seed": 4}, {"table": "others"}):
         tabulate(**changes)
     assert len(taken) == 7 + 4 * 6 and len(list(file.parent.iterdir())) == 4
-    file.write_text(file.read_text()[:-9])
-    with pytest.raises(store.StoreError, match=file.name):
-        tabulate()
+    whole = json.loads(file.read_text())
+    one = whole["numbers"]["one"]
+    for wrong in ([*one, [1.0]], one[:-1], [*one[:-1], ["x"]], [*one[:-1], [1.0, 2.0]], None):
+        file.write_text(json.dumps(whole | {"numbers": whole["numbers"] | {"one": wrong}}))
+        with pytest.raises(store.StoreError, match=file.name):
+            tabulate()
+    more = {name: [*tasks, tasks[-1]] for name, tasks in whole["numbers"].items()}
+    for damaged in (json.dumps(whole | {"numbers": more}), json.dumps(whole)[:-9]):
+        file.write_text(damaged)
+        with pytest.raises(store.StoreError, match=file.name):
+            tabulate()
 
 
 # ------------------------------------------------------------------------------------ the tables

@@ -4,15 +4,30 @@ Each function returns a value that is right, or raises ValueError with what is w
 imported where it is needed, so that settings.py imports quickly.
 """
 
+import functools
 import re
 import string
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from pydantic import ValidationInfo
 
 from icprobe.data import paths
 
 
+def _path(check: Callable) -> Callable:
+    """Let what the system says of a path be what is wrong: names too long, homes of nobody."""
+
+    @functools.wraps(check)
+    def checked(*given: object) -> str:
+        try:
+            return check(*given)
+        except (OSError, RuntimeError) as error:
+            raise ValueError(str(error)) from None
+
+    return checked
+
+
+@_path
 def kept(value: str) -> str:
     """Refuse folders to write to in which the repository's own files are."""
     if paths.is_source(value):
@@ -25,6 +40,7 @@ def kept(value: str) -> str:
     return value
 
 
+@_path
 def output(value: str, info: ValidationInfo) -> str:
     """Refuse folders for results that hold data, sources, or results of another profile."""
     place, figures = paths.resolve(value).resolve(), (paths.ROOT / "figures").resolve()
@@ -44,6 +60,7 @@ def output(value: str, info: ValidationInfo) -> str:
     return value
 
 
+@_path
 def apart(value: str, info: ValidationInfo) -> str:
     """Refuse what is read where it lies in the folder of results, which a run writes to."""
     if not value or "output_dir" not in info.data:
@@ -55,6 +72,7 @@ def apart(value: str, info: ValidationInfo) -> str:
     return value
 
 
+@_path
 def file(value: str) -> str:
     """Refuse files that are not there."""
     if not paths.resolve(value).is_file():
@@ -62,6 +80,7 @@ def file(value: str) -> str:
     return value
 
 
+@_path
 def folder(value: str) -> str:
     """Refuse folders that are not there."""
     if value and not paths.resolve(value).is_dir():
@@ -84,6 +103,7 @@ def ranked(value: int) -> int:
     return value
 
 
+@_path
 def model(value: str) -> str:
     """Refuse paths at which there is no folder with a model."""
     place = paths.resolve(value)
@@ -96,6 +116,7 @@ def model(value: str) -> str:
     return value
 
 
+@_path
 def source(value: str) -> str:
     """Refuse what is no suite, no file that is there and no hub name."""
     from icprobe import data

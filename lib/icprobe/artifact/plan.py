@@ -91,10 +91,13 @@ def read_profile(root: Path, profile: str) -> dict[str, object]:
         raise UsageError(f"unknown profile {profile!r}{close_names(profile, known)}")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"{path.name} is not valid YAML: {error}") from None
     if not isinstance(values, dict):
         raise UsageError(f"{path.name} must be a mapping of parameter names to values")
+    for name, value in values.items():
+        if str(name).startswith(SECTION) and not isinstance(value, dict):
+            raise UsageError(f"{path.name} {name}: expected a mapping of parameters to values")
     return values
 
 
@@ -125,6 +128,8 @@ def split_overrides(argv: list[str]) -> tuple[list[str], dict[str, str]]:
 def parse(text: str, schema: Mapping) -> object:
     """Return what was typed after -p: text where the parameter is one, else a number or YAML."""
     kinds = type_in_words(schema).split(" or ") if schema else ["None"]
+    if not text.strip():  # an unset variable of the shell; YAML would read None, such as all data
+        return text
     if text.lower() in ("none", "null") and ("None" in kinds or "str" not in kinds):
         return None
     if "str" in kinds:
@@ -154,8 +159,6 @@ def plan(
     sections = {f"{SECTION}{notebook.name}": notebook.defaults for notebook in notebooks}
     _check_names(source, profile, {*sections, *_declared(notebooks)})
     for section in profile.keys() & sections.keys():
-        if not isinstance(profile[section], dict):
-            raise UsageError(f"{source} {section}: expected a mapping of parameters to values")
         _check_names(f"{source} {section}", profile[section], sections[section])
     _check_names("-p", overrides, _declared(chosen))
     planned, wrong = [], {}

@@ -150,9 +150,12 @@ def read(folder: Path) -> dict:
     if not file.exists():
         return {"runs": {}, "notebooks": {}}
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{paths.shown(file)} is damaged, remove it: {error}") from None
+        record = json.loads(file.read_text(encoding="utf-8"))
+        for entry in record["notebooks"].values():
+            record["runs"][entry["run"]]
+        return record
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{paths.shown(file)} is damaged, remove it: {error!r}") from None
 
 
 def update(folder: Path, run: dict, records: Mapping[str, dict]) -> None:

@@ -26,6 +26,7 @@ def publish(name: str, scores: str | None = None) -> list[Path]:
 
     Raises:
         FileNotFoundError: If there are no results of this name.
+        ValueError: If a record or a store is damaged; nothing is copied then.
     """
     results, figures = paths.ROOT / "figures" / name, paths.REFERENCE_FIGURES / name
     made = {file: figures / file.name for kind in RESULTS for file in sorted(results.glob(kind))}
@@ -35,7 +36,9 @@ def publish(name: str, scores: str | None = None) -> list[Path]:
     earlier = {old for number in numbers for old in figures.glob(f"{number}*")}
     kept = paths.ROOT / "data" / "scores" / (scores or name)
     for manifest in kept.glob(f"*/{store.MANIFEST}"):
-        if store.load(manifest.parent).complete:
+        scored = store.load(manifest.parent)
+        if scored.complete:
+            scored.check()  # nothing damaged takes the place of a reference
             folder = paths.REFERENCE_SCORES / manifest.parent.name
             earlier |= set(folder.glob("part-*"))
             parts = manifest.parent.glob("part-*.parquet")
@@ -56,13 +59,16 @@ def publish(name: str, scores: str | None = None) -> list[Path]:
 
 def _is_whole(record: Path) -> bool:
     """Tell whether a table of 05 has all its tasks; a training's record is always whole."""
-    fields = json.loads(record.read_text(encoding="utf-8"))
-    numbers = fields.get("numbers", {}).values()
-    return all(len(tasks) == fields["identity"]["B"] for tasks in numbers)
+    try:
+        fields = json.loads(record.read_text(encoding="utf-8"))
+        numbers = fields.get("numbers", {}).values()
+        return all(len(tasks) == fields["identity"]["B"] for tasks in numbers)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{paths.shown(record)} is damaged, delete it: {error!r}") from None
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; return 0, or 2 where there is nothing to publish."""
+    """Run the command line; return 0, or 2 where nothing can be published."""
     parser = argparse.ArgumentParser(prog="run_all.sh publish", description=__doc__)
     parser.add_argument("name", metavar="NAME", help="of a run's folder in figures/: laptop")
     parser.add_argument(
@@ -71,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     try:
         made = publish(options.name, options.scores)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"{len(made)} files; next: ./run_all.sh python docs/generate.py, and commit")

@@ -221,8 +221,13 @@ def main(argv: list[str] | None = None, root: Path = paths.ROOT) -> int:
     place = overrides.get("output_dir", own.pop() if len(own) == 1 else usual)
     folder = root / Path(place).expanduser()
     log_file = folder / "logs" / time.strftime("%Y%m%d-%H%M%S.log")
-    log_file.parent.mkdir(parents=True, exist_ok=True)
-    to_file, to_terminal = logging.FileHandler(log_file, encoding="utf-8"), logging.StreamHandler()
+    try:
+        log_file.parent.mkdir(parents=True, exist_ok=True)
+        to_file = logging.FileHandler(log_file, encoding="utf-8")
+    except OSError as error:
+        print(f"error: output_dir {place} cannot be written: {error}", file=sys.stderr)
+        return 2
+    to_terminal = logging.StreamHandler()
     to_file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     to_terminal.addFilter(lambda one: one.levelno == logging.WARNING)  # errors are said in words
     logging.basicConfig(level=logging.INFO, handlers=[to_file, to_terminal], force=True)

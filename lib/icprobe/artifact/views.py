@@ -53,7 +53,8 @@ class Scores:
 def decimals(scores: Scores, method: str) -> int:
     """Return how many decimals show a method's scores at about three digits."""
     sizes = np.abs(scores.methods[method])
-    typical = np.nanpercentile(sizes, 90) or np.nanmax(sizes)
+    sizes = sizes[np.isfinite(sizes)]
+    typical = sizes.size and (np.percentile(sizes, 90) or sizes.max())
     return int(np.clip(2 - np.floor(np.log10(typical)), 0, 9)) if typical else 0
 
 

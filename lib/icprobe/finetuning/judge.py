@@ -122,6 +122,7 @@ class Judge:
             verdict = re.fullmatch(r"\W*([ABT])\W*", reply)
             if verdict:
                 return verdict[1]
+        reply = _without(_key(), reply)
         raise JudgeError(
             f"{self.model} at {self.url} replied {reply[:200]!r}, twice no verdict: expected A, B "
             'or T. Choose another judge_model, or judge_url "" to do without'
@@ -129,7 +130,7 @@ class Judge:
 
     def _reply(self, question: str) -> str:
         """Return the reply, or a description of a response that has no text."""
-        key = os.environ.get(KEY_VARIABLE, "").strip()
+        key = _key()
         # without a key, the client would send the user's Hugging Face token
         client = InferenceClient(base_url=self.url, api_key=key or "none", timeout=TIMEOUT)
         messages = [{"role": "user", "content": question}]
@@ -148,9 +149,17 @@ class Judge:
         # not chained to the client's error: some servers repeat the key in what they say
         raise JudgeError(
             f"no verdict from {self.model} at {self.url}: "
-            f"{(reason.replace(key, '***') if key else reason)[:500]}. The judge is optional: "
+            f"{_without(key, reason)[:500]}. The judge is optional: "
             'judge_url "" turns it off. What its cache holds will not be asked again'
         )
+
+
+def _key() -> str:
+    return os.environ.get(KEY_VARIABLE, "").strip()
+
+
+def _without(key: str, text: str) -> str:
+    return text.replace(key, "***") if key else text
 
 
 def _passing(error: Exception) -> bool:

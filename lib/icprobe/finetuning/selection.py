@@ -6,6 +6,7 @@ selection is the row numbers of the chosen ones, in the order of the pool.
 
 import itertools
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -248,7 +249,7 @@ def write(
         name: f"{name.replace(',', '').replace(' ', '_').lower()}.jsonl" for name in selections
     }
     listed = folder / WRITTEN
-    earlier = set(json.loads(listed.read_text("utf-8"))) if listed.exists() else set()
+    earlier = _earlier(listed) if listed.exists() else set()
     foreign = [file for file in files.values() if file not in earlier and (folder / file).exists()]
     if foreign:
         raise FileExistsError(
@@ -263,6 +264,22 @@ def write(
         method, _, end = name.rpartition(", ")
         values = ranked[method] if end in (TOP, BOTTOM) else None
         write_one(examples, rows, folder / files[name], values)
+
+
+def _earlier(file: Path) -> set[str]:
+    """Return the names that `write` left; ValueError if they are not of its files."""
+    try:
+        names = json.loads(file.read_text("utf-8"))
+    except ValueError:
+        names = None
+    if not isinstance(names, list) or not all(
+        re.fullmatch(r"[^/\\]+\.jsonl", f"{n}") for n in names
+    ):
+        raise ValueError(
+            f"{file} is damaged or foreign, expected a list of .jsonl files beside it: remove it, "
+            "and those of an earlier run"
+        )
+    return set(names)
 
 
 def write_one(

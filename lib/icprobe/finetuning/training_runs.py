@@ -186,7 +186,8 @@ class Runs:
         }
         file = self._file(key)
         if self.keep_answers and n:
-            file.unlink(missing_ok=True)  # one without its answers
+            for old in (file, file.with_suffix(".jsonl")):  # one of the two, or damaged
+                old.unlink(missing_ok=True)
             answers = measures["answer"].dropna().items()
             lines = [json.dumps({"id": query, "answer": text}) for query, text in answers]
             store.publish(file.with_suffix(".jsonl"), "\n".join(lines).encode())

@@ -7,7 +7,7 @@ blocks and can be interrupted.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +18,8 @@ from icprobe.scores import compute
 
 if TYPE_CHECKING:
     from icprobe.models import LM
+
+REQUIRED = ("id", "prompt", "completion")
 
 
 def probe(
@@ -40,9 +42,9 @@ def probe(
         [N, M] in nats, rows and columns named by id; positive = the training example helps.
 
     Raises:
-        ValueError: If ids repeat, or an example is too long.
+        ValueError: If there are no rows, ids repeat, a row lacks a field or is too long.
     """
-    ids = _ids(pool), _ids(queries)
+    ids = _ids(pool, "training examples"), _ids(queries, "queries")
     scores: dict[str, np.ndarray] = {}
     for method in icp.probing(preamble):
         scores |= compute(method, lm, pool, queries, max_length)
@@ -62,12 +64,19 @@ def attribute(
     whole "text") does to the query's log-likelihood, in nats per unit of learning rate, over the
     linear layers of the blocks. FloatingPointError names an example whose gradient is not finite.
     """
-    ids = _ids(pool), _ids(queries)
+    ids = _ids(pool, "training examples"), _ids(queries, "queries")
     method = gradient.GradientProducts(loss_on=loss_on)
     return pd.DataFrame(compute(method, lm, pool, queries, max_length)["gradient_dot"], *ids)
 
 
-def _ids(rows: Sequence[dict]) -> list[str]:
+def _ids(rows: Sequence[dict], kind: str) -> list[str]:
+    if not len(rows):
+        raise ValueError(f"there are no {kind}")
+    for i, row in enumerate(rows):
+        if not isinstance(row, Mapping) or not {*REQUIRED} <= {*row}:
+            raise ValueError(
+                f"row {i} of the {kind} is {row!r:.80}, expected one with {', '.join(REQUIRED)}"
+            )
     ids = [row["id"] for row in rows]
     repeated = [name for name, count in Counter(ids).items() if count > 1]
     if repeated:

@@ -112,10 +112,11 @@ class Study:
                     numbers = record["numbers"]
                     if store.key(name, record["identity"]) != file.stem:
                         raise ValueError("it is of another table")
-                    if len(set(map(len, numbers.values()))) > 1:
-                        raise ValueError("quantities of unequally many tasks")
+                    tasks = {len(np.asarray(rows, dtype=float)) for rows in numbers.values()}
+                    if len(tasks) > 1 or max(tasks, default=0) > self.B:
+                        raise ValueError(f"quantities of {sorted(tasks)} tasks, of {self.B}")
                     found.append(numbers)
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise store.StoreError(
                     f"{paths.shown(kept)} is damaged ({error}): delete it and run again"
                 ) from error

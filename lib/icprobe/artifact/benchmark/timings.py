@@ -35,11 +35,14 @@ TIMED = {
 def read(file: str | None, lm: LM) -> pd.DataFrame:
     """Return a file's timings of a model in all dtypes, of the most training examples in its own.
 
-    Empty without a file, or if it has none in the model's own dtype.
+    Empty without a file, or if it has none in the model's own dtype. ValueError if the file is of
+    something else.
     """
     if file is None:
         return pd.DataFrame(columns=KEY)
     table = pd.read_csv(paths.resolve(file))
+    if missing := [name for name in KEY if name not in table]:
+        raise ValueError(f"{file} has no timings: it lacks the columns {', '.join(missing)}")
     table = table[table["model"] == lm.identity["name"]]
     most = table.loc[table["dtype"] == lm.identity["dtype"], "n"].max()
     return table[table["n"] == most]
