@@ -59,6 +59,7 @@ def test_a_notebooks_own_values_are_right_and_left_as_they_are(number):
         ("05", "angles", [0, 90], "less than 90"),
         ("05", "bases", [[1]], "at least 2"),
         ("05", "dimension", 3, "4"),
+        ("01", "seed", 2**32, "less than 4294967296"),
         ("05", "network_heads", 5, "divisor of network_width, 48"),
         ("04", "subsets", 3, "at least 4"),
         ("04", "evaluation_columns", {"prompt": "{text"}, "expected '}'"),

@@ -62,7 +62,7 @@ class Common(Parameters):
 
     profile: Text = "laptop"
     """name of this set of parameters, written into figures"""
-    seed: FromZero = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """which examples or problems are drawn, and every resample"""
     output_dir: Output = "figures/laptop"
     """folder of figures and tables, from the repository root"""
