@@ -3,10 +3,17 @@
 import numpy as np
 import pytest
 import torch
-from helpers import FAMILIES, PRECISION, close, encoded
+from helpers import FAMILIES, PRECISION, close, encoded, examples
 
 from icprobe import models
-from icprobe.methods.gradient import forward_mode, gradient_dot, losses, mean_influence
+from icprobe.methods.gradient import (
+    MeanInfluence,
+    forward_mode,
+    gradient_dot,
+    losses,
+    mean_influence,
+)
+from icprobe.scores import compute
 
 
 @pytest.mark.parametrize(
@@ -30,11 +37,20 @@ def test_equals_the_mean_over_queries(tiny, monkeypatch, family, dtype, options)
         close(actual, expected, dtype)
 
 
+def test_the_method_has_the_mean_in_each_column(tiny):
+    lm = tiny()
+    train, queries = examples(5, seed=1), examples(3, seed=2)
+    found = compute(MeanInfluence(loss_on="text"), lm, train, queries)["mean_influence"]
+    expected = gradient_dot(lm, train, queries, loss_on="text").mean(axis=1, keepdims=True)
+    assert found.shape == (5, 3)
+    close(found, np.broadcast_to(expected, (5, 3)))
+
+
 def test_the_pool_needs_no_backward_pass(tiny, monkeypatch):
     lm = tiny()
     train = encoded(lm, 3, seed=1)
-    direction = forward_mode._mean_gradient(lm, train, "")
-    monkeypatch.setattr(forward_mode, "_mean_gradient", lambda *_: direction)
+    direction = forward_mode.mean_gradient(lm, train, "")
+    monkeypatch.setattr(forward_mode, "mean_gradient", lambda *_: direction)
 
     def refused(*_, **__):
         raise AssertionError("a backward pass")

@@ -14,7 +14,7 @@ from icprobe.scores.method import Method
 # names of what else has a store, and what figures call it: no baseline may take these
 TAKEN = (
     *("icp", "icp_neutral", "zero_shot", "training_effect", "gradient_dot", "gradient_cosine"),
-    *("projected", "tracin", "ekfac", "clamped_log", "finetuned", "text_tokens"),
+    *("projected", "tracin", "ekfac", "clamped_log", "finetuned", "text_tokens", "mean_influence"),
     *("ICP score", "gain", "gain per token", "gain over neutral"),
     *("product", "product per token", "cosine", "TracIn", "gradients"),
 )

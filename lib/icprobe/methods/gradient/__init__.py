@@ -7,7 +7,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submodules=["dot", "factor_cache", "factors", "forward_mode", "layers", "losses", "projected"],
     submod_attrs={
         "clamped_log": ["ClampedLog"],
-        "dot": ["GradientDot", "GradientProducts", "gradient_dot", "load_parts"],
+        "dot": ["GradientDot", "GradientProducts", "MeanInfluence", "gradient_dot", "load_parts"],
         "ekfac": ["EKFACInfluence"],
         "factors": ["norm_shares"],
         "forward_mode": ["mean_influence"],

@@ -48,6 +48,33 @@ TOKENS_READ = 16384
 
 
 @dataclass(frozen=True)
+class MeanInfluence(Method):
+    """The mean over queries of gradient products, by forward-mode autograd: the same along a row.
+
+    The pool needs no backward pass (see `forward_mode`).
+    """
+
+    name = "mean_influence"
+    unit = (
+        "mean over queries, the same along a row, nats per unit of learning rate; positive = helps"
+    )
+    notebook = "02"
+    block_size: ClassVar = {"cpu": 64, "cuda": 256}
+
+    layers: str = ""
+    loss_on: str = "completion"
+
+    def prepare(self, lm: LM, queries: Examples, pool: None) -> tuple:
+        direction = gradient.forward_mode.mean_gradient(lm, queries.tokens, self.layers)
+        return lm, direction, len(queries)
+
+    def score(self, prepared: tuple, train: Examples) -> np.ndarray:
+        lm, direction, M = prepared
+        along = gradient.forward_mode.influence_along
+        return np.repeat(along(lm, train.tokens, direction, self.loss_on)[:, None], M, axis=1)
+
+
+@dataclass(frozen=True)
 class GradientProducts(Method):
     """Gradient dot products and cosines, from one pass, and what parts of the layers contribute.
 

@@ -25,7 +25,6 @@ from icprobe.methods.gradient.layers import LINEAR, linear_layers
 from icprobe.models import LM, Encoded
 
 
-@torch.no_grad()
 def mean_influence(
     lm: LM,
     train: Sequence[Encoded],
@@ -39,7 +38,14 @@ def mean_influence(
     examples, with the same errors; and NotImplementedError where torch lacks the forward-mode
     derivative of some operation of the model (mixtures of experts, for instance).
     """
-    direction = _mean_gradient(lm, queries, layers)
+    return influence_along(lm, train, mean_gradient(lm, queries, layers), loss_on)
+
+
+@torch.no_grad()
+def influence_along(
+    lm: LM, train: Sequence[Encoded], direction: Mapping[str, torch.Tensor], loss_on: str
+) -> np.ndarray:
+    """Return <grad L(z_i), v>: float32 [N], for a direction v of weights by layer."""
     scores = np.zeros(len(train))
     for batch in losses.batches(lm, train):
         examples = [train[i] for i in batch]
@@ -63,7 +69,8 @@ def mean_influence(
     return scores.astype(np.float32)
 
 
-def _mean_gradient(lm: LM, queries: Sequence[Encoded], layers: str) -> dict[str, torch.Tensor]:
+@torch.no_grad()
+def mean_gradient(lm: LM, queries: Sequence[Encoded], layers: str) -> dict[str, torch.Tensor]:
     """Return the mean gradient v of the queries by layer, by backward passes over them."""
     chosen = linear_layers(lm, layers)
     exact = torch.promote_types(lm.model.dtype, torch.float32)
