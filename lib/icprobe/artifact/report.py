@@ -38,12 +38,15 @@ class _Renderer(IPythonRenderer):
         super().__init__(allow_harmful_protocols=False, exclude_anchor_links=True)
 
     def heading(self, text: str, level: int, **attributes) -> str:
+        """Return a heading one level below the notebook's own."""
         return super().heading(text, min(level + 1, 6), **attributes)
 
     def link(self, text: str, url: str, title: str | None = None) -> str:
+        """Return a link to a web page; of any other, its text."""
         return super().link(text, url, title) if url.startswith(("http://", "https://")) else text
 
     def image(self, text: str, url: str, title: str | None = None) -> str:
+        """Return an image's alternative text."""
         return text
 
 

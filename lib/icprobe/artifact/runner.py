@@ -50,6 +50,7 @@ class KernelManager(AsyncKernelManager):
     log_file = Unicode(os.devnull, help="the log").tag(config=True)
 
     async def start_kernel(self, **options: object) -> None:
+        """Start the kernel; called by nbclient."""
         with Path(self.log_file).open("a", encoding="utf-8") as messages:
             await super().start_kernel(stderr=messages, **options)
 

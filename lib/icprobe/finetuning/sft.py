@@ -129,10 +129,12 @@ class _Watching(TrainerCallback):
         self.save_steps, self.bar = save_steps, bar
 
     def on_step_end(self, args, state, control, **_) -> None:
+        """Ask for a checkpoint where one is due."""
         control.should_save = state.global_step in self.save_steps
         self.bar.update()
 
     def on_log(self, args, state, control, logs, **_) -> None:
+        """Raise FloatingPointError for a loss that is not finite."""
         if "loss" in logs and not math.isfinite(logs["loss"]):
             raise FloatingPointError(
                 f"loss at step {state.global_step} is {logs['loss']}: lower the learning rate"
@@ -151,6 +153,7 @@ def _trainer(lm: LM, examples: Sequence, folder: str | Path, recipe: Recipe, los
 
     class Trainer(SFTTrainer):
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            """Return TRL's loss; on a CPU, from the positions that it counts."""
             # TRL's fused output head is a kernel for GPUs. Its stand-in works through the
             # vocabulary at every position, prompts included, for metrics that nobody reads: two
             # fifths of a step on the built-in model.

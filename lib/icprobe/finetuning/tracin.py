@@ -58,9 +58,11 @@ class TracIn(Method):
 
     @property
     def options(self) -> dict:
+        """The version, layers, loss_on and the recipe's fields."""
         return {**super().options, "recipe": asdict(self.recipe)}
 
     def check(self, lm: LM, pool: Examples, queries: Examples) -> None:
+        """Raise ValueError for a `start` of another shape, or a recipe without checkpoints."""
         shape = len(pool), len(queries)
         if self.start is not None and np.shape(self.start) != shape:
             raise ValueError(f"start has shape {np.shape(self.start)}, expected {shape}")
@@ -68,6 +70,7 @@ class TracIn(Method):
             raise ValueError("saves is 0, expected at least one checkpoint beside the start")
 
     def score(self, prepared: tuple[LM, Examples], train: Examples) -> np.ndarray:
+        """Train on the whole pool, and return the sum over checkpoints [N, M] in nats."""
         from icprobe.finetuning import sft
 
         lm, queries = prepared

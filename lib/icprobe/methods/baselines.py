@@ -32,9 +32,11 @@ class TokenCount(Baseline):
     """Tokens of each training example, of its completion unless said: the same along a row."""
 
     def count(self, lm: LM, example: Encoded) -> int:
+        """Return the tokens that are counted of one example."""
         return len(example.completion)
 
     def score(self, prepared: tuple[LM, Examples], train: Examples) -> np.ndarray:
+        """Return the counts [n, M], equal along a row."""
         lm, queries = prepared
         return _along_rows([self.count(lm, one) for one in train.tokens], len(queries))
 
@@ -48,6 +50,7 @@ class Length(TokenCount):
     unit = "tokens of the training example; positive = presumed to help"
 
     def count(self, lm: LM, example: Encoded) -> int:
+        """Return the tokens of prompt and completion."""
         return len(example.ids)
 
 
@@ -68,6 +71,7 @@ class QueryLength(TokenCount):
     unit = "tokens of the query's completion; a control, no baseline: the same for all rows"
 
     def score(self, prepared: tuple[LM, Examples], train: Examples) -> np.ndarray:
+        """Return the number of tokens of each query's completion [n, M]."""
         lm, queries = prepared
         counts = [self.count(lm, query) for query in queries.tokens]
         return np.tile(np.float32(counts), (len(train), 1))
@@ -84,6 +88,7 @@ class TextTokens(TokenCount):
     unit = "tokens that a loss on the training example's text is over; a control, no baseline"
 
     def count(self, lm: LM, example: Encoded) -> int:
+        """Return the tokens of BOS, prompt and completion but the first."""
         return len(lm.bos) + len(example.ids) - 1
 
 
@@ -108,6 +113,7 @@ class Lexical(Baseline):
     in_explorer = True
 
     def prepare(self, lm: LM, queries: Examples, pool: Examples) -> tuple:
+        """Count the words of all texts; return the vectorizer and the queries' vectors."""
         from sklearn.feature_extraction.text import TfidfVectorizer
 
         texts = _texts(pool), _texts(queries)
@@ -115,6 +121,7 @@ class Lexical(Baseline):
         return vectorizer, vectorizer.transform(texts[1])
 
     def score(self, prepared: tuple, train: Examples) -> np.ndarray:
+        """Return the cosines [n, M], 0 to 1."""
         vectorizer, queries = prepared
         return np.minimum((vectorizer.transform(_texts(train)) @ queries.T).toarray(), 1)
 
@@ -141,9 +148,11 @@ class Embedding(Baseline):
         return {**super().options, "layer": None, "centre": True}
 
     def check(self, lm: LM, pool: Examples, queries: Examples) -> None:
+        """Raise ValueError for an example without a prompt, or too long for the model."""
         models.check_lengths(lm, [*pool.tokens, *queries.tokens], [()])
 
     def prepare(self, lm: LM, queries: Examples, pool: Examples) -> dict[str, Any]:
+        """Read all texts; return unit vectors of the queries, and of the pool by row."""
         from icprobe.methods.hidden_states import mean_states
 
         vectors = mean_states(lm, [*pool.tokens, *queries.tokens])
@@ -154,6 +163,7 @@ class Embedding(Baseline):
         return {"queries": queries, "pool": own, "rows": {k: i for i, k in enumerate(pool.ids)}}
 
     def score(self, prepared: dict[str, Any], train: Examples) -> np.ndarray:
+        """Return the cosines [n, M], -1 to 1."""
         own = prepared["pool"][[prepared["rows"][name] for name in train.ids]]
         return (own @ prepared["queries"].T).clip(-1, 1)
 
@@ -167,6 +177,7 @@ class SameCompletion(Baseline):
     unit = "1 where the completions are equal, else 0; positive = presumed to help"
 
     def score(self, prepared: tuple[LM, Examples], train: Examples) -> np.ndarray:
+        """Return 1 or 0 for each pair [n, M]."""
         texts = (
             [" ".join(row["completion"].casefold().split()) for row in rows]
             for rows in (train.rows, prepared[1].rows)
@@ -187,10 +198,12 @@ class OwnLoss(Baseline):
     block_size = 256  # packing makes a mask for all of them
 
     def check(self, lm: LM, pool: Examples, queries: Examples) -> None:
+        """Raise ValueError for an example without a prompt, or too long for the model."""
         models.check_packing(lm)
         models.check_lengths(lm, pool.tokens, [()])
 
     def score(self, prepared: tuple[LM, Examples], train: Examples) -> np.ndarray:
+        """Return the losses [n, M] in nats per token."""
         lm, queries = prepared
         lengths = [len(one.completion) for one in train.tokens]
         return _along_rows(-models.log_likelihoods(lm, train.tokens)[0] / lengths, len(queries))
@@ -208,11 +221,13 @@ class Random(Baseline):
     seed: int = 0
 
     def prepare(self, lm: LM, queries: Examples, pool: Examples) -> dict[str, np.ndarray]:
+        """Draw the scores [M] of each training example, by id."""
         shape = len(pool), len(queries)
         drawn = np.random.default_rng(self.seed).standard_normal(shape, dtype=np.float32)
         return dict(zip(pool.ids, drawn, strict=True))
 
     def score(self, prepared: dict[str, np.ndarray], train: Examples) -> np.ndarray:
+        """Return the scores [n, M] drawn for the block."""
         return np.stack([prepared[name] for name in train.ids])
 
 

@@ -136,10 +136,12 @@ class ZeroShot(Method):
     single_row = "zero-shot"
 
     def check(self, lm: LM, pool: Examples, queries: Examples) -> None:
+        """Raise ValueError for a model without packed rows, or what is too long for it."""
         models.check_packing(lm)
         models.check_lengths(lm, queries.tokens, self._contexts(lm, pool))
 
     def score(self, prepared: tuple[LM, Examples], train: Examples) -> np.ndarray:
+        """Return the log-likelihoods [1, M] in nats."""
         lm, queries = prepared
         return models.log_likelihoods(lm, queries.tokens, self._contexts(lm, train))
 
@@ -172,6 +174,7 @@ class NeutralControl(ICP):
     needs_pool = True  # which part of a prompt is its frame depends on all of it
 
     def prepare(self, lm: LM, queries: Examples, pool: Examples) -> Callable[[str], np.ndarray]:
+        """Return a function from a training id to its control's log-likelihoods [M]."""
         contexts = dict(zip(pool.ids, self._contexts(lm, pool), strict=True))
         distinct = list(dict.fromkeys(contexts.values()))
         place = {one: divmod(k, TEXTS_TOGETHER) for k, one in enumerate(distinct)}
@@ -189,6 +192,7 @@ class NeutralControl(ICP):
         return row
 
     def score(self, prepared: Callable[[str], np.ndarray], train: Examples) -> np.ndarray:
+        """Return the log-likelihoods [n, M] after the controls, in nats."""
         return np.stack([prepared(name) for name in train.ids])
 
     def _contexts(self, lm: LM, train: Examples) -> list[tuple[int, ...]]:

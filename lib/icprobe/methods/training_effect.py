@@ -121,15 +121,18 @@ class TrainingEffect(Method):
 
     @property
     def outputs(self) -> dict[str, Output]:
+        """An output for each step, by its name."""
         return {
             step.name: Output(self.name, {**self.options, **step.options}, self.unit)
             for step in self.steps
         }
 
     def only(self, names: Sequence[str]) -> TrainingEffect:
+        """Return it with the named steps."""
         return replace(self, steps=[step for step in self.steps if step.name in names])
 
     def check(self, lm: LM, pool: Examples, queries: Examples) -> None:
+        """Raise ValueError if no layer matches, or the model is too coarse or takes no packs."""
         from icprobe import models
         from icprobe.methods.gradient.layers import linear_layers
 
@@ -142,10 +145,12 @@ class TrainingEffect(Method):
             )
 
     def prepare(self, lm: LM, queries: Examples, pool: None) -> TrainingSteps:
+        """Score the queries before any step."""
         from icprobe.methods.training_steps import TrainingSteps
 
         return TrainingSteps(lm, queries.tokens, self.layers)
 
     def score(self, prepared: TrainingSteps, train: Examples) -> dict[str, np.ndarray]:
+        """Return the effects [n, M] of each step, in nats."""
         found = prepared.effects(train.tokens, self.steps, self.loss_on)
         return dict(zip(self.outputs, found, strict=True))

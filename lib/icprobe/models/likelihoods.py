@@ -180,6 +180,7 @@ class _Shared(DynamicLayer):
         self.keys, self.values, self.is_initialized = layer.keys, layer.values, True
 
     def update(self, key_states, value_states, *_, **__) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the keys and values of contexts and rows, [D * R, heads, K + T, size]."""
         return self._before(self.keys, key_states), self._before(self.values, value_states)
 
     @staticmethod

@@ -27,6 +27,7 @@ class Ridge:
     prior: Prior
 
     def __call__(self, x: Tensor, y: Tensor, queries: Tensor) -> Tensor:
+        """Return predictions [R, M]."""
         return linear(queries, self.weights(x, y))
 
     def weights(self, x: Tensor, y: Tensor) -> Tensor:
@@ -55,6 +56,7 @@ class LinearAttention:
     start: Tensor
 
     def __call__(self, x: Tensor, y: Tensor, queries: Tensor) -> Tensor:
+        """Return predictions [R, M]."""
         D = x.shape[-1]
         start = self.start.to(x)
         key = torch.zeros(D + 1, D + 1).to(x)

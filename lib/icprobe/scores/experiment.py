@@ -91,6 +91,7 @@ class Experiment:
         }
 
     def load_model(self) -> LM:
+        """Load the experiment's model in its dtype."""
         from icprobe import models
 
         return models.load(self.model, self.dtype)

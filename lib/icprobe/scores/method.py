@@ -43,6 +43,7 @@ class Examples:
 
     @property
     def ids(self) -> list[str]:
+        """The n ids, in order."""
         return [row["id"] for row in self.rows]
 
     def __len__(self) -> int:

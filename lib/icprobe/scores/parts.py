@@ -24,6 +24,7 @@ class Place(NamedTuple):
 
     @property
     def tag(self) -> dict[bytes, bytes]:
+        """The metadata that ties a part to its store and its block."""
         return {b"icprobe.store": self.store.encode(), b"icprobe.block": str(self.block).encode()}
 
     @property

@@ -72,20 +72,25 @@ class ScoreStore:
 
     @property
     def shape(self) -> tuple[int, int]:
+        """(N, M)."""
         return len(self.train_ids), len(self.query_ids)
 
     @property
     def n_blocks(self) -> int:
+        """The number of parts of the finished store."""
         return -(-len(self.train_ids) // self.block_size)
 
     def rows(self, block: int) -> range:
+        """Return the row numbers of a block."""
         start = block * self.block_size
         return range(start, min(start + self.block_size, len(self.train_ids)))
 
     def part(self, block: int) -> Path:
+        """Return the path of a block's part, whether or not it is there."""
         return self.folder / f"part-{block:05d}.parquet"
 
     def finished(self, block: int) -> bool:
+        """Tell whether a block is done."""
         # Parts appear whole under their names, so a name is enough to know that a block is done.
         return self.part(block).exists()
 
@@ -96,9 +101,11 @@ class ScoreStore:
 
     @property
     def complete(self) -> bool:
+        """Whether every block is done."""
         return not self.missing()
 
     def n_finished(self) -> int:
+        """Return how many of the N rows are done."""
         return len(self.train_ids) - sum(len(self.rows(block)) for block in self.missing())
 
     def write(self, block: int, scores: np.ndarray) -> None:
@@ -170,6 +177,7 @@ class ScoreStore:
             path.unlink(missing_ok=True)
 
     def progress(self) -> str:
+        """Say how many rows are done."""
         return f"{self.n_finished()} of {len(self.train_ids)} rows are finished"
 
     def _place(self, block: int) -> parts.Place:

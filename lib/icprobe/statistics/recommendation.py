@@ -96,6 +96,7 @@ class Recommendation:
 
     @property
     def settled(self) -> bool:
+        """Whether the sample was large enough."""
         return self.verdict != TOO_SMALL
 
 

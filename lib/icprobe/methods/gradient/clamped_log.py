@@ -47,6 +47,7 @@ class ClampedLog(Method):
     loss_on: str = "text"
 
     def score(self, prepared: tuple[LM, Examples], train: Examples) -> np.ndarray:
+        """Return the estimates [n, M], without unit."""
         import torch
 
         lm, queries = prepared

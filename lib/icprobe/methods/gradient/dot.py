@@ -65,10 +65,12 @@ class MeanInfluence(Method):
     loss_on: str = "completion"
 
     def prepare(self, lm: LM, queries: Examples, pool: None) -> tuple:
+        """Return the model, the queries' mean gradient by layer, and M."""
         direction = gradient.forward_mode.mean_gradient(lm, queries.tokens, self.layers)
         return lm, direction, len(queries)
 
     def score(self, prepared: tuple, train: Examples) -> np.ndarray:
+        """Return the means [n, M] in nats per unit of learning rate, equal along a row."""
         lm, direction, M = prepared
         along = gradient.forward_mode.influence_along
         return np.repeat(along(lm, train.tokens, direction, self.loss_on)[:, None], M, axis=1)
@@ -95,6 +97,7 @@ class GradientProducts(Method):
 
     @property
     def outputs(self) -> dict[str, Output]:
+        """gradient_dot, gradient_cosine, and each part's products by its name."""
         units = {"gradient_dot": PRODUCT, "gradient_cosine": COSINE}
         outputs = {name: Output(name, self.options, unit) for name, unit in units.items()}
         for name, layers in dict(self.parts).items():
@@ -104,9 +107,11 @@ class GradientProducts(Method):
 
     @property
     def worker_gib(self) -> float:
+        """GiB of gradient factors that a worker holds."""
         return MEMORY if self.memory is None else self.memory
 
     def check(self, lm: LM, pool: Examples, queries: Examples) -> None:
+        """Raise ValueError if no layer matches, or none of a part."""
         chosen = gradient.linear_layers(lm, self.layers)
         for part in dict(self.parts).values():
             if not any(re.search(part, name) for name in chosen):
@@ -115,9 +120,11 @@ class GradientProducts(Method):
                 )
 
     def prepare(self, lm: LM, queries: Examples, pool: None) -> GradientDot:
+        """Return the queries' gradients."""
         return GradientDot(lm, queries.tokens, self.layers, self.memory)
 
     def score(self, prepared: GradientDot, train: Examples) -> dict[str, np.ndarray]:
+        """Return products, cosines and the parts' products, each [n, M]."""
         parts = list(dict(self.parts).values())
         found = prepared.products(train.tokens, self.loss_on, parts)
         return dict(zip(self.outputs, found, strict=True))

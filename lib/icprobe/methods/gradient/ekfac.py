@@ -57,6 +57,7 @@ class EKFACInfluence(Method):
     seed: int = 0
 
     def check(self, lm: LM, pool: Examples, queries: Examples) -> None:
+        """Raise ValueError for more blocks than there are, or if no layer matches."""
         gradient.last_blocks(lm, self.blocks, self.layers)
         if importlib.util.find_spec("kronfluence") is None:
             raise ImportError(
@@ -64,6 +65,7 @@ class EKFACInfluence(Method):
             )
 
     def prepare(self, lm: LM, queries: Examples, pool: Examples) -> Fitted:
+        """Fit the curvature on the pool, or on one to two thousand of it."""
         from kronfluence.arguments import FactorArguments
 
         fit_on = pool.tokens[:: max(1, len(pool) // FITTED)]
@@ -78,6 +80,7 @@ class EKFACInfluence(Method):
         return lm, queries.tokens, folder
 
     def score(self, prepared: Fitted, train: Examples) -> np.ndarray:
+        """Return the influence functions [n, M] in nats."""
         from kronfluence.arguments import ScoreArguments
 
         lm, queries, folder = prepared

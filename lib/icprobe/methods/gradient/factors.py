@@ -50,17 +50,21 @@ class Factors:
 
     @property
     def tokens(self) -> int:
+        """The tokens, padding included."""
         return self.inputs.shape[:2].numel()
 
     @property
     def tensors(self) -> list[torch.Tensor]:
+        """Inputs and output gradients in one list."""
         return [self.inputs, *self.outputs.values()]
 
     @property
     def nbytes(self) -> int:
+        """Memory of all tensors, in bytes."""
         return sum(part.nbytes for part in self.tensors)
 
     def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Factors":
+        """Return the factors with each tensor changed."""
         inputs = change(self.inputs)
         return Factors(inputs, {name: change(part) for name, part in self.outputs.items()})
 

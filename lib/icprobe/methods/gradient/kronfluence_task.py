@@ -42,6 +42,7 @@ class _LanguageModelling(Task):
         self.lm, self.names, self.everything, self.seed = lm, names, everything, seed
 
     def compute_train_loss(self, batch, model, sample=False):
+        """Return the summed loss of a batch in nats, of sampled labels if asked for."""
         examples, loss_on = zip(*(self.everything[i] for i in batch), strict=True)
         *places, targets = losses.loss_inputs(self.lm, examples, loss_on[0])
         logits = losses.logits_of(self.lm, *places)
@@ -50,12 +51,15 @@ class _LanguageModelling(Task):
         return nn.functional.cross_entropy(logits, targets, reduction="none").double().sum()
 
     def compute_measurement(self, batch, model):
+        """Return the summed loss of a batch of queries in nats."""
         return self.compute_train_loss(batch, model)
 
     def get_influence_tracked_modules(self):
+        """Return the names of the layers."""
         return [f"{name}.linear" for name in self.names]
 
     def get_attention_mask(self, batch):
+        """Return 1 where tokens are real, 0 at padding: [n, T]."""
         sizes = [len(self.lm.bos) + len(self.everything[i][0].ids) - 1 for i in batch]
         lengths = torch.tensor(sizes)
         return (torch.arange(max(sizes)) < lengths[:, None]).long().to(self.lm.device)
@@ -86,6 +90,7 @@ class _Plain(nn.Module):
         self.bias = layer.bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the outputs, the constant bias added."""
         output = self.linear(x)
         return output if self.bias is None else output + self.bias
 

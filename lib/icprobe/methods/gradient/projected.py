@@ -48,13 +48,16 @@ class ProjectedProducts(Method):
 
     @property
     def outputs(self) -> dict[str, Output]:
+        """An output for each size."""
         options = {size: {**self.options, "size": size} for size in self.sizes}
         return {f"{self.name} {k}": Output(self.name, options[k], self.unit) for k in self.sizes}
 
     def prepare(self, lm: LM, queries: Examples, pool: None) -> Prepared:
+        """Return the model, and the queries' projected gradients by size."""
         return lm, projected_gradients(lm, queries.tokens, self.sizes, self.seed, self.layers)
 
     def score(self, prepared: Prepared, train: Examples) -> dict[str, np.ndarray]:
+        """Return the products [n, M] of each size, in nats per unit of learning rate."""
         lm, queries = prepared
         how = self.sizes, self.seed, self.layers, self.loss_on
         found = zip(projected_gradients(lm, train.tokens, *how), queries, strict=True)
