@@ -282,7 +282,7 @@ class RegressionSettings(Common):
     fresh: Fresh = False
 
     @model_validator(mode="after")
-    def _networks_reach(self) -> Self:
+    def _check_networks(self) -> Self:
         # the library would say so, too, but after the networks are trained
         longest = self.network_pairs - 2  # the example and the query
         if not all(pairs <= longest and contexts for pairs, contexts in self.bases):

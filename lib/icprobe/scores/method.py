@@ -6,7 +6,7 @@ the key of its scores, beside the experiment. `scores.score` runs any of them th
     prepared = method.prepare(lm, queries, pool)    once in each process
     scores = method.score(prepared, block)          for each block of training examples
 
-Nothing else of a method knows about stores, resuming, engines or progress.
+Nothing else of a method knows about stores, resuming, Ray or progress.
 """
 
 from __future__ import annotations

@@ -66,7 +66,8 @@ def score(
         if missing:
             method.check(*inputs())
             unfinished.append((method, missing))
-        stores |= dict.fromkeys(method.outputs) | kept
+        stores |= dict.fromkeys(method.outputs)  # their order; None is still to be made
+        stores |= kept
     _print_reuse([kept for kept in stores.values() if kept])
     for method, missing in unfinished:
         opened = _open(experiment, method, missing, inputs(), fresh)
